@@ -1,0 +1,33 @@
+# The two commands: `make demo` and `make test`. Both set up all they need in $(VENV), with python3 and pip alone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test check format clean
+
+demo: $(READY)  ## replay an access log, then show the life of a session
+	$(BIN)/python -m examples.demo
+
+test: $(READY)  ## every test, on branch coverage of 100 %
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: $(READY)  ## ruff and mypy
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(READY)  ## let ruff put the source in form
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:
+	rm -rf $(VENV)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,test,check]'
+	touch $@

@@ -1,0 +1,42 @@
+"""Live sessions that clean up after themselves. The README is the place to begin."""
+
+from .checkout import Checkout
+from .config import CoordinatorConfig
+from .coordinator import SessionCoordinator
+from .ending import RemovalCause
+from .errors import (
+    CoordinatorClosedError,
+    InvalidSessionError,
+    SessionBusyError,
+    SessionError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionLimitError,
+    SessionNotFoundError,
+)
+from .events import EventChannel, EventKind, SessionEvent
+from .session import ManagedSession, SessionMetadata, SessionState
+from .stats import CleanupStats, CoordinatorStats
+
+__all__ = [
+    "Checkout",
+    "CleanupStats",
+    "CoordinatorClosedError",
+    "CoordinatorConfig",
+    "CoordinatorStats",
+    "EventChannel",
+    "EventKind",
+    "InvalidSessionError",
+    "ManagedSession",
+    "RemovalCause",
+    "SessionBusyError",
+    "SessionCoordinator",
+    "SessionError",
+    "SessionEvent",
+    "SessionExistsError",
+    "SessionExpiredError",
+    "SessionLimitError",
+    "SessionMetadata",
+    "SessionNotFoundError",
+    "SessionState",
+]

@@ -1,0 +1,57 @@
+"""What time it is: the default clock, and the steady time that a coordinator makes of any clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import BuiltinFunctionType
+
+Clock = Callable[[], float]
+"""Anything like `time.monotonic`: called without arguments, gives seconds from an origin of its own."""
+
+SLACK = 0.5e-6
+"""Seconds by which a limit may be overrun before it counts as passed.
+
+freezegun ticks in microseconds and its readings are near 1.7e9, where neighbouring floats are 2.4e-7 apart, so that
+`tick(0.3)` reads as 0.29999995 or 0.30000019. Half a tick absorbs the rounding at either side of every boundary.
+"""
+
+_FRAMES_FREEZEGUN_LOOKS_AT = 5
+
+
+def system_clock() -> float:
+    """Read `time.monotonic`, in seconds; the default clock.
+
+    The name is looked up at every call, so that a test which replaces `time.monotonic` (as freezegun does) sets the
+    time here too, in every thread and however deep in its call stack.
+    """
+    monotonic = time.monotonic
+    replaced = type(monotonic) is not BuiltinFunctionType
+    return _read_away_from_threading(monotonic, _FRAMES_FREEZEGUN_LOOKS_AT) if replaced else monotonic()
+
+
+def _read_away_from_threading(monotonic: Clock, frames: int) -> float:
+    # freezegun gives real time to callers within five frames of the threading module, so that a thread's own first
+    # frames would disagree with the rest of the program. Frames of this module in between end that.
+    if frames:
+        return _read_away_from_threading(monotonic, frames - 1)
+    return monotonic()
+
+
+class SteadyClock:
+    """Time that never goes back, made of any clock.
+
+    `read` asks the clock and may be called by anyone at any time. `advance` and `latest` belong to the owner's lock.
+    """
+
+    __slots__ = ("latest", "read")
+
+    def __init__(self, clock: Clock) -> None:
+        self.read = clock
+        self.latest = float("-inf")
+
+    def advance(self, reading: float) -> float:
+        """The time now: `reading`, or the latest reading so far where that was later."""
+        if reading > self.latest:
+            self.latest = reading
+        return self.latest

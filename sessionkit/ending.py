@@ -1,0 +1,31 @@
+"""Why and when a session left."""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+
+class RemovalCause(enum.Enum):
+    """Why a session left."""
+
+    IDLE = "idle"
+    """Expired: idle for more than its session timeout."""
+    LIFETIME = "lifetime"
+    """Expired: older than the maximum lifetime, however busy."""
+    CAPACITY = "capacity"
+    """Evicted: the least recently active one made room for a new one."""
+    CLOSED = "closed"
+    """Closed on purpose."""
+    SHUTDOWN = "shutdown"
+    """Its coordinator was closed."""
+
+
+class Ending(NamedTuple):
+    """The end of one session: its cause, and its instant on the coordinator's clock.
+
+    An expired session ended at the instant its time ran out, not when somebody noticed.
+    """
+
+    cause: RemovalCause
+    at: float

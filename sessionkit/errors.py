@@ -1,0 +1,71 @@
+"""Every error that sessionkit raises of its own; all are `SessionError`.
+
+Wrong types raise the built-in `TypeError`, and durations or limits out of range the built-in `ValueError`.
+"""
+
+from __future__ import annotations
+
+from .ending import RemovalCause
+
+_ENDED = {
+    RemovalCause.IDLE: "it was idle for more than its session timeout",
+    RemovalCause.LIFETIME: "it reached its maximum lifetime",
+    RemovalCause.CAPACITY: "it was evicted to make room for a new session",
+    RemovalCause.CLOSED: "it was closed",
+    RemovalCause.SHUTDOWN: "its coordinator was closed",
+}
+
+
+class SessionError(Exception):
+    """The parent of all errors of sessionkit."""
+
+
+class SessionNotFoundError(SessionError, LookupError):
+    """There is no live session with this id (or, for `switch_session`, with this name)."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(session_id)
+        self.session_id = session_id
+        """The id that was asked for."""
+
+    def __str__(self) -> str:
+        return f"no live session {self.session_id!r}: check the id, or create a session with create_session()"
+
+
+class SessionExpiredError(SessionNotFoundError):
+    """The session was here and ended; the coordinator remembers why for a while."""
+
+    def __init__(self, session_id: str, cause: RemovalCause, ended_at: float) -> None:
+        super().__init__(session_id)
+        # All of them in `args`, so that the error can be pickled and copied.
+        self.args = (session_id, cause, ended_at)
+        self.cause = cause
+        """Why it ended: a `RemovalCause`."""
+        self.ended_at = ended_at
+        """When it ended: a reading of the coordinator's clock, in seconds."""
+
+    def __str__(self) -> str:
+        return (
+            f"session {self.session_id!r} ended at {self.ended_at!r} on the coordinator's clock: "
+            f"{_ENDED[self.cause]}. Create a new one with create_session()"
+        )
+
+
+class SessionExistsError(SessionError):
+    """A live session has this name or id already, or the one that had this id is still being closed."""
+
+
+class SessionLimitError(SessionError):
+    """`max_active_sessions` live sessions exist, and none of them may be evicted."""
+
+
+class SessionBusyError(SessionError):
+    """The session stayed checked out by another thread for the whole of `timeout`."""
+
+
+class InvalidSessionError(SessionError, ValueError):
+    """A name, an id or a change of state that no session may have."""
+
+
+class CoordinatorClosedError(SessionError):
+    """The coordinator was closed (or dropped) and keeps no sessions any more."""

@@ -1,0 +1,179 @@
+"""What happened to which session, and the bounded channels that tell it."""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections import deque
+from dataclasses import dataclass
+from typing import Self
+from weakref import WeakSet
+
+from .checks import Duration, checked_count, checked_wait
+from .ending import RemovalCause
+from .errors import CoordinatorClosedError
+
+
+class EventKind(enum.Enum):
+    """What happened. Plain touches are not events: there would be too many."""
+
+    CREATED = "created"
+    SWITCHED = "switched"
+    """It was made the active session by `switch_session`."""
+    MESSAGE = "message"
+    TOOL_EXECUTION = "tool_execution"
+    STATE_CHANGE = "state_change"
+    REMOVED = "removed"
+    """It left; `cause` says why. Told after its close callback has run."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEvent:
+    """One thing that happened to one session."""
+
+    kind: EventKind
+    session_id: str
+    at: float
+    """When: a reading of the coordinator's clock, in seconds. For `REMOVED`, the instant the session ended."""
+    cause: RemovalCause | None = None
+    """Why it left; None for every kind but `REMOVED`."""
+
+
+class EventChannel:
+    """A bounded queue of session events; made by `SessionCoordinator.subscribe`.
+
+    When it is full, the oldest event is dropped and counted: a slow reader never slows a writer. All methods may be
+    called from any thread. Iterating waits for the next event and ends when the channel is closed and read out.
+    Use it as a context manager, or `close()` it; a channel that is simply dropped costs nothing either.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = checked_count("capacity", capacity)
+        """How many unread events it keeps."""
+        self._events: deque[SessionEvent] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped because the channel was full."""
+        return self._dropped
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more events will come; those that have come can still be read."""
+        return self._closed
+
+    def get(self, timeout: Duration | None = None) -> SessionEvent | None:
+        """The next event, waiting up to `timeout` seconds of real time (None: as long as it takes; 0: not at all).
+
+        None if there was none in that time, or if the channel is closed and read out.
+        """
+        seconds = checked_wait("timeout", timeout)
+        if seconds is not None:
+            seconds = min(seconds, threading.TIMEOUT_MAX)
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._closed, seconds)
+            return self._events.popleft() if self._events else None
+
+    def close(self) -> None:
+        """Take no more events and end all waiting. Closing again does nothing."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> SessionEvent:
+        event = self.get()
+        if event is None:
+            raise StopIteration
+        return event
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def put(self, event: SessionEvent) -> bool:
+        """Add an event, and say whether none had to be dropped for it. For the coordinator."""
+        with self._changed:
+            if self._closed:
+                return True
+            fits = len(self._events) < self.capacity
+            if not fits:
+                self._events.popleft()
+                self._dropped += 1
+            self._events.append(event)
+            self._changed.notify()
+            return fits
+
+    def abandon(self) -> None:
+        """Close the copy that a forked child has; the parent's threads, and their lock, are not here any more."""
+        self._changed = threading.Condition()
+        self._closed = True
+
+
+class EventBus:
+    """Takes events in the order in which they were decided, and brings them to every channel in that order.
+
+    `post` only notes an event, so that it may be called under the coordinator's lock; `deliver` fills the channels and
+    is called without it. When `deliver` returns, everything posted before has been delivered.
+    """
+
+    def __init__(self) -> None:
+        self._posted: deque[SessionEvent] = deque()
+        self._channels: WeakSet[EventChannel] = WeakSet()
+        # Reentrant, because a finaliser run by the garbage collector may end a session in the middle of a delivery.
+        self._delivery = threading.RLock()
+        self._closed = False
+        self._dropped = 0
+
+    @property
+    def dropped(self) -> int:
+        """How many events were dropped by full channels, over all channels there ever were."""
+        return self._dropped
+
+    def subscribe(self, capacity: int) -> EventChannel:
+        """A new channel; it gets what is posted from now on."""
+        channel = EventChannel(capacity)
+        with self._delivery:
+            self.deliver()
+            if self._closed:
+                raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
+            self._channels.add(channel)
+        return channel
+
+    def post(self, kind: EventKind, session_id: str, at: float, cause: RemovalCause | None = None) -> None:
+        """Note an event for delivery."""
+        if self._channels:
+            self._posted.append(SessionEvent(kind, session_id, at, cause))
+
+    def deliver(self) -> None:
+        """Bring what was posted to the channels."""
+        if not self._channels:
+            return
+        with self._delivery:
+            while self._posted:
+                event = self._posted.popleft()
+                for channel in list(self._channels):
+                    if channel.closed:
+                        self._channels.discard(channel)
+                    elif not channel.put(event):
+                        self._dropped += 1
+
+    def close(self) -> None:
+        """Deliver what was posted and close every channel."""
+        with self._delivery:
+            self.deliver()
+            self._closed = True
+            for channel in list(self._channels):
+                channel.close()
+
+    def abandon(self) -> None:
+        """Close the channels' copies in a forked child."""
+        for channel in list(self._channels):
+            channel.abandon()

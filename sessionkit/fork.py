@@ -1,0 +1,32 @@
+"""Who starts clean in a forked child."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class StartsClean(Protocol):
+    """What has locks or threads that a forked child must not inherit."""
+
+    def _after_fork_in_child(self) -> None: ...
+
+
+_registered: WeakSet[StartsClean] = WeakSet()
+
+
+def start_clean_after_fork(instance: StartsClean) -> None:
+    """Have the instance told in every child that is forked while it lives; it is not kept alive for that."""
+    _registered.add(instance)
+
+
+def _after_fork_in_child() -> None:
+    for instance in list(_registered):
+        instance._after_fork_in_child()
+
+
+# Windows has no fork to register for.
+with contextlib.suppress(AttributeError):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,50 @@
+"""Fixtures for the tests of whoever uses sessionkit; pytest finds them once sessionkit is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .config import CoordinatorConfig
+from .coordinator import SessionCoordinator
+from .testing import ManualClock
+
+CoordinatorFactory = Callable[..., SessionCoordinator[Any]]
+
+
+@pytest.fixture
+def session_clock() -> ManualClock:
+    """A clock that stands still until the test moves it: `session_clock.advance(90)`."""
+    return ManualClock()
+
+
+@pytest.fixture
+def session_coordinator(session_clock: ManualClock) -> Iterator[CoordinatorFactory]:
+    """Makes coordinators on `session_clock`: `session_coordinator(config, on_close=...)`, as `SessionCoordinator` takes.
+
+    Closes them all when the test ends, and fails it if it left a session of one checked out, or the cleanup thread of
+    one running.
+    """
+    made: list[SessionCoordinator[Any]] = []
+
+    def make(config: CoordinatorConfig | None = None, **options: Any) -> SessionCoordinator[Any]:
+        coordinator = SessionCoordinator(config, **{"clock": session_clock, **options})
+        made.append(coordinator)
+        return coordinator
+
+    yield make
+    left = [complaint for coordinator in made for complaint in _left_by(coordinator)]
+    for coordinator in made:
+        coordinator.close()
+    if left:
+        pytest.fail("\n".join(left), pytrace=False)
+
+
+def _left_by(coordinator: SessionCoordinator[Any]) -> Iterator[str]:
+    stats = coordinator.stats()
+    if stats.checked_out:
+        yield f"{coordinator!r} was left with {stats.checked_out} checked out: leave every checkout's with block"
+    if stats.cleanup.alive:
+        yield f"{coordinator!r} was left with its cleanup thread running: close() it, or use it in a with block"
