@@ -129,15 +129,15 @@ class SessionTable(cachetools.Cache[str, Session]):
             for line in self._lines.values()
         )
         busy = (session for session in self._busy.values() if self._is_live(session, now, but))
-        return max((s for s in chain(candidates, busy) if s is not None), key=_last_active, default=None)
+        return max((s for s in chain(busy, candidates) if s is not None), key=_last_active, default=None)
 
     def snapshot(self) -> list[Session]:
         """All sessions that were not set aside, in no particular order."""
         # One list() a line, and no generator: the caller holds the lock.
-        sessions = [session for session in self._busy.values() if session.id not in self._overdue]
+        sessions: list[Session] = []
         for line in self._lines.values():
             sessions += line.values()
-        return sessions
+        return sessions + [session for session in self._busy.values() if session.id not in self._overdue]
 
     def _is_live(self, session: Session, now: float, but: Session) -> bool:
         return session is not but and self.ending_of(session, now) is None

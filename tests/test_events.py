@@ -1,0 +1,158 @@
+"""What channels tell, in which order, and what they drop."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    CoordinatorClosedError,
+    CoordinatorConfig,
+    EventChannel,
+    EventKind,
+    RemovalCause,
+    SessionEvent,
+    SessionState,
+)
+from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.testing import ManualClock
+
+from .support import WAIT, all_at_once, in_thread
+
+
+def drain(channel: EventChannel) -> list[SessionEvent]:
+    return list(iter(lambda: channel.get(timeout=0), None))
+
+
+def test_a_channel_tells_the_life_of_a_session(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Creation, switch, message, tool execution, state change and removal are events; touches are not."""
+    coordinator = session_coordinator(CoordinatorConfig(60, 10))
+    with coordinator.subscribe() as channel:
+        session = coordinator.create_session()
+        session_clock.advance(1)
+        coordinator.touch_session(session.id)
+        coordinator.switch_session(session.id)
+        session.record_message()
+        session.record_tool_execution()
+        session.set_state(SessionState.PROCESSING)
+        session.set_state(SessionState.PROCESSING)
+        session_clock.advance(100)
+        coordinator.cleanup_inactive_sessions()
+
+        assert drain(channel) == [
+            SessionEvent(EventKind.CREATED, session.id, 0),
+            SessionEvent(EventKind.SWITCHED, session.id, 1),
+            SessionEvent(EventKind.MESSAGE, session.id, 1),
+            SessionEvent(EventKind.TOOL_EXECUTION, session.id, 1),
+            SessionEvent(EventKind.STATE_CHANGE, session.id, 1),
+            SessionEvent(EventKind.REMOVED, session.id, 61, RemovalCause.IDLE),
+        ]
+
+
+def test_a_full_channel_drops_the_oldest_event_and_counts_it(session_coordinator: CoordinatorFactory) -> None:
+    """A channel nobody reads keeps its last events and slows nobody; others get everything."""
+    coordinator = session_coordinator(CoordinatorConfig(event_capacity=5))
+    slow, quick, small = coordinator.subscribe(), coordinator.subscribe(100), coordinator.subscribe(capacity=1)
+    ids = [coordinator.create_session().id for _ in range(8)]
+
+    assert [event.session_id for event in drain(slow)] == ids[3:]
+    assert [event.session_id for event in drain(quick)] == ids
+    assert [event.session_id for event in drain(small)] == ids[7:]
+    assert (slow.dropped, quick.dropped, small.dropped) == (3, 0, 7)
+    assert coordinator.stats().events_dropped == 10
+
+
+def test_get_waits_for_the_next_event(session_coordinator: CoordinatorFactory) -> None:
+    """A reader that waits is woken by the next event, and one that waits in vain gets None."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    assert channel.get(timeout=0.001) is None
+    with in_thread(channel.get) as reader:
+        session = coordinator.create_session()
+        assert reader.result(WAIT) == SessionEvent(EventKind.CREATED, session.id, 0)
+
+
+def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:
+    """A loop over a channel gets everything up to the shutdown, and then ends."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    with in_thread(lambda: [event.kind for event in channel]) as reader:
+        coordinator.create_session()
+        coordinator.close()
+        assert reader.result(WAIT) == [EventKind.CREATED, EventKind.REMOVED]
+    assert channel.closed
+    with pytest.raises(CoordinatorClosedError):
+        coordinator.subscribe()
+
+
+def test_a_closed_channel_takes_nothing_more(session_coordinator: CoordinatorFactory) -> None:
+    """After its block a channel can be read out, and gets no more events; closing it again does nothing."""
+    coordinator = session_coordinator()
+    with coordinator.subscribe() as channel, coordinator.subscribe() as other:
+        coordinator.create_session()
+        channel.close()
+        coordinator.create_session()
+        assert len(drain(other)) == 2
+    channel.close()
+
+    assert [event.kind for event in channel] == [EventKind.CREATED]
+    assert channel.put(SessionEvent(EventKind.CREATED, "late", 0))
+    assert drain(channel) == []
+
+
+def test_a_dropped_channel_costs_nothing(session_coordinator: CoordinatorFactory) -> None:
+    """The coordinator does not keep a channel that its reader dropped, nor events for it."""
+    coordinator = session_coordinator()
+    channel: EventChannel | None = coordinator.subscribe()
+    coordinator.create_session()
+    assert channel is not None
+    del channel
+    gc.collect()
+    coordinator.create_session()
+
+    assert len(coordinator._bus._channels) == 0
+    assert len(coordinator._bus._posted) == 0
+
+
+def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordinator: CoordinatorFactory) -> None:
+    """With many threads at work, each session is created before it is removed, in the same order on every channel."""
+    coordinator = session_coordinator()
+    channels = [coordinator.subscribe(10_000) for _ in range(2)]
+
+    def live_and_die() -> None:
+        for _ in range(50):
+            coordinator.close_session(coordinator.create_session().id)
+
+    assert all_at_once(*[live_and_die] * 4) == [None] * 4
+    first, second = (drain(channel) for channel in channels)
+    assert first == second
+    assert len(first) == 400
+    created: set[str] = set()
+    for event in first:
+        if event.kind is EventKind.CREATED:
+            created.add(event.session_id)
+        else:
+            created.remove(event.session_id)
+    assert not created
+
+
+@pytest.mark.parametrize(
+    ("capacity", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (1.5, TypeError), ("9", TypeError)]
+)
+def test_a_bad_capacity_is_refused(
+    capacity: Any, error: type[Exception], session_coordinator: CoordinatorFactory
+) -> None:
+    """The capacity of a channel is a whole number of at least 1."""
+    with pytest.raises(error, match=f"capacity must be .*{capacity!r}"):
+        session_coordinator().subscribe(capacity)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf")])
+def test_a_bad_timeout_is_refused(timeout: float, session_coordinator: CoordinatorFactory) -> None:
+    """How long to wait is 0 or more seconds and finite, or None."""
+    with pytest.raises(ValueError, match="timeout must be 0 or more"):
+        session_coordinator().subscribe().get(timeout)

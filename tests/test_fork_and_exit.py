@@ -1,0 +1,204 @@
+"""Forked children start clean, and the end of the program is quiet."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    ManagedSession,
+    RemovalCause,
+    SessionCoordinator,
+    SessionNotFoundError,
+)
+from sessionkit.cleanup import THREAD_NAME
+from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.testing import ManualClock
+
+from .support import WAIT, Closings, in_child, in_thread
+
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@fork
+def test_a_child_starts_with_no_sessions_and_its_own_task(session_clock: ManualClock) -> None:
+    """After fork the child's coordinator is empty, has a living cleanup thread, and closes nothing of its parent's."""
+    closings = Closings()
+
+    def child() -> tuple[Any, ...]:
+        stats = coordinator.stats()
+        threads = [thread.name for thread in threading.enumerate()]
+        with pytest.raises(SessionNotFoundError):
+            coordinator.get_session(inherited.id)
+        with pytest.raises(SessionNotFoundError):
+            inherited.touch()
+        own = coordinator.create_session("support")
+        session_clock.advance(4000)
+        removed = coordinator.cleanup_inactive_sessions()
+        coordinator.close()
+        return stats.live, stats.created, stats.cleanup.alive, THREAD_NAME in threads, own.name, removed, list(closings)
+
+    with SessionCoordinator(clock=session_clock, on_close=closings) as coordinator:
+        inherited = coordinator.create_session("support")
+        assert in_child(child) == (0, 0, True, True, "support", 1, [("support", RemovalCause.IDLE)])
+        assert coordinator.get_session(inherited.id) is inherited
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+
+
+@fork
+def test_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """The lock, the queue and the channel may all be taken by another thread of the parent at the fork."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    held = coordinator.create_session()
+    locked, unlock = threading.Event(), threading.Event()
+
+    def hold_everything() -> None:
+        with coordinator._lock, coordinator._bus._delivery, channel._changed, coordinator._cleanup_task._lock:
+            locked.set()
+            assert unlock.wait(WAIT)
+
+    def child() -> tuple[Any, ...]:
+        session = coordinator.create_session()
+        with coordinator.checkout(session.id), coordinator.subscribe() as own:
+            session.record_message()
+            heard = own.get(timeout=0)
+        coordinator.start_cleanup_task()
+        coordinator.close()
+        return channel.closed, [event.session_id for event in channel], heard is not None
+
+    with in_thread(hold_everything):
+        assert locked.wait(WAIT)
+        closed, events, heard = in_child(child)
+        unlock.set()
+    assert (closed, events, heard) == (True, [held.id], True)
+    assert not channel.closed
+
+
+@fork
+def test_a_coordinator_without_a_task_has_none_in_the_child(session_coordinator: CoordinatorFactory) -> None:
+    """A child starts a cleanup thread only where its parent had one."""
+    coordinator = session_coordinator()
+    assert in_child(lambda: coordinator.stats().cleanup.alive) is False
+    coordinator.start_cleanup_task()
+    coordinator.stop_cleanup_task()
+    assert in_child(lambda: coordinator.stats().cleanup.alive) is False
+    coordinator.close()
+    assert in_child(lambda: len(coordinator)) == 0
+
+
+@fork
+def test_a_child_that_is_forked_inside_a_checkout_gives_nothing_back(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """Leaving the inherited block in the child closes nothing and changes nothing of what the child made since."""
+    closings = Closings()
+    coordinator = session_coordinator(on_close=closings)
+    session = coordinator.create_session(session_id="s-1")
+
+    def child() -> tuple[Any, ...]:
+        own = coordinator.create_session(session_id="s-1")
+        with coordinator.checkout("s-1"):
+            checkout.__exit__()
+            return coordinator.stats().checked_out, own.id in coordinator, list(closings)
+
+    checkout = coordinator.checkout(session.id)
+    with checkout:
+        coordinator.close_session(session.id)
+        assert in_child(child) == (1, True, [])
+        assert closings == []
+    assert closings == [("s-1", RemovalCause.CLOSED)]
+
+
+@fork
+def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: ManualClock) -> None:
+    """A fork inside a close callback: the child closes none of the sessions that its parent is closing."""
+    asked: list[str | None] = []
+    answers: list[Any] = []
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        asked.append(session.name)
+        if session.name == "a":
+            reader, writer = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                forked.append(writer)
+                return
+            os.close(writer)
+            with os.fdopen(reader, "rb") as pipe:
+                answers.append(pipe.read())
+            os.waitpid(pid, 0)
+
+    forked: list[int] = []
+    coordinator = SessionCoordinator(clock=session_clock, on_close=on_close)
+    for name in ("a", "b", "c"):
+        coordinator.create_session(name)
+    session_clock.advance(4000)
+    removed = coordinator.cleanup_inactive_sessions()
+    if forked:
+        os.write(forked[0], repr((asked, removed, len(coordinator))).encode())
+        os._exit(0)
+    coordinator.close()
+
+    assert (asked, removed) == (["a", "b", "c"], 3)
+    assert answers == [repr((["a"], 1, 0)).encode()]
+
+
+def use_in_process(coordinator: SessionCoordinator[Any], answers: Any) -> None:
+    with coordinator:
+        session = coordinator.create_session()
+        answers.put((len(coordinator), coordinator.stats().cleanup.alive, session.id in coordinator))
+
+
+@fork
+def test_multiprocessing_with_fork() -> None:
+    """The same holds for a Process of multiprocessing's fork context."""
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    with SessionCoordinator[Any]() as coordinator:
+        coordinator.create_session()
+        process = context.Process(target=use_in_process, args=(coordinator, answers))
+        process.start()
+        assert answers.get() == (1, True, True)
+        process.join(WAIT)
+        assert process.exitcode == 0
+        assert len(coordinator) == 1
+
+
+RUNNING_AT_EXIT = """
+import threading
+from sessionkit import CoordinatorConfig, SessionCoordinator
+ran = threading.Event()
+coordinator = SessionCoordinator(
+    CoordinatorConfig(session_timeout=0.001, cleanup_interval=0.0001), on_close=lambda session, cause: ran.set()
+)
+coordinator.start_cleanup_task()
+for number in range(100):
+    coordinator.create_session(f"session {number}")
+channel = coordinator.subscribe()
+threading.Thread(target=channel.get, daemon=True).start()
+assert ran.wait(20)
+"""
+
+
+def test_the_interpreter_exits_quietly_with_a_running_coordinator(tmp_path: Path) -> None:
+    """Fifty programs that end while the cleanup thread is at work print nothing and do not hang."""
+    program = tmp_path / "running_at_exit.py"
+    program.write_text(RUNNING_AT_EXIT)
+
+    def run(_: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own program
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = {(done.returncode, done.stdout, done.stderr) for done in pool.map(run, range(50))}
+    assert outcomes == {(0, "", "")}

@@ -1,0 +1,292 @@
+"""The live object that a session owns: made by a factory, closed by a callback."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    CoordinatorClosedError,
+    CoordinatorConfig,
+    EventKind,
+    ManagedSession,
+    RemovalCause,
+    SessionExistsError,
+    SessionLimitError,
+    SessionNotFoundError,
+    SessionState,
+)
+from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.testing import ManualClock
+
+from .support import WAIT, Closings, in_thread, lock_is_free
+
+
+def test_the_factory_makes_the_resource_of_each_session(session_coordinator: CoordinatorFactory) -> None:
+    """The factory is called with the new session, which has its id, name and data; a given resource needs none."""
+    coordinator = session_coordinator(resource_factory=lambda session: ("agent", session.name, session.data["lang"]))
+    made = coordinator.create_session("support", data={"lang": "en"})
+    given = coordinator.create_session(resource="mine")
+
+    assert made.resource == ("agent", "support", "en")
+    assert given.resource == "mine"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_factory_that_raises_leaves_nothing_behind(
+    error: type[BaseException], session_coordinator: CoordinatorFactory
+) -> None:
+    """After the factory raised, the name, the id and the place are free, and nobody was told of a session."""
+
+    def factory(_: ManagedSession[Any]) -> None:
+        raise error("no agent today")
+
+    closings = Closings()
+    coordinator = session_coordinator(
+        CoordinatorConfig(max_active_sessions=1), resource_factory=factory, on_close=closings
+    )
+    with coordinator.subscribe() as channel:
+        for name in ("support", None):
+            with pytest.raises(error, match="no agent today"):
+                coordinator.create_session(name, session_id="s-1")
+        assert channel.get(timeout=0) is None
+    assert (len(coordinator), coordinator.stats().created, closings) == (0, 0, [])
+    with pytest.raises(SessionNotFoundError):
+        coordinator.get_session("s-1")
+    assert coordinator.create_session("support", session_id="s-1", resource="given").resource == "given"
+
+
+def test_a_session_is_not_visible_before_its_resource_is_ready(session_coordinator: CoordinatorFactory) -> None:
+    """While the factory runs, the session has its place, name and id, and nobody finds it."""
+    found: list[object] = []
+
+    def factory(session: ManagedSession[Any]) -> str:
+        found.extend([session.id in coordinator, len(coordinator), coordinator.list_sessions()])
+        with pytest.raises(SessionNotFoundError):
+            coordinator.get_session(session.id)
+        with pytest.raises(SessionNotFoundError):
+            coordinator.switch_session("support")
+        with pytest.raises(SessionExistsError, match="name"):
+            coordinator.create_session("support", resource="other")
+        with pytest.raises(SessionExistsError, match="id"):
+            coordinator.create_session(session_id=session.id, resource="other")
+        with pytest.raises(SessionLimitError):
+            coordinator.create_session(resource="other")
+        session.record_message()
+        return "agent"
+
+    coordinator = session_coordinator(CoordinatorConfig(max_active_sessions=1), resource_factory=factory)
+    session = coordinator.create_session("support")
+
+    assert found == [False, 0, []]
+    assert coordinator.get_session(session.id).metadata.message_count == 1
+
+
+def test_a_slow_factory_takes_nothing_from_the_session(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """The session's time begins when its resource is ready, however long that took."""
+    coordinator = session_coordinator(
+        CoordinatorConfig(60, 10, max_lifetime=100), resource_factory=lambda _: session_clock.advance(500)
+    )
+    session = coordinator.create_session()
+
+    assert (session.metadata.created_at, session.metadata.last_active) == (500, 500)
+    session_clock.advance(60)
+    assert session.id in coordinator
+
+
+def test_lifetimes_end_in_order_of_readiness(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A session whose factory took long does not hide the end of one that was created meanwhile."""
+    started, go_on = threading.Event(), threading.Event()
+
+    def factory(session: ManagedSession[Any]) -> None:
+        if session.name == "slow":
+            started.set()
+            assert go_on.wait(WAIT)
+
+    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=100), resource_factory=factory)
+    with in_thread(coordinator.create_session, "slow"):
+        assert started.wait(WAIT)
+        session_clock.advance(10)
+        coordinator.create_session("fast", session_timeout=1000)
+        session_clock.advance(20)
+        go_on.set()
+    session_clock.advance(81)
+
+    assert coordinator.cleanup_inactive_sessions() == 2
+    assert coordinator.stats().removed == dict.fromkeys(RemovalCause, 0) | {
+        RemovalCause.LIFETIME: 1,
+        RemovalCause.IDLE: 1,
+    }
+
+
+@pytest.mark.parametrize("cause", list(RemovalCause))
+def test_on_close_is_called_once_with_the_cause_outside_the_lock(
+    cause: RemovalCause, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Whatever the cause, on_close gets the session with its resource once, while the lock is free."""
+    calls: list[Any] = []
+
+    def on_close(session: ManagedSession[Any], why: RemovalCause) -> None:
+        calls.append((session.name, session.resource, session.state, why, lock_is_free(coordinator)))
+
+    coordinator = session_coordinator(
+        CoordinatorConfig(60, 10, max_active_sessions=1, max_lifetime=100, on_full="evict"),
+        resource_factory=lambda session: lock_is_free(coordinator) and f"agent of {session.name}",
+        on_close=on_close,
+    )
+    session = coordinator.create_session("support")
+    if cause is RemovalCause.IDLE:
+        session_clock.advance(61)
+        coordinator.cleanup_inactive_sessions()
+    elif cause is RemovalCause.LIFETIME:
+        with coordinator.checkout(session.id):
+            session_clock.advance(101)
+    elif cause is RemovalCause.CAPACITY:
+        coordinator.create_session("other")
+    elif cause is RemovalCause.CLOSED:
+        coordinator.close_session(session.id)
+    coordinator.close()
+
+    assert calls[0] == ("support", "agent of support", SessionState.CLOSED, cause, True)
+    assert [name for name, *_ in calls].count("support") == 1
+    assert session.resource is None
+    assert coordinator.stats().removed[cause] >= 1
+
+
+def test_an_on_close_that_raises_is_logged_and_counted_and_the_rest_goes_on(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failing callback stops neither the removal of its session nor that of the others."""
+    asked: list[str | None] = []
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        asked.append(session.name)
+        if session.name == "b":
+            raise OSError("the agent hangs")
+
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), on_close=on_close)
+    names = ["a", "b", "c"]
+    failing_id = [coordinator.create_session(name).id for name in names][1]
+    session_clock.advance(61)
+    with coordinator.subscribe() as channel:
+        assert coordinator.cleanup_inactive_sessions() == 3
+        assert [event.kind for event in iter(lambda: channel.get(timeout=0), None)] == [EventKind.REMOVED] * 3
+    assert asked == names
+    assert coordinator.stats().close_failures == 1
+    assert coordinator.stats().removed[RemovalCause.IDLE] == 3
+    [record] = caplog.records
+    assert failing_id in record.getMessage()
+    assert record.name == "sessionkit"
+    assert record.exc_info is not None
+
+
+def test_an_interrupted_on_close_is_counted_and_not_repeated(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Ctrl-C in a callback reaches the caller; that session is done with, and the next cleanup removes the others."""
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        if session.name == "b":
+            raise KeyboardInterrupt
+
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), on_close=on_close)
+    for name in ("a", "b", "c", "d"):
+        coordinator.create_session(name)
+    session_clock.advance(61)
+
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.cleanup_inactive_sessions()
+    assert [name for name, _ in closings] == ["a", "b"]
+    assert (len(coordinator), coordinator.stats().close_interruptions) == (0, 1)
+    assert coordinator.cleanup_inactive_sessions(dry_run=True) == 2
+    assert coordinator.cleanup_inactive_sessions() == 2
+    assert [name for name, _ in closings] == ["a", "b", "c", "d"]
+    assert coordinator.stats().removed[RemovalCause.IDLE] == 4
+
+
+def test_an_interrupted_close_is_finished_by_the_next(session_coordinator: CoordinatorFactory) -> None:
+    """Ctrl-C in a callback during close() leaves the rest for another close(), which calls nobody twice."""
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        if session.name == "a":
+            raise KeyboardInterrupt
+
+    coordinator = session_coordinator(on_close=on_close)
+    coordinator.create_session("a")
+    coordinator.create_session("b")
+    channel = coordinator.subscribe()
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.close()
+    coordinator.close()
+
+    assert closings == [("a", RemovalCause.SHUTDOWN), ("b", RemovalCause.SHUTDOWN)]
+    assert channel.closed
+
+
+def test_an_interrupt_while_room_is_made_leaves_nothing_behind(session_coordinator: CoordinatorFactory) -> None:
+    """Ctrl-C in the callback of an evicted session: the new session is not created, and its name is free."""
+
+    def on_close(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    coordinator = session_coordinator(CoordinatorConfig(max_active_sessions=1, on_full="evict"), on_close=on_close)
+    coordinator.create_session("old")
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.create_session("new")
+    assert len(coordinator) == 0
+    session = coordinator.create_session("new")
+    assert coordinator.list_sessions() == [session]
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.close()
+
+
+def test_callbacks_may_call_the_coordinator(session_coordinator: CoordinatorFactory) -> None:
+    """A close callback may create, close, look and even close the coordinator, from within its own removal."""
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        if session.name == "first":
+            coordinator.create_session("made in the callback")
+            coordinator.close_session(other.id)
+        elif session.name == "last":
+            coordinator.close()
+
+    coordinator = session_coordinator(on_close=on_close)
+    first, other, last = (coordinator.create_session(name) for name in ("first", "other", "last"))
+    coordinator.close_session(first.id)
+    assert closings == [("first", RemovalCause.CLOSED), ("other", RemovalCause.CLOSED)]
+    coordinator.close_session(last.id)
+
+    assert closings[2:] == [("last", RemovalCause.CLOSED), ("made in the callback", RemovalCause.SHUTDOWN)]
+    with pytest.raises(CoordinatorClosedError):
+        coordinator.create_session()
+
+
+def test_a_session_whose_coordinator_closes_during_its_factory_is_closed_too(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """close() in the middle of a creation: the resource is closed, and the creator gets CoordinatorClosedError."""
+    closings = Closings()
+
+    def factory(_: ManagedSession[Any]) -> str:
+        coordinator.close()
+        return "agent"
+
+    coordinator = session_coordinator(resource_factory=factory, on_close=closings)
+    with pytest.raises(CoordinatorClosedError, match="while session"):
+        coordinator.create_session("support")
+
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+    assert coordinator.stats().created == 1
+    assert coordinator.stats().removed[RemovalCause.SHUTDOWN] == 1
