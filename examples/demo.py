@@ -1,0 +1,61 @@
+"""The demo: an access log replayed, then the life of one session. Run it with `make demo`."""
+# ruff: noqa: T201  a demo prints
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, SessionExpiredError
+from sessionkit.cli import sessionkit
+from sessionkit.testing import ManualClock
+
+ACCESS_LOG = Path(__file__).with_name("access.log")
+
+
+def replay_a_log() -> None:
+    """What `sessionkit replay examples/access.log` prints."""
+    print("$ sessionkit replay examples/access.log\n", flush=True)
+    sessionkit(["replay", str(ACCESS_LOG)], standalone_mode=False)
+
+
+def live_a_life() -> None:
+    """Create, touch, expire, and why it ended."""
+    # Leave the clock away for real time. This one moves only when told to, so nobody has to wait.
+    clock = ManualClock()
+    config = CoordinatorConfig(session_timeout=timedelta(minutes=30))
+
+    def say(what: str) -> None:
+        print(f"  {timedelta(seconds=clock())}  {what}")
+
+    def on_close(session: ManagedSession, cause: RemovalCause) -> None:
+        say(f"on_close: {session.name!r} left, cause {cause.name}")
+
+    print("\nThe life of a session, with a timeout of 30 minutes\n")
+    with SessionCoordinator(config, clock=clock, on_close=on_close) as coordinator:
+        session = coordinator.create_session("support", data={"lang": "en"})
+        say(f"created  {session.name!r}, {len(coordinator)} live")
+
+        clock.advance(timedelta(minutes=25))
+        session.record_message()
+        say("touched  by a message: 30 more minutes from here")
+
+        clock.advance(timedelta(minutes=25))
+        say(f"live     {session.id in coordinator}: idle for 25 minutes only")
+
+        clock.advance(timedelta(minutes=10))
+        say(f"live     {session.id in coordinator}: idle for 35 minutes, though no cleanup has run")
+
+        try:
+            coordinator.touch_session(session.id)
+        except SessionExpiredError as error:
+            say(f"touch    {type(error).__name__}, cause {error.cause.name}")
+            print(f"\n  {error}\n")
+
+        removed = coordinator.cleanup_inactive_sessions()
+        say(f"cleanup  removed {removed}, {len(coordinator)} live")
+
+
+if __name__ == "__main__":
+    replay_a_log()
+    live_a_life()
