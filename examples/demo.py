@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +18,7 @@ ACCESS_LOG = Path(__file__).with_name("access.log")
 def replay_a_log() -> None:
     """What `sessionkit replay examples/access.log` prints."""
     print("$ sessionkit replay examples/access.log\n", flush=True)
-    sessionkit(["replay", str(ACCESS_LOG)], standalone_mode=False)
+    sessionkit(["replay", os.path.relpath(ACCESS_LOG)], standalone_mode=False)
 
 
 def live_a_life() -> None:
@@ -50,7 +52,7 @@ def live_a_life() -> None:
             coordinator.touch_session(session.id)
         except SessionExpiredError as error:
             say(f"touch    {type(error).__name__}, cause {error.cause.name}")
-            print(f"\n  {error}\n")
+            print("\n" + textwrap.fill(str(error), 78, initial_indent="    ", subsequent_indent="    ") + "\n")
 
         removed = coordinator.cleanup_inactive_sessions()
         say(f"cleanup  removed {removed}, {len(coordinator)} live")

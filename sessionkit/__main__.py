@@ -17,7 +17,7 @@ def main() -> None:
         sys.exit(_run())
     except KeyboardInterrupt:
         # A terminal shows ^C, and the reason is to stand on a line of its own.
-        _say("\n" * sys.stderr.isatty() + "Error: interrupted; nothing was changed")
+        _say("\n" * sys.stderr.isatty() + "Error: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         _say("Error: the output was closed before all of it was written")

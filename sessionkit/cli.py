@@ -127,7 +127,7 @@ def replay_command(
     for number, line in log.examples:
         click.echo(f"line {number} cannot be read: {line}", err=True)
     if log.unreadable > len(log.examples):
-        click.echo(f"... nor can {log.unreadable - len(log.examples)} more", err=True)
+        click.echo(f"... nor can {log.unreadable - len(log.examples):,} more", err=True)
     _print(_as_json(report, log.unreadable) if as_json else _as_text(report, log.unreadable, name, config, key))
 
 
@@ -156,7 +156,7 @@ def _replay(path: str, name: str, config: CoordinatorConfig, key: Key) -> tuple[
         raise click.ClickException(f"nothing to replay: {name} has no lines; give an access log with requests in it")
     number, line = log.examples[0]
     raise click.ClickException(
-        f"nothing to replay: none of the {log.unreadable} lines of {name} is in Common or Combined Log Format "
+        f"nothing to replay: none of the {log.unreadable:,} lines of {name} is in Common or Combined Log Format "
         f"(line {number} is {line}); give a web server's access log"
     )
 
@@ -288,7 +288,7 @@ def _chart(report: ReplayReport, width: int) -> str:
     figure.ruler("y", "left").lim(0, counts[-1]).ticks(counts, [f"{count:,}" for count in counts])
     times = _ticks(first, report.last_at, width // 10, _TIME_STEPS)
     figure.ruler("x", "lower").lim(first, report.last_at).ticks(times, [_tick_label(at, times) for at in times])
-    return str(figure.build().string())
+    return str(figure.build().string()).rstrip()
 
 
 def _ticks(first: float, last: float, most: int, steps: Sequence[int]) -> list[int]:

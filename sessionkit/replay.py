@@ -232,8 +232,7 @@ class _Run:
         # With nobody live nothing happens until the next request, though that may be decades away.
         elapsed = instant - self._traffic.first
         self._cleanups = max(self._cleanups, int(elapsed // self._interval))
-        if self._slice:
-            self._slice_number = max(self._slice_number, min(int(elapsed // self._slice), SLICES - 1))
+        self._slice_number = max(self._slice_number, min(int(elapsed // self._slice), SLICES - 1))
 
     def _plan(self) -> None:
         first = self._traffic.first
