@@ -13,6 +13,12 @@ import sys
 
 def main() -> None:
     """Run the command with the arguments of this process, and exit."""
+    # Python has None for an output that was closed before it started.
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  it stays open to the end
+    if sys.stdout is None:
+        _say("Error: the output cannot be written: it is closed")
+        sys.exit(1)
     try:
         sys.exit(_run())
     except KeyboardInterrupt:

@@ -83,12 +83,25 @@ def sessionkit() -> None:
 @sessionkit.command("replay")
 @click.argument("log_path", metavar="ACCESS_LOG")
 @click.option(
-    "--session-timeout", type=parse_duration, metavar="DURATION", default="30m", help="Idle for more: expired."
+    "--session-timeout",
+    type=parse_duration,
+    metavar="DURATION",
+    default="30m",
+    help="How long a session may be idle before it expires.",
 )
 @click.option(
-    "--cleanup-interval", type=parse_duration, metavar="DURATION", default="5m", help="In the log's own time."
+    "--cleanup-interval",
+    type=parse_duration,
+    metavar="DURATION",
+    default="5m",
+    help="How often cleanup runs, in the log's own time.",
 )
-@click.option("--max-active-sessions", type=click.IntRange(min=1), metavar="N", help="Default: no limit.")
+@click.option(
+    "--max-active-sessions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many sessions may live at once; default no limit.",
+)
 @click.option(
     "--on-full",
     type=click.Choice(get_args(OnFull)),
@@ -151,7 +164,9 @@ def _replay(path: str, name: str, config: CoordinatorConfig, key: Key) -> tuple[
                 return log, replay(chain([first], entries), config, key=key, on_progress=progress.replaying)
     except READ_ERRORS as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or f"damaged or cut off gzip data ({error})"
-        raise click.ClickException(f"cannot read {name}: {reason}; give the path of an access log, or -") from None
+        raise click.ClickException(
+            f"cannot read {name}: {reason}; give the path of an access log, or - for standard input"
+        ) from None
     if not log.unreadable:
         raise click.ClickException(f"nothing to replay: {name} has no lines; give an access log with requests in it")
     number, line = log.examples[0]

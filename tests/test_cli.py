@@ -302,6 +302,20 @@ def test_output_that_cannot_be_written(log: Path) -> None:
     assert only_line(result.stderr.split("\n", 2)[2]) == "Error: the output cannot be written: No space left on device"
 
 
+@pytest.mark.parametrize(
+    ("redirection", "status", "reason"),
+    [(">&-", 1, "Error: the output cannot be written: it is closed"), (">&- 2>&-", 1, ""), ("2>&-", 0, "")],
+)
+def test_outputs_that_are_closed(log: Path, redirection: str, status: int, reason: str) -> None:
+    """A closed stdout is one line and status 1; a closed stderr harms nothing."""
+    result = subprocess.run(  # noqa: S602  the shell is what can close them
+        f"{sys.executable} -m sessionkit replay {log} {redirection}",
+        shell=True, capture_output=True, text=True, check=False, timeout=WAIT,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr.strip()) == (status, reason)
+    assert ("Sessions created" in result.stdout) == (status == 0)
+
+
 def interrupted(process: subprocess.Popen[str]) -> None:
     """Interrupt the process, and check how it ends."""
     process.send_signal(signal.SIGINT)
