@@ -20,9 +20,10 @@ from .errors import CoordinatorClosedError
 from .events import EventBus, EventChannel, EventKind
 from .finaliser import Finaliser
 from .fork import start_clean_after_fork
-from .roster import Roster, idle_for_more
+from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
 from .stats import CoordinatorStats
+from .table import idle_for_more
 
 T = TypeVar("T")
 
@@ -143,7 +144,7 @@ class SessionCoordinator(Generic[R]):
             self._bus.post(EventKind.CREATED, session.id, now)
             closed = self._closed
             if closed:
-                self._roster.end(session, Ending(RemovalCause.SHUTDOWN, now))
+                self._roster.end(session, Ending(RemovalCause.SHUTDOWN, now), now)
             claimed = self._finaliser.claim(session)
         self._finish(claimed)
         if closed:
@@ -161,8 +162,8 @@ class SessionCoordinator(Generic[R]):
         with self._lock:
             now = self._clock.advance(reading)
             session = self._roster.find(session_id, now)
-            self._roster.settle_active(now)
-            self._roster.end(session, Ending(RemovalCause.CLOSED, now))
+            self._roster.active.settle(now)
+            self._roster.end(session, Ending(RemovalCause.CLOSED, now), now)
             claimed = self._finaliser.claim(session)
         self._finish(claimed)
 
@@ -186,11 +187,12 @@ class SessionCoordinator(Generic[R]):
 
     def _shut_down(self, sessions: list[ManagedSession[R]], reading: float) -> None:
         with self._lock:
-            ending = Ending(RemovalCause.SHUTDOWN, self._clock.advance(reading))
+            now = self._clock.advance(reading)
+            ending = Ending(RemovalCause.SHUTDOWN, now)
             claimed = []
             for session in sessions:
                 if session._ending is None:
-                    self._roster.end(session, ending)
+                    self._roster.end(session, ending, now)
                     claimed += self._finaliser.claim(session)
         self._finish(claimed)
 
@@ -236,7 +238,7 @@ class SessionCoordinator(Generic[R]):
             now = self._clock.advance(reading)
             session = self._roster.find_named(name_or_id, now)
             self._roster.touch(session, now)
-            self._roster.activate(session)
+            self._roster.active.put_on(session)
             self._bus.post(EventKind.SWITCHED, session.id, now)
         self._bus.deliver()
         return session
@@ -249,7 +251,7 @@ class SessionCoordinator(Generic[R]):
         """
         reading = self._read()
         with self._lock:
-            return self._roster.settle_active(self._clock.advance(reading))
+            return self._roster.active.settle(self._clock.advance(reading))
 
     # ---- Looking
 

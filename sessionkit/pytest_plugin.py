@@ -22,7 +22,7 @@ def session_clock() -> ManualClock:
 
 @pytest.fixture
 def session_coordinator(session_clock: ManualClock) -> Iterator[CoordinatorFactory]:
-    """Makes coordinators on `session_clock`: `session_coordinator(config, on_close=...)`, as `SessionCoordinator` takes.
+    """Makes coordinators on `session_clock`, of what `SessionCoordinator` takes: `session_coordinator(config)`.
 
     Closes them all when the test ends, and fails it if it left a session of one checked out, or the cleanup thread of
     one running.

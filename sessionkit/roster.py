@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from .active import ActiveMark
 from .checks import checked_id, checked_name_or_id
-from .clock import SLACK, SteadyClock
+from .clock import SteadyClock
 from .config import CoordinatorConfig
 from .ending import Ending, RemovalCause
 from .errors import (
@@ -39,7 +40,8 @@ class Roster:
         self._opening: dict[str, Session] = {}
         self._names: dict[str, Session] = {}
         self._tombstones = Tombstones(lambda: clock.latest)
-        self._active: Session | None = None
+        self.active = ActiveMark(self._table)
+        """The mark of the active session."""
         self.closed = False
         self.created = 0
         self.checked_out = 0
@@ -129,7 +131,7 @@ class Roster:
         Those who had to leave for it are claimed from the finaliser and returned.
         """
         self.check_open()
-        self.settle_active(now)
+        self.active.settle(now)
         leavers = self._end_if_over(self._table.get(session.id), now)
         if session.name is not None:
             leavers += self._end_if_over(self._names.get(session.name), now)
@@ -159,7 +161,7 @@ class Roster:
 
     def open(self, session: Session, now: float) -> None:
         """The session is ready: its time begins."""
-        self.settle_active(now)
+        self.active.settle(now)
         self._opening.pop(session.id, None)
         session._hold = None
         session._created_at = session._last_active = now
@@ -176,7 +178,7 @@ class Roster:
         if self._config.on_full == "evict":
             with contextlib.suppress(KeyError):
                 evicted = self._table.popitem()[1]
-                self.end(evicted, Ending(RemovalCause.CAPACITY, now))
+                self.end(evicted, Ending(RemovalCause.CAPACITY, now), now)
                 return evicted
         raise SessionLimitError(
             f"max_active_sessions={self._config.max_active_sessions} live sessions exist"
@@ -188,7 +190,7 @@ class Roster:
 
     def touch(self, session: Session, now: float) -> None:
         """The session is active now."""
-        self.settle_active(now)
+        self.active.settle(now)
         session._last_active = now
         self._table.touched(session)
 
@@ -219,42 +221,28 @@ class Roster:
         if session._ending is not None:
             self._finaliser.release(session)
         elif ending is not None:
-            self.end(session, ending)
+            self.end(session, ending, now)
         else:
             self._table.rest(session)
         return self._finaliser.claim(session)
 
-    def activate(self, session: Session) -> None:
-        """Make the session the active one."""
-        self._active = session
-
-    def settle_active(self, now: float) -> Session | None:
-        """The active session; if its time ran out, the most recently active one has taken its place.
-
-        Called before any activity is noted, so that it does not matter when the end is noticed.
-        """
-        if self._active is not None and self._table.ending_of(self._active, now) is not None:
-            self._active = self._table.most_recent(now, but=self._active)
-        return self._active
-
     # ---- Leaving
 
-    def end(self, session: Session, ending: Ending) -> None:
+    def end(self, session: Session, ending: Ending, now: float) -> None:
         """The session has ended: nobody finds it any more, its name is free, and the finaliser has it."""
         self._table.pop(session.id, None)
         session._ending = ending
         if session.name is not None:
             del self._names[session.name]
         self._tombstones.add(session, ending)
-        if self._active is session:
-            self._active = self._table.most_recent(ending.at, but=session)
+        self.active.leave(session, now)
         if session._hold is not None:
             session._hold.dismiss()
         self._finaliser.admit(session)
 
     def end_due(self, now: float, age: float | None, limit: int) -> int:
         """End up to `limit` sessions that are due, or at rest and idle for more than `age`; how many that were."""
-        self.settle_active(now)
+        self.active.settle(now)
         self._table.settle(now, limit)
         for count in range(limit):
             session = self._table.next_overdue()
@@ -264,17 +252,12 @@ class Roster:
             session = None if age is None else self._table.next_idle_for(age, now)
             if session is None:
                 return count
-            self.end(session, Ending(RemovalCause.IDLE, now))
+            self.end(session, Ending(RemovalCause.IDLE, now), now)
         return limit
 
     def _end_if_over(self, session: Session | None, now: float) -> list[Session]:
         ending = None if session is None or session._ending else self._table.ending_of(session, now)
         if session is None or ending is None:
             return []
-        self.end(session, ending)
+        self.end(session, ending, now)
         return [session]
-
-
-def idle_for_more(session: Session, age: float, now: float) -> bool:
-    """Whether a session is at rest and was last active more than `age` seconds ago."""
-    return session._hold is None and now - session._last_active - age > SLACK

@@ -138,8 +138,7 @@ class ManagedSession(Generic[R]):
     @property
     def resource(self) -> R:
         """The live object that the session owns; None if it was given none, and None once the session is closed."""
-        # Without a factory or a resource, R is Any; with one, only a closed session has None.
-        return self._resource  # type: ignore[return-value]
+        return self._resource  # type: ignore[return-value]  # None only where R is Any, and once it is closed
 
     def touch(self) -> None:
         """Note activity: idle time starts again."""

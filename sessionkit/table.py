@@ -120,7 +120,7 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def next_idle_for(self, age: float, now: float) -> Session | None:
         """A session at rest that was last active more than `age` seconds ago; it stays in the table."""
-        return next((head for head in self._heads() if now - head._last_active - age > SLACK), None)
+        return next((head for head in self._heads() if idle_for_more(head, age, now)), None)
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
@@ -162,6 +162,11 @@ class SessionTable(cachetools.Cache[str, Session]):
             # A line nobody stands in would be looked at for ever.
             del self._lines[session._timeout]
         return True
+
+
+def idle_for_more(session: Session, age: float, now: float) -> bool:
+    """Whether a session is at rest and was last active more than `age` seconds ago."""
+    return session._hold is None and now - session._last_active - age > SLACK
 
 
 def _last_active(session: Session) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator
-from sessionkit.cleanup import THREAD_NAME, CleanupRun, CleanupTask, CleanupTimer
+from sessionkit.cleanup import THREAD_NAME, CleanupRun, CleanupTask, CleanupTimer, call_weakly
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.testing import ManualClock
 
@@ -377,6 +377,23 @@ def test_dropping_warns_once_and_closing_does_not() -> None:
     with pytest.warns(ResourceWarning, match=r"was dropped without close\(\)") as caught:
         SessionCoordinator()
     assert len(caught) == 1
+
+
+def test_a_run_that_outlives_its_object_ends_the_thread() -> None:
+    """A weakly called run gives None when its object was dropped meanwhile, so that the thread ends at once."""
+
+    class Cleaner:
+        def run(self) -> CleanupRun:
+            cleaners.clear()
+            return CleanupRun(at=0.0, removed=0)
+
+    cleaners = [Cleaner()]
+    run = call_weakly(cleaners[0].run)
+
+    assert run() is None
+    assert run() is None
+    cleaners = [kept := Cleaner()]
+    assert call_weakly(kept.run)() == CleanupRun(0.0, 0)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import pytest
@@ -76,6 +77,26 @@ def test_get_waits_for_the_next_event(session_coordinator: CoordinatorFactory) -
         assert reader.result(WAIT) == SessionEvent(EventKind.CREATED, session.id, 0)
 
 
+def test_close_wakes_a_reader_that_waits(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that waits for an event is let go when its channel is closed, and gets None."""
+    channel = session_coordinator().subscribe()
+    about_to_wait = threading.Event()
+    wait_for = channel._changed.wait_for
+
+    def wait_for_and_tell(*arguments: Any) -> bool:
+        # The reader has the channel's lock until it really waits, and so close() comes after that.
+        about_to_wait.set()
+        return wait_for(*arguments)
+
+    monkeypatch.setattr(channel._changed, "wait_for", wait_for_and_tell)
+    with in_thread(channel.get, 2 * WAIT) as reader:
+        assert about_to_wait.wait(WAIT)
+        channel.close()
+        assert reader.result(WAIT) is None
+
+
 def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:
     """A loop over a channel gets everything up to the shutdown, and then ends."""
     coordinator = session_coordinator()
@@ -138,6 +159,49 @@ def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordin
         else:
             created.remove(event.session_id)
     assert not created
+
+
+class TellingLock:
+    """A reentrant lock that tells when somebody asks for it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.asked = threading.Semaphore(0)
+
+    def __enter__(self) -> None:
+        self.asked.release()
+        self.lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.lock.release()
+
+
+def test_a_held_up_delivery_is_not_overtaken(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one thread brings an event to a channel, another thread's later event waits for its turn."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    delivery = coordinator._bus._delivery = TellingLock()  # type: ignore[assignment]  # it is a lock in all that matters
+    inside, go_on = threading.Event(), threading.Event()
+    put = channel.put
+
+    def put_late(event: SessionEvent) -> bool:
+        if event.session_id == "first":
+            inside.set()
+            assert go_on.wait(WAIT)
+        return put(event)
+
+    monkeypatch.setattr(channel, "put", put_late)
+    with in_thread(lambda: coordinator.create_session(session_id="first")):
+        assert inside.wait(WAIT)
+        assert delivery.asked.acquire(timeout=WAIT)
+        while delivery.asked.acquire(blocking=False):
+            pass
+        with in_thread(lambda: coordinator.create_session(session_id="second")):
+            assert delivery.asked.acquire(timeout=WAIT)
+            go_on.set()
+    assert [event.session_id for event in drain(channel)] == ["first", "second"]
 
 
 @pytest.mark.parametrize(

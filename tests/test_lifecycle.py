@@ -183,7 +183,7 @@ def test_states_change_freely_but_for_closed(coordinator: SessionCoordinator[Any
     with pytest.raises(InvalidSessionError, match=r"ACTIVE to CLOSED.*close_session"):
         session.set_state(SessionState.CLOSED)
     with pytest.raises(TypeError, match="'processing'"):
-        session.set_state("processing")  # type: ignore[arg-type]  the mistake under test
+        session.set_state("processing")  # type: ignore[arg-type]  # the mistake under test
     assert session.state is SessionState.ACTIVE
     coordinator.close_session(session.id)
     with pytest.raises(SessionExpiredError):

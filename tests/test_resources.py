@@ -212,6 +212,28 @@ def test_an_interrupted_on_close_is_counted_and_not_repeated(
     assert coordinator.stats().removed[RemovalCause.IDLE] == 4
 
 
+def test_an_id_that_waits_for_its_cleanup_can_be_used_again(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A session that an interruption left to the next cleanup is finalised first when its id is created again."""
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        if session.id == "first":
+            raise KeyboardInterrupt
+
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), on_close=on_close)
+    for session_id in ("first", "second"):
+        coordinator.create_session(session_id=session_id)
+    session_clock.advance(61)
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.cleanup_inactive_sessions()
+    coordinator.create_session(session_id="second")
+    assert closings == [("first", RemovalCause.IDLE), ("second", RemovalCause.IDLE)]
+    assert coordinator.cleanup_inactive_sessions(dry_run=True) == 0
+
+
 def test_an_interrupted_close_is_finished_by_the_next(session_coordinator: CoordinatorFactory) -> None:
     """Ctrl-C in a callback during close() leaves the rest for another close(), which calls nobody twice."""
     closings = Closings()

@@ -1,0 +1,38 @@
+"""Which session is the active one, and who takes its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .session import ManagedSession
+from .table import SessionTable
+
+Session = ManagedSession[Any]
+
+
+class ActiveMark:
+    """The active session of one coordinator; guarded by its lock.
+
+    When the active session ends, the one that was most recently active at that moment takes its place; if there is
+    none, none is active until the next switch. `settle` is called before any activity is noted, so that it makes no
+    difference when an end is noticed.
+    """
+
+    def __init__(self, table: SessionTable) -> None:
+        self._table = table
+        self._session: Session | None = None
+
+    def put_on(self, session: Session) -> None:
+        """Make the session the active one."""
+        self._session = session
+
+    def settle(self, now: float) -> Session | None:
+        """The active session; if its time ran out, its place has been taken."""
+        if self._session is not None and self._table.ending_of(self._session, now) is not None:
+            self._session = self._table.most_recent(now, but=self._session)
+        return self._session
+
+    def leave(self, session: Session, now: float) -> None:
+        """The session has ended; if it was the active one, its place is taken."""
+        if self._session is session:
+            self._session = self._table.most_recent(now, but=session)

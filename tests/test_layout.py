@@ -1,0 +1,73 @@
+"""The layout of the package: imports only point down, and importing it brings in no more than it needs."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sessionkit
+
+PACKAGE = Path(sessionkit.__file__).parent
+
+# From the bottom to the top; the modules of one line know nothing of each other.
+LAYERS = [
+    ["ending", "clock", "hold"],
+    ["errors", "stats"],
+    ["checks"],
+    ["config", "session", "events"],
+    ["table", "tombstones", "cleanup", "finaliser", "fork"],
+    ["active"],
+    ["roster"],
+    ["checkout"],
+    ["coordinator"],
+    ["testing", "accesslog"],
+    ["pytest_plugin", "replay"],
+    ["cli"],
+    ["__main__", "__init__"],
+]
+HEIGHTS = {module: height for height, layer in enumerate(LAYERS) for module in layer}
+
+
+def imported_by(module: str) -> set[str]:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    return {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for name in ([node.module] if node.module else [alias.name for alias in node.names])
+    }
+
+
+def test_every_module_has_its_place() -> None:
+    """A new file is given a layer here, so that a reader's map is complete."""
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(HEIGHTS)
+
+
+@pytest.mark.parametrize("module", sorted(HEIGHTS))
+def test_imports_only_point_down(module: str) -> None:
+    """No module imports one of its own layer or of a higher one."""
+    for imported in imported_by(module):
+        assert HEIGHTS[imported] < HEIGHTS[module], f"{module} imports {imported}"
+
+
+def test_importing_the_package_brings_in_cachetools_and_no_extra() -> None:
+    """`import sessionkit` needs neither pytest nor what the command line needs."""
+    program = "import sys, sessionkit; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)  # noqa: S603  our own program
+    loaded = set(output.stdout.split())
+
+    assert "cachetools" in loaded
+    assert not loaded & {"pytest", "_pytest", "click", "rich", "plotext", "freezegun", "hypothesis"}
+
+
+def test_the_root_only_re_exports() -> None:
+    """The root has no definitions of its own, and __all__ names all that it brings."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    brought = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
+
+    assert {type(node) for node in tree.body} == {ast.Expr, ast.ImportFrom, ast.Assign}
+    assert sorted(brought) == sorted(sessionkit.__all__)

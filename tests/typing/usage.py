@@ -1,0 +1,69 @@
+"""What a user's type checker sees. Checked by mypy (`make check`), never run."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, assert_type
+
+from sessionkit import (
+    CoordinatorConfig,
+    EventChannel,
+    ManagedSession,
+    RemovalCause,
+    SessionCoordinator,
+    SessionEvent,
+    SessionExpiredError,
+    SessionState,
+)
+from sessionkit.testing import ManualClock
+
+
+class Agent:
+    def __init__(self, language: str) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def make_agent(session: ManagedSession[Agent]) -> Agent:
+    return Agent(session.data["lang"])
+
+
+def stop_agent(session: ManagedSession[Agent], cause: RemovalCause) -> None:
+    session.resource.stop()
+
+
+# The type of the resource follows from the factory.
+with SessionCoordinator(resource_factory=make_agent, on_close=stop_agent) as coordinator:
+    assert_type(coordinator, SessionCoordinator[Agent])
+    session = coordinator.create_session("support", data={"lang": "en"}, session_timeout=timedelta(minutes=5))
+    assert_type(session, ManagedSession[Agent])
+    assert_type(session.resource, Agent)
+    assert_type(session.name, str | None)
+    assert_type(session.data, dict[str, Any])
+    assert_type(session.state, SessionState)
+    with coordinator.checkout(session.id, timeout=1.5) as held:
+        assert_type(held, ManagedSession[Agent])
+    assert_type(coordinator.active_session, ManagedSession[Agent] | None)
+    assert_type(coordinator.list_sessions(), list[ManagedSession[Agent]])
+    assert_type(coordinator.cleanup_inactive_sessions(), int)
+    with coordinator.subscribe() as channel:
+        assert_type(channel, EventChannel)
+        assert_type(channel.get(timeout=0), SessionEvent | None)
+        for event in channel:
+            assert_type(event, SessionEvent)
+    coordinator.create_session(resource="no agent")  # type: ignore[arg-type]  # a wrong resource is found
+    session.id = "another"  # type: ignore[misc]  # ids do not change
+
+# Without a factory it is Any, unless it is named.
+plain = SessionCoordinator(CoordinatorConfig(session_timeout=60), clock=ManualClock())
+assert_type(plain.create_session().resource, Any)
+named: SessionCoordinator[Agent] = SessionCoordinator()
+assert_type(named.create_session(resource=Agent("en")).resource, Agent)
+CoordinatorConfig(on_full="explode")  # type: ignore[arg-type]  # choices are checked
+CoordinatorConfig().session_timeout = 5  # type: ignore[misc]  # a config does not change
+
+try:
+    coordinator.get_session("s-1")
+except SessionExpiredError as error:
+    assert_type(error.cause, RemovalCause)
+    assert_type(error.ended_at, float)
