@@ -33,7 +33,7 @@ def live_a_life() -> None:
     def on_close(session: ManagedSession, cause: RemovalCause) -> None:
         say(f"on_close: {session.name!r} left, cause {cause.name}")
 
-    print("\nThe life of a session, with a timeout of 30 minutes\n")
+    print("\nThe life of a session, with a session timeout of 30 minutes\n")
     with SessionCoordinator(config, clock=clock, on_close=on_close) as coordinator:
         session = coordinator.create_session("support", data={"lang": "en"})
         say(f"created  {session.name!r}, {len(coordinator)} live")

@@ -25,7 +25,10 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 def shown(value: object) -> str:
     """The value's `repr`, shortened in the middle when it is long."""
-    return _SHORT.repr(value)
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write out an int of thousands of digits
+        return f"<{type(value).__name__} that is too long to show>"
 
 
 def checked_name(value: object) -> str:
@@ -80,6 +83,13 @@ def _seconds(what: str, value: object) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{what} must be a number of seconds that fits a float, not {shown(value)}") from None
+
+
+def checked_flag(what: str, value: object) -> bool:
+    """True or False, and nothing that is merely true or false enough."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {shown(value)}")
+    return value
 
 
 def checked_count(what: str, value: object) -> int:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 from weakref import WeakMethod
 
+from .log import report_failure, report_problem
 from .stats import CleanupStats
-
-log = logging.getLogger("sessionkit")
 
 THREAD_NAME = "sessionkit-cleanup"
 
@@ -68,52 +66,81 @@ class CleanupTimer(threading.Timer):
 class CleanupTask:
     """Calls `run` every `interval` seconds of real time in a thread of its own, whatever `run` raises.
 
-    `run` returns what it did, or None when there is nothing to clean up any more, which ends the thread. Starting it
-    twice, and stopping it twice, does nothing. Thread-safe.
+    `run` returns what it did, or None when there is nothing to clean up any more, which ends the thread. Where the
+    system has no thread to give, `falls_to_caller` says when somebody else is to clean up. Thread-safe.
     """
 
     def __init__(self, interval: float, run: Callable[[], CleanupRun | None]) -> None:
         self._interval = interval
         self._run = run
-        self._lock = threading.Lock()
+        # Reentrant, because a signal handler may stop the task while it is being started.
+        self._lock = threading.RLock()
         self._timer: CleanupTimer | None = None
+        self._caller_cleans_at: float | None = None
+        self._closed = False
+        self.wanted = False
+        """Whether it was started, and neither stopped nor closed since."""
         self._runs = self._failures = self._removed = 0
         self._last: CleanupRun | None = None
         self._last_duration: float | None = None
 
-    def start(self) -> bool:
-        """Start the thread unless it runs; False if the system has no thread to give, which is logged and counted."""
+    def start(self) -> None:
+        """Start the thread; does nothing while it runs, and after `close`. A failure to start is logged and counted."""
         with self._lock:
-            if self._timer is not None and self._timer.is_alive():
-                return True
-            timer = CleanupTimer(self._interval, self._fire)
-            try:
-                timer.start()
-            except (RuntimeError, MemoryError) as error:
-                self._failures += 1
-                log.warning("the cleanup thread could not be started, later calls will clean up instead: %s", error)
-                return False
-            self._timer = timer
+            if self._closed:
+                return
+            self.wanted = True
+            problem = self._start_thread()
+            if problem is not None:
+                self._caller_cleans_at = -inf
+        if problem is not None:
+            report_problem("the cleanup thread could not be started, callers will clean up instead: %r", problem)
+
+    def falls_to_caller(self, reading: float) -> bool:
+        """Whether the caller is to clean up, for want of a thread: True once an interval of the coordinator's clock.
+
+        Each time, it tries to start the thread first; once that succeeds, this was the last one.
+        """
+        due = self._caller_cleans_at
+        if due is None or reading < due:
+            return False
+        with self._lock:
+            if self._caller_cleans_at != due:
+                return False  # another caller does it
+            self._caller_cleans_at = None if self._start_thread() is None else reading + self._interval
             return True
 
-    def cancel(self) -> None:
-        """Let the thread end, without waiting for it. Takes no lock: for the garbage collector."""
-        timer = self._timer
-        # In the thread itself, `cancel` could meet the lock that its own wait is holding; it ends of its own accord.
-        if timer is not None and timer is not threading.current_thread():
-            timer.cancel()
-
     def stop(self) -> None:
-        """End the thread, waiting for a run that is under way (for 5 seconds at most).
+        """End the thread, waiting for a run that is under way (for 5 seconds at most); stopping again does nothing.
 
         Called by the run itself, it does not wait: the thread ends when the run does.
         """
         with self._lock:
+            self.wanted, self._caller_cleans_at = False, None
             timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
             if timer is not threading.current_thread():
                 timer.join(JOIN_SECONDS)
+
+    def close(self) -> None:
+        """Stop for good."""
+        self._closed = True
+        self.stop()
+
+    def cancel(self, current_thread: Callable[[], threading.Thread] = threading.current_thread) -> None:
+        """Let the thread end, without waiting for it; for the garbage collector.
+
+        In the thread itself it does nothing: it might interrupt the very wait whose lock it needs, and the thread ends
+        of its own accord. `current_thread` is bound early, because modules may be gone when the interpreter exits.
+        """
+        timer = self._timer
+        if timer is not None and timer is not current_thread():
+            timer.cancel()
+
+    def abandon(self) -> None:
+        """In a forked child: this is its parent's task; should a run of it have forked, that is the last one here."""
+        self._closed = True
 
     def stats(self) -> CleanupStats:
         """The figures so far."""
@@ -128,6 +155,22 @@ class CleanupTask:
             last_duration=self._last_duration,
         )
 
+    def _start_thread(self) -> Exception | None:
+        if self._timer is not None and self._timer.is_alive():
+            return None
+        timer = CleanupTimer(self._interval, self._fire)
+        try:
+            timer.start()
+        except (RuntimeError, MemoryError) as error:
+            self._failures += 1
+            return error
+        if self.wanted:
+            self._timer = timer
+        else:
+            # A signal handler stopped the task just now.
+            timer.cancel()
+        return None
+
     def _fire(self) -> bool:
         began = time.perf_counter()
         self._runs += 1
@@ -135,16 +178,11 @@ class CleanupTask:
             last = self._run()
         except BaseException:  # noqa: BLE001  a close callback that raises SystemExit must not end the cleanup either
             self._failures += 1
-            self._report_failure()
-            return True
-        if last is None:
+            report_failure("a cleanup run failed; the next one will come")
+            return not self._closed
+        if last is None or self._closed:
             return False
         self._last = last
         self._last_duration = time.perf_counter() - began
         self._removed += last.removed
         return True
-
-    def _report_failure(self) -> None:
-        # A log handler that raises must not end the cleanup.
-        with contextlib.suppress(BaseException):
-            log.exception("a cleanup run failed; the next one will come")

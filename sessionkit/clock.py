@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import inf
 from types import BuiltinFunctionType
 
 Clock = Callable[[], float]
@@ -48,10 +49,15 @@ class SteadyClock:
 
     def __init__(self, clock: Clock) -> None:
         self.read = clock
-        self.latest = float("-inf")
+        self.latest = -inf
 
     def advance(self, reading: float) -> float:
-        """The time now: `reading`, or the latest reading so far where that was later."""
-        if reading > self.latest:
+        """The time now: `reading`, or the latest reading so far where that was later.
+
+        Infinity and NaN move nothing; as the very first reading they raise `ValueError`.
+        """
+        if self.latest < reading < inf:
             self.latest = reading
+        elif self.latest == -inf:
+            raise ValueError(f"the clock reads {reading!r}; it must give finite seconds")
         return self.latest

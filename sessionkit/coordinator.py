@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -11,12 +14,12 @@ from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 from .checkout import Checkout
-from .checks import Duration, checked_id, checked_name, checked_seconds, checked_wait, shown
+from .checks import Duration, checked_flag, checked_id, checked_name, checked_seconds, checked_wait, shown
 from .cleanup import CleanupRun, CleanupTask, call_weakly
 from .clock import Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
 from .ending import Ending, RemovalCause
-from .errors import CoordinatorClosedError
+from .errors import CoordinatorClosedError, SessionNotFoundError
 from .events import EventBus, EventChannel, EventKind
 from .finaliser import Finaliser
 from .fork import start_clean_after_fork
@@ -29,6 +32,9 @@ T = TypeVar("T")
 
 BATCH = 100
 """How many sessions are decided on before the lock is let go."""
+
+LET_IN_SECONDS = 50e-6
+"""How long the lock is left alone between batches: a thread that takes it back at once would keep everyone out."""
 
 _EVENT_OF = {
     Activity.MESSAGE: EventKind.MESSAGE,
@@ -50,13 +56,12 @@ class SessionCoordinator(Generic[R]):
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
     every caller at once, and cleanup only gives its memory back and calls `on_close`.
 
-    All methods may be called from any thread. After `os.fork`, the child's coordinator starts with no sessions and a
+    All methods may be called from any thread. Where a signal handler or a finaliser (`__del__`) interrupts the
+    coordinator in the middle of a decision, `close` and `close_session` go on in a thread of their own, and every other
+    call raises `RuntimeError`. After `os.fork`, the child's coordinator starts with no sessions and a
     cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
     `ResourceWarning`, ends its thread, and leaves its sessions' resources to the garbage collector.
     """
-
-    # So that __del__ has nothing to warn of where __init__ raised.
-    _closed = True
 
     def __init__(
         self,
@@ -78,7 +83,6 @@ class SessionCoordinator(Generic[R]):
         self._on_close = on_close
         self._self: weakref.ref[Keeper] = weakref.ref(self)
         self._start_clean()
-        self._closed = False
         start_clean_after_fork(self)
 
     def _start_clean(self) -> None:
@@ -87,9 +91,6 @@ class SessionCoordinator(Generic[R]):
         self._finaliser = Finaliser(self._lock, self._bus, self._on_close)
         self._roster = Roster(self.config, self._clock, self._finaliser)
         self._cleanup_task = CleanupTask(self.config.cleanup_interval, call_weakly(self._run_cleanup))
-        self._cleanup_wanted = False
-        # When a caller is to run the next cleanup, because no thread could be started for it.
-        self._cleanup_by_caller_at: float | None = None
 
     # ---- Creating and closing
 
@@ -107,11 +108,13 @@ class SessionCoordinator(Generic[R]):
         `name`: 1 to 64 of ASCII letters, digits, space, `.`, `_`, `-`, unique among live sessions; default none.
         `session_id`: 1 to 128 of the same without the space, unique; default `secrets.token_urlsafe(32)`.
         `data`: copied, one level deep. `resource`: the live object; default what `resource_factory` makes.
-        `session_timeout`: seconds or a timedelta; default the config's.
+        `session_timeout`: seconds or a timedelta; default the config's. Keep to a handful of different ones: a cleanup
+        looks at one session for each.
 
         Raises `SessionExistsError` for a name or id that is taken, `SessionLimitError` when there is no room,
         `InvalidSessionError`, `ValueError` or `TypeError` for bad input, `CoordinatorClosedError` after `close()`, and
-        whatever the factory raises. When it raises, nothing stays behind, and a `resource` passed in is the caller's.
+        whatever the factory raises. When it raises, nothing stays behind, and a `resource` passed in is the caller's; a
+        session that was evicted to make room is gone all the same.
         """
         name = None if name is None else checked_name(name)
         session_id = secrets.token_urlsafe(32) if session_id is None else checked_id(session_id)
@@ -120,36 +123,48 @@ class SessionCoordinator(Generic[R]):
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a dict that JSON can say, not {shown(data)}")
-        session = ManagedSession(self._self, session_id, name, timeout, None if data is None else dict(data), resource)
+        session = ManagedSession(self._self, session_id, name, timeout, dict(data or {}), resource)
         reading = self._read()
+        roster = self._roster
         with self._lock:
-            displaced = self._roster.reserve(session, self._clock.advance(reading))
+            displaced = roster.reserve(session, self._clock.advance(reading))
+        made = False
         try:
             self._finish(displaced)
             if resource is None and self._resource_factory is not None:
                 session._resource = self._resource_factory(session)
-                # A factory may take long, and the session's time is to begin when it is ready.
-                reading = self._clock.read()
+                made = True
         except BaseException:
             with self._lock:
-                self._roster.unreserve(session)
+                roster.unreserve(session)
             raise
-        self._open(session, reading)
+        if made or displaced:
+            # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
+            with contextlib.suppress(Exception):
+                reading = self._clock.read()
+        self._open(session, roster, reading, made)
         return session
 
-    def _open(self, session: ManagedSession[R], reading: float) -> None:
+    def _open(self, session: ManagedSession[R], roster: Roster, reading: float, made: bool) -> None:
+        claimed: list[ManagedSession[R]] = []
         with self._lock:
+            if roster is not self._roster:
+                # A factory that forks returns in the child too, where the session and its resource are the parent's.
+                raise SessionNotFoundError(session.id)
             now = self._clock.advance(reading)
-            self._roster.open(session, now)
-            self._bus.post(EventKind.CREATED, session.id, now)
-            closed = self._closed
-            if closed:
-                self._roster.end(session, Ending(RemovalCause.SHUTDOWN, now), now)
-            claimed = self._finaliser.claim(session)
+            if made or not roster.closed:
+                roster.open(session, now)
+                self._bus.post(EventKind.CREATED, session.id, now)
+            if roster.closed and made:
+                roster.end(session, Ending(RemovalCause.SHUTDOWN, now), now)
+                claimed = self._finaliser.claim(session)
+            elif roster.closed:
+                roster.unreserve(session)
         self._finish(claimed)
-        if closed:
+        if roster.closed:
             raise CoordinatorClosedError(
-                f"the coordinator was closed while session {session.id!r} was being created; it is closed too"
+                f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
+                "resource that was made for it"
             )
 
     def close_session(self, session_id: str) -> None:
@@ -158,6 +173,9 @@ class SessionCoordinator(Generic[R]):
         If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
+        if self._interrupted():
+            self._call_elsewhere(lambda: self.close_session(session_id))
+            return
         reading = self._read()
         with self._lock:
             now = self._clock.advance(reading)
@@ -171,30 +189,26 @@ class SessionCoordinator(Generic[R]):
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
 
         A session that is checked out is gone for every caller too, and is finalised when it is given back; `close` does
-        not wait for that. It waits for a cleanup run that is under way, for 5 seconds at most. Closing again does
-        nothing, unless a close callback was interrupted: then it goes on where that one stopped.
+        not wait for that, and channels do not tell of it. It waits for a cleanup run that is under way, for 5 seconds
+        at most. Closing again does nothing, unless a close callback was interrupted: then it goes on where that one
+        stopped.
         """
+        if self._interrupted():
+            self._call_elsewhere(self.close)
+            return
         reading = self._clock.read()
         with self._lock:
-            self._closed = self._roster.closed = True
-        self.stop_cleanup_task()
-        self._sweep(reading, None)
-        with self._lock:
-            sessions = self._roster.snapshot()
-        for start in range(0, len(sessions), BATCH):
-            self._shut_down(sessions[start : start + BATCH], reading)
-        self._bus.close()
-
-    def _shut_down(self, sessions: list[ManagedSession[R]], reading: float) -> None:
-        with self._lock:
             now = self._clock.advance(reading)
-            ending = Ending(RemovalCause.SHUTDOWN, now)
-            claimed = []
-            for session in sessions:
-                if session._ending is None:
-                    self._roster.end(session, ending, now)
-                    claimed += self._finaliser.claim(session)
-        self._finish(claimed)
+            self._roster.closed = True
+            sessions = self._roster.everyone()
+        self._cleanup_task.close()
+        for start in range(0, len(sessions), BATCH):
+            with self._lock:
+                claimed = self._roster.shut_down(sessions[start : start + BATCH], now)
+            self._finish(claimed)
+            time.sleep(LET_IN_SECONDS)
+        self._finish_ready()
+        self._bus.close()
 
     # ---- Using
 
@@ -226,7 +240,7 @@ class SessionCoordinator(Generic[R]):
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
         gets `SessionBusyError` at once, because that wait could never end.
         """
-        return Checkout(self, session_id, exclusive, checked_wait("timeout", timeout))
+        return Checkout(self, session_id, checked_flag("exclusive", exclusive), checked_wait("timeout", timeout))
 
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
         """Make the session with this id, or else this name, the active one, touch it and return it.
@@ -263,6 +277,10 @@ class SessionCoordinator(Generic[R]):
     def __len__(self) -> int:
         """How many sessions are live: expired ones never count, whether or not cleanup has run."""
         return self._when_settled(self._roster.__len__)
+
+    def __bool__(self) -> bool:
+        """A coordinator is true, also while it keeps no sessions."""
+        return True
 
     def __contains__(self, session_id: object) -> bool:
         """Whether a live session has this id."""
@@ -303,7 +321,7 @@ class SessionCoordinator(Generic[R]):
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
         self._roster.check_open()
-        return self._count_removable(age) if dry_run else self._sweep(self._clock.read(), age)
+        return self._count_removable(age) if dry_run else self._sweep(self._read(), age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
@@ -313,13 +331,10 @@ class SessionCoordinator(Generic[R]):
         `CoordinatorClosedError` after `close()`.
         """
         self._roster.check_open()
-        self._cleanup_wanted = True
-        if not self._cleanup_task.start():
-            self._cleanup_by_caller_at = float("-inf")
+        self._cleanup_task.start()
 
     def stop_cleanup_task(self) -> None:
         """Stop the cleanup thread; sessions still expire. Stopping again does nothing."""
-        self._cleanup_wanted, self._cleanup_by_caller_at = False, None
         self._cleanup_task.stop()
 
     # ---- Context manager, collection, fork
@@ -332,41 +347,76 @@ class SessionCoordinator(Generic[R]):
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {'closed' if self._closed else 'open'}, {len(self._roster)} sessions>"
+        state = "closed" if self._roster.closed else "open"
+        return f"<{type(self).__name__} {state}, {len(self._roster)} sessions in memory>"
 
-    def __del__(self) -> None:
-        if not self._closed:
+    def __del__(
+        self,
+        warn: Callable[..., None] = warnings.warn,
+        is_finalizing: Callable[[], bool] = sys.is_finalizing,
+    ) -> None:
+        # Both are bound early: modules may be gone when the interpreter exits. `_roster` is missing if __init__ raised.
+        roster: Roster | None = getattr(self, "_roster", None)
+        if roster is None or roster.closed:
+            return
+        if not is_finalizing():
             self._cleanup_task.cancel()
-            warnings.warn(  # noqa: B028  it is the collector that calls this; there is no caller to point at
-                f"{self!r} was dropped without close(): the resources of its sessions are not closed. "
-                "Use it as a context manager, or call close()",
-                ResourceWarning,
-                source=self,
-            )
+            self._bus.close()
+        warn(
+            f"{self!r} was dropped without close(): the resources of its sessions are not closed. "
+            "Use it as a context manager, or call close()",
+            ResourceWarning,
+            source=self,
+        )
 
     def _after_fork_in_child(self) -> None:
         # Another thread of the parent may have held any lock here, and no other thread lives on: nothing is kept.
         self._finaliser.abandon()
+        self._cleanup_task.abandon()
         self._bus.abandon()
-        wanted = self._cleanup_wanted
+        closed, wanted = self._roster.closed, self._cleanup_task.wanted
         self._start_clean()
+        self._roster.closed = closed
         if wanted:
             self.start_cleanup_task()
 
     # ---- The lock, the clock, and the work outside the lock
 
     def _read(self) -> float:
-        """Read the clock, and do the cleanup that no thread could be started for."""
+        """Read the clock, after the cleanup that no thread could be started for."""
+        if self._interrupted():
+            raise RuntimeError(
+                "a signal handler or finaliser that interrupts the coordinator in the middle of a decision may only "
+                "call close() and close_session(); do the rest in another thread"
+            )
         reading = self._clock.read()
-        if self._cleanup_by_caller_at is not None:
-            self._clean_up_as_caller(reading)
+        if self._cleanup_task.falls_to_caller(reading):
+            self._sweep(reading, None)
+            # That may have taken long.
+            reading = self._clock.read()
         return reading
+
+    def _interrupted(self) -> bool:
+        # The thread that calls has the lock already: no user code runs under it, so this is a signal handler or a
+        # finaliser which Python runs between two steps of a decision. threading.Condition asks the lock the same way.
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # typeshed does not know it
+
+    def _call_elsewhere(self, call: Callable[[], None]) -> None:
+        threading.Thread(target=call, name="sessionkit-deferred", daemon=True).start()
 
     def _finish(self, claimed: list[ManagedSession[R]]) -> int:
         try:
             return self._finaliser.run(claimed)
         finally:
             self._bus.deliver()
+
+    def _finish_ready(self) -> None:
+        while True:
+            with self._lock:
+                claimed = self._finaliser.claim_batch(BATCH)
+            if not claimed:
+                return
+            self._finish(claimed)
 
     def _when_settled(self, answer: Callable[[], T]) -> T:
         """Answer under the lock once all expired sessions are set aside; the lock is let go after each batch."""
@@ -375,6 +425,7 @@ class SessionCoordinator(Generic[R]):
             with self._lock:
                 if not self._roster.settle(self._clock.advance(reading), BATCH):
                     return answer()
+            time.sleep(LET_IN_SECONDS)
 
     def _sweep(self, reading: float, age: float | None) -> int:
         removed = 0
@@ -382,9 +433,10 @@ class SessionCoordinator(Generic[R]):
             with self._lock:
                 ended = self._roster.end_due(self._clock.advance(reading), age, BATCH)
                 claimed = self._finaliser.claim_batch(BATCH)
-            if not ended and not claimed:
-                return removed
             removed += self._finish(claimed)
+            if max(ended, len(claimed)) < BATCH:
+                return removed
+            time.sleep(LET_IN_SECONDS)
 
     def _count_removable(self, age: float | None) -> int:
         due, resting = self._when_settled(lambda: (self._roster.removable(), self._roster.snapshot() if age else []))
@@ -392,20 +444,10 @@ class SessionCoordinator(Generic[R]):
         return due + sum(idle_for_more(session, age, now) for session in resting if age is not None)
 
     def _run_cleanup(self) -> CleanupRun | None:
-        if self._closed:
+        if self._roster.closed:
             return None
         reading = self._clock.read()
         return CleanupRun(reading, self._sweep(reading, None))
-
-    def _clean_up_as_caller(self, reading: float) -> None:
-        with self._lock:
-            due = self._cleanup_by_caller_at
-            if due is None or reading < due:
-                return
-            self._cleanup_by_caller_at = reading + self.config.cleanup_interval
-        if self._cleanup_task.start():
-            self._cleanup_by_caller_at = None
-        self._sweep(reading, None)
 
     # ---- What sessions ask for
 
@@ -423,5 +465,6 @@ class SessionCoordinator(Generic[R]):
                 session._message_count += 1
             if state is not None:
                 session._state = state
-            self._bus.post(_EVENT_OF[activity], session.id, now)
+            if not self._roster.is_opening(session):
+                self._bus.post(_EVENT_OF[activity], session.id, now)
         self._bus.deliver()

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Self
-from weakref import WeakSet
+from weakref import ref
 
 from .checks import Duration, checked_count, checked_wait
 from .ending import RemovalCause
@@ -117,18 +117,24 @@ class EventChannel:
         self._closed = True
 
 
+Channels = tuple[ref[EventChannel], ...]
+
+
 class EventBus:
     """Takes events in the order in which they were decided, and brings them to every channel in that order.
 
-    `post` only notes an event, so that it may be called under the coordinator's lock; `deliver` fills the channels and
-    is called without it. When `deliver` returns, everything posted before has been delivered.
+    `post` only notes an event for the channels there are then, so that it may be called under the coordinator's lock;
+    `deliver` fills the channels and is called without it. One thread delivers at a time, for all that have posted; the
+    others do not wait for it. So nobody who holds a channel's lock, or is interrupted by a finaliser while it does, can
+    be in another one's way.
     """
 
     def __init__(self) -> None:
-        self._posted: deque[SessionEvent] = deque()
-        self._channels: WeakSet[EventChannel] = WeakSet()
-        # Reentrant, because a finaliser run by the garbage collector may end a session in the middle of a delivery.
-        self._delivery = threading.RLock()
+        self._posted: deque[tuple[SessionEvent | None, Channels]] = deque()
+        # Replaced as a whole, so that it can be read without a lock.
+        self._channels: Channels = ()
+        self._changing = threading.RLock()
+        self._delivering = threading.Lock()
         self._closed = False
         self._dropped = 0
 
@@ -138,42 +144,53 @@ class EventBus:
         return self._dropped
 
     def subscribe(self, capacity: int) -> EventChannel:
-        """A new channel; it gets what is posted from now on."""
+        """A new channel; it gets what is posted from now on. It is not kept alive for that."""
         channel = EventChannel(capacity)
-        with self._delivery:
-            self.deliver()
+        with self._changing:
             if self._closed:
                 raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
-            self._channels.add(channel)
+            self._channels = (*self._channels, ref(channel))
         return channel
 
     def post(self, kind: EventKind, session_id: str, at: float, cause: RemovalCause | None = None) -> None:
         """Note an event for delivery."""
         if self._channels:
-            self._posted.append(SessionEvent(kind, session_id, at, cause))
+            self._posted.append((SessionEvent(kind, session_id, at, cause), self._channels))
 
     def deliver(self) -> None:
-        """Bring what was posted to the channels."""
-        if not self._channels:
-            return
-        with self._delivery:
-            while self._posted:
-                event = self._posted.popleft()
-                for channel in list(self._channels):
-                    if channel.closed:
-                        self._channels.discard(channel)
-                    elif not channel.put(event):
-                        self._dropped += 1
+        """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
+        while self._posted and self._delivering.acquire(blocking=False):
+            try:
+                while self._posted:
+                    self._bring(*self._posted.popleft())
+            finally:
+                self._delivering.release()
 
     def close(self) -> None:
-        """Deliver what was posted and close every channel."""
-        with self._delivery:
-            self.deliver()
+        """Close every channel once what was posted before is delivered."""
+        with self._changing:
+            channels, self._channels = self._channels, ()
             self._closed = True
-            for channel in list(self._channels):
-                channel.close()
+        self._posted.append((None, channels))
+        self.deliver()
 
     def abandon(self) -> None:
         """Close the channels' copies in a forked child."""
-        for channel in list(self._channels):
-            channel.abandon()
+        for reference in self._channels:
+            channel = reference()
+            if channel is not None:
+                channel.abandon()
+
+    def _bring(self, event: SessionEvent | None, channels: Channels) -> None:
+        for reference in channels:
+            channel = reference()
+            if channel is None or channel.closed:
+                self._forget(reference)
+            elif event is None:
+                channel.close()
+            elif not channel.put(event):
+                self._dropped += 1
+
+    def _forget(self, reference: ref[EventChannel]) -> None:
+        with self._changing:
+            self._channels = tuple(other for other in self._channels if other is not reference)

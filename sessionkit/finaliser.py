@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -10,9 +9,8 @@ from typing import Any
 
 from .ending import Ending, RemovalCause
 from .events import EventBus, EventKind
+from .log import report_failure
 from .session import ManagedSession, SessionState
-
-log = logging.getLogger("sessionkit")
 
 Session = ManagedSession[Any]
 CloseCallback = Callable[[Any, RemovalCause], object]
@@ -97,9 +95,9 @@ class Finaliser:
         try:
             if self._on_close is not None:
                 self._on_close(session, ending.cause)
-        except Exception:
+        except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
             failed = True
-            log.exception("closing session %r (%s) failed; it is removed all the same", session.id, ending.cause.value)
+            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, ending.cause.value)
         except BaseException:
             interrupted = True
             raise
@@ -115,4 +113,5 @@ class Finaliser:
             self.removed[ending.cause] += 1
             self.failures += failed
             self.interruptions += interrupted
-        self._bus.post(EventKind.REMOVED, session.id, ending.at, ending.cause)
+            # Before the id is free for another session, whose creation is an event too.
+            self._bus.post(EventKind.REMOVED, session.id, ending.at, ending.cause)

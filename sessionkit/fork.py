@@ -7,6 +7,8 @@ import os
 from typing import Protocol
 from weakref import WeakSet
 
+from .log import report_failure
+
 
 class StartsClean(Protocol):
     """What has locks or threads that a forked child must not inherit."""
@@ -24,7 +26,10 @@ def start_clean_after_fork(instance: StartsClean) -> None:
 
 def _after_fork_in_child() -> None:
     for instance in list(_registered):
-        instance._after_fork_in_child()
+        try:
+            instance._after_fork_in_child()
+        except Exception:  # noqa: BLE001  the others must start clean all the same
+            report_failure("%r could not start clean after a fork", instance)
 
 
 # Windows has no fork to register for.

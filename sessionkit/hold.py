@@ -6,13 +6,26 @@ import threading
 from collections import deque
 
 
+class ThisThread(threading.local):
+    """`this_thread.token` stands for the calling thread.
+
+    Unlike a thread's ident, it is never given to another thread later on, so that a checkout may outlive its thread.
+    """
+
+    def __init__(self) -> None:
+        self.token = object()
+
+
+this_thread = ThisThread()
+
+
 class Waiter:
     """One thread's place in the queue for one session."""
 
-    __slots__ = ("_wake", "exclusive", "granted", "thread")
+    __slots__ = ("_wake", "exclusive", "granted", "holder")
 
-    def __init__(self, thread: int, exclusive: bool) -> None:
-        self.thread = thread
+    def __init__(self, holder: object, exclusive: bool) -> None:
+        self.holder = holder
         self.exclusive = exclusive
         self.granted = False
         self._wake = threading.Lock()
@@ -38,7 +51,7 @@ class Hold:
 
     def __init__(self) -> None:
         # How often each thread has it; and how often of these exclusively, which only a sole holder can.
-        self._holders: dict[int, int] = {}
+        self._holders: dict[object, int] = {}
         self._exclusive = 0
         self._waiters: deque[Waiter] = deque()
 
@@ -47,33 +60,33 @@ class Hold:
         """Whether nobody has the session."""
         return not self._holders
 
-    def take(self, thread: int, exclusive: bool) -> bool:
+    def take(self, holder: object, exclusive: bool) -> bool:
         """Take the session for a thread if that can be done at once."""
-        if thread in self._holders:
-            if self.would_deadlock(thread, exclusive):
+        if holder in self._holders:
+            if self.would_deadlock(holder, exclusive):
                 return False
         elif self._waiters or not self._admits(exclusive):
             return False
-        self._add(thread, exclusive)
+        self._add(holder, exclusive)
         return True
 
-    def would_deadlock(self, thread: int, exclusive: bool) -> bool:
+    def would_deadlock(self, holder: object, exclusive: bool) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
-        return exclusive and thread in self._holders and len(self._holders) > 1
+        return exclusive and holder in self._holders and len(self._holders) > 1
 
-    def queue(self, thread: int, exclusive: bool) -> Waiter:
+    def queue(self, holder: object, exclusive: bool) -> Waiter:
         """A place at the end of the queue."""
-        waiter = Waiter(thread, exclusive)
+        waiter = Waiter(holder, exclusive)
         self._waiters.append(waiter)
         return waiter
 
-    def give_back(self, thread: int, exclusive: bool) -> None:
+    def give_back(self, holder: object, exclusive: bool) -> None:
         """Undo one `take` (or one granted wait), and let in whoever can be let in."""
-        times = self._holders[thread]
+        times = self._holders[holder]
         if times > 1:
-            self._holders[thread] = times - 1
+            self._holders[holder] = times - 1
         else:
-            del self._holders[thread]
+            del self._holders[holder]
         self._exclusive -= exclusive
         self._admit()
 
@@ -91,13 +104,13 @@ class Hold:
     def _admit(self) -> None:
         while self._waiters and self._admits(self._waiters[0].exclusive):
             waiter = self._waiters.popleft()
-            self._add(waiter.thread, waiter.exclusive)
+            self._add(waiter.holder, waiter.exclusive)
             waiter.granted = True
             waiter.wake()
 
     def _admits(self, exclusive: bool) -> bool:
         return not self._holders or not (exclusive or self._exclusive)
 
-    def _add(self, thread: int, exclusive: bool) -> None:
-        self._holders[thread] = self._holders.get(thread, 0) + 1
+    def _add(self, holder: object, exclusive: bool) -> None:
+        self._holders[holder] = self._holders.get(holder, 0) + 1
         self._exclusive += exclusive

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise, starmap
-from operator import le
+from itertools import pairwise
 from typing import Any, Literal
 
 from .accesslog import Entry
@@ -59,7 +58,7 @@ class ReplayReport:
     created: int
     expired: int
     rejected: int
-    """Requests that were refused because there was no room for their session."""
+    """Requests that were rejected because there was no room for their session."""
     evicted: int
     live_at_end: int
     """Sessions whose time had not run out at the last request."""
@@ -87,43 +86,42 @@ def replay(
     """Drive a coordinator with requests, on the requests' own clock, and report what it did.
 
     Each client is a session and each request one recorded message; a client whose session has ended gets a new one.
-    Requests are put in time order first, those of the same instant in the order they came in. Cleanup runs every
-    `cleanup_interval` seconds after the first request; while no session is live it is only counted.
+    Requests are put in time order first, those of the same instant in the order they came in. Cleanup is due every
+    `cleanup_interval` seconds after the first request. Nothing happens between two requests, so of all the cleanups
+    that are due there only one is run, though each is counted.
 
     `on_progress(done, total)` is called now and then with the number of requests. Raises `ValueError` if there are no
     entries. Memory: 16 bytes a request, two numbers a session, the clients, and the live sessions; if the entries are
     not in time order, one more number a request.
     """
-    traffic = _Traffic(entries, key)
-    if not traffic.instants:
-        raise ValueError("there is nothing to replay: no entries")
-    return _Run(traffic, config, on_progress).report()
+    return _Run(_Traffic(entries, key), config, on_progress).report()
 
 
 class _Traffic:
     """All requests in time order, as two columns: instant, and number of the client."""
 
     def __init__(self, entries: Iterable[Entry], key: Key) -> None:
-        self.instants = array("d")
+        self._instants = array("d")
         self._clients = array("L")
-        numbers: dict[Hashable, int] = {}
-        add_instant, add_client, number = self.instants.append, self._clients.append, numbers.setdefault
-        by_address = key == "address"
-        for entry in entries:
-            add_instant(entry[0])
-            add_client(number(entry[1] if by_address else entry[1:], len(numbers)))
+        numbers: dict[str | tuple[str, str], int] = {}
+        for instant, address, agent in entries:
+            client = address if key == "address" else (address, agent)
+            self._instants.append(instant)
+            self._clients.append(numbers.setdefault(client, len(numbers)))
+        if not self._instants:
+            raise ValueError("there is nothing to replay: no entries")
         self.client_count = len(numbers)
-        self.first, self.last = min(self.instants, default=0.0), max(self.instants, default=0.0)
+        self.first, self.last = min(self._instants), max(self._instants)
 
     def __len__(self) -> int:
-        return len(self.instants)
+        return len(self._instants)
 
     def __iter__(self) -> Iterator[tuple[float, int]]:
-        instants, clients = self.instants, self._clients
-        if all(starmap(le, pairwise(instants))):
+        instants, clients = self._instants, self._clients
+        if all(before <= after for before, after in pairwise(instants)):
             return zip(instants, clients, strict=True)
         order = sorted(range(len(instants)), key=instants.__getitem__)
-        return zip(map(instants.__getitem__, order), map(clients.__getitem__, order), strict=True)
+        return ((instants[place], clients[place]) for place in order)
 
 
 class _Run:
@@ -134,7 +132,6 @@ class _Run:
         self._on_progress = on_progress
         self._now = traffic.first
         self._interval = config.cleanup_interval
-        self._slice = (traffic.last - traffic.first) / SLICES
         self._coordinator: SessionCoordinator[Any] = SessionCoordinator(
             config, clock=lambda: self._now, on_close=self._note_end
         )
@@ -142,10 +139,8 @@ class _Run:
         self._seconds, self._messages = array("d"), array("L")
         self._cleanups = self._rejected = 0
         self._peak, self._peak_at = 0, traffic.first
-        self._slices = [0] * (SLICES if self._slice else 1)
-        self._slice_number = 0
-        self._next_cleanup = self._next_slice = self._next_stop = traffic.first
-        self._plan()
+        # The most that were live in each slice of time, so far.
+        self._slices = [0]
 
     def report(self) -> ReplayReport:
         """Replay everything, and say what happened."""
@@ -174,10 +169,10 @@ class _Run:
         )
 
     def _replay(self) -> None:
-        live = self._live
+        live, stop = self._live, self._now
         for done, (instant, client) in enumerate(self._traffic):
-            if instant >= self._next_stop:
-                self._pass_time(instant)
+            if instant >= stop:
+                stop = self._pass_time(instant)
                 if self._on_progress is not None:
                     self._on_progress(done, len(self._traffic))
             self._now = instant
@@ -199,14 +194,9 @@ class _Run:
         session.record_message()
         self._live[client] = session
         live = len(self._coordinator)
-        self._note_live(live)
+        self._slices[-1] = max(self._slices[-1], live)
         if live > self._peak:
             self._peak, self._peak_at = live, self._now
-
-    def _note_live(self, live: int) -> None:
-        # Only a creation and the passing of time change how many are live, so noting it at both misses no maximum.
-        if live > self._slices[self._slice_number]:
-            self._slices[self._slice_number] = live
 
     def _note_end(self, session: ManagedSession[Any], _cause: RemovalCause) -> None:
         del self._live[int(session.id)]
@@ -214,30 +204,21 @@ class _Run:
         self._seconds.append(metadata.last_active - metadata.created_at)
         self._messages.append(metadata.message_count)
 
-    def _pass_time(self, instant: float) -> None:
-        while self._next_stop <= instant:
-            self._now = self._next_stop
-            if self._next_cleanup <= self._now:
-                self._coordinator.cleanup_inactive_sessions()
-                self._cleanups += 1
-            if self._next_slice <= self._now:
-                self._slice_number += 1
-            live = len(self._coordinator)
-            self._note_live(live)
-            if not live:
-                self._skip_to(instant)
-            self._plan()
-
-    def _skip_to(self, instant: float) -> None:
-        # With nobody live nothing happens until the next request, though that may be decades away.
-        elapsed = instant - self._traffic.first
-        self._cleanups = max(self._cleanups, int(elapsed // self._interval))
-        self._slice_number = max(self._slice_number, min(int(elapsed // self._slice), SLICES - 1))
-
-    def _plan(self) -> None:
+    def _pass_time(self, instant: float) -> float:
+        """Do what is due up to `instant`, and say when something is due next."""
         first = self._traffic.first
-        self._next_cleanup = first + (self._cleanups + 1) * self._interval
-        self._next_slice = first + (self._slice_number + 1) * self._slice
-        if self._slice_number + 1 == len(self._slices):
-            self._next_slice = math.inf
-        self._next_stop = min(self._next_cleanup, self._next_slice)
+        # Only creations add to those that are live, so a slice's most are live at its start or at a creation in it.
+        while self._next_slice() <= instant:
+            self._now = self._next_slice()
+            self._slices.append(len(self._coordinator))
+        self._now = instant
+        due = int((instant - first) / self._interval)
+        if due > self._cleanups:
+            self._coordinator.cleanup_inactive_sessions()
+            self._cleanups = due
+        return min(first + (due + 1) * self._interval, self._next_slice())
+
+    def _next_slice(self) -> float:
+        first, last, number = self._traffic.first, self._traffic.last, len(self._slices)
+        # A single instant is one slice.
+        return first + number * (last - first) / SLICES if number < SLICES and first < last else math.inf

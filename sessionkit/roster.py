@@ -65,6 +65,10 @@ class Roster:
         """All live sessions, in no particular order, once `settle` has nothing left to do."""
         return self._table.snapshot()
 
+    def everyone(self) -> list[Session]:
+        """All sessions that have not ended, also those whose time has run out."""
+        return self._table.everyone()
+
     def removable(self) -> int:
         """How many sessions a cleanup would remove, once `settle` has nothing left to do."""
         return self._table.removable + self._finaliser.ready
@@ -91,15 +95,18 @@ class Roster:
     def find_named(self, name_or_id: str, now: float) -> Session:
         """The live session with this id, or else with this name. Raises as `find` does."""
         self.check_open()
-        if checked_name_or_id(name_or_id) in self._table:
-            return self.find(name_or_id, now)
+        checked_name_or_id(name_or_id)
         named = self._names.get(name_or_id)
-        if named is not None and named.id in self._table:
-            return self.find(named.id, now)
+        ids = [name_or_id] if named is None else [name_or_id, named.id]
+        for session_id in ids:
+            if self.is_live(session_id, now):
+                return self._table[session_id]
         former_id = self._tombstones.id_of(name_or_id)
-        if former_id is not None:
-            raise self._absent(former_id)
-        raise SessionNotFoundError(name_or_id) if " " in name_or_id else self._absent(name_or_id)
+        for session_id in ids if former_id is None else [*ids, former_id]:
+            ending = self._ending_by_id(session_id, now)
+            if ending is not None:
+                raise SessionExpiredError(session_id, *ending)
+        raise SessionNotFoundError(name_or_id)
 
     def require(self, session: Session, now: float) -> None:
         """Raise as `find` does unless this very session is live, being made, or checked out."""
@@ -108,6 +115,10 @@ class Roster:
         ending = session._ending or self.ending_of(session, now)
         if ending is not None and session._hold is None:
             raise SessionExpiredError(session.id, *ending)
+
+    def is_opening(self, session: Session) -> bool:
+        """Whether the session is still being made."""
+        return session.id in self._opening
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
         """How and when the session's time ran out, or None while it has time left."""
@@ -119,9 +130,14 @@ class Roster:
         )
 
     def _absent(self, session_id: str) -> SessionNotFoundError:
-        leaving = self._finaliser.leaving(checked_id(session_id))
-        ending = self._tombstones.ending_of(session_id) if leaving is None else leaving._ending
+        ending = self._ending_by_id(checked_id(session_id), None)
         return SessionNotFoundError(session_id) if ending is None else SessionExpiredError(session_id, *ending)
+
+    def _ending_by_id(self, session_id: str, now: float | None) -> Ending | None:
+        session = self._table.get(session_id) or self._finaliser.leaving(session_id)
+        if session is None:
+            return self._tombstones.ending_of(session_id)
+        return session._ending or (None if now is None else self.ending_of(session, now))
 
     # ---- Coming in
 
@@ -203,7 +219,7 @@ class Roster:
             self.checked_out += 1
         return hold
 
-    def give_back(self, session: Session, thread: int, exclusive: bool, now: float) -> list[Session]:
+    def give_back(self, session: Session, holder: object, exclusive: bool, now: float) -> list[Session]:
         """Undo one checkout. When it was the last, the session rests, or ends if that was due and is then claimed.
 
         Does nothing in a forked child that gives back what its parent had checked out.
@@ -211,7 +227,7 @@ class Roster:
         hold = session._hold
         if hold is None or not self._knows(session):
             return []
-        hold.give_back(thread, exclusive)
+        hold.give_back(holder, exclusive)
         self.touch(session, now)
         if not hold.free:
             return []
@@ -240,24 +256,35 @@ class Roster:
             session._hold.dismiss()
         self._finaliser.admit(session)
 
+    def shut_down(self, sessions: list[Session], now: float) -> list[Session]:
+        """End those that have not ended yet, and claim those of them that nobody has checked out."""
+        claimed: list[Session] = []
+        for session in sessions:
+            if session._ending is None:
+                self.end(session, self.ending_of(session, now) or Ending(RemovalCause.SHUTDOWN, now), now)
+                claimed += self._finaliser.claim(session)
+        return claimed
+
     def end_due(self, now: float, age: float | None, limit: int) -> int:
         """End up to `limit` sessions that are due, or at rest and idle for more than `age`; how many that were."""
         self.active.settle(now)
         self._table.settle(now, limit)
-        for count in range(limit):
-            session = self._table.next_overdue()
-            if session is not None:
-                self._end_if_over(session, now)
-                continue
-            session = None if age is None else self._table.next_idle_for(age, now)
-            if session is None:
-                return count
-            self.end(session, Ending(RemovalCause.IDLE, now), now)
-        return limit
+        ended = 0
+        while ended < limit and (session := self._table.next_overdue()) is not None:
+            self._end_if_over(session, now)
+            ended += 1
+        if age is not None:
+            for session in self._table.idle_for(age, now, limit - ended):
+                self.end(session, Ending(RemovalCause.IDLE, now), now)
+                ended += 1
+        return ended
 
     def _end_if_over(self, session: Session | None, now: float) -> list[Session]:
-        ending = None if session is None or session._ending else self._table.ending_of(session, now)
-        if session is None or ending is None:
+        # A session that is still being made has a name, but no place in the table yet: it cannot be over.
+        if session is None or session.id not in self._table:
+            return []
+        ending = self.ending_of(session, now)
+        if ending is None:
             return []
         self.end(session, ending, now)
         return [session]

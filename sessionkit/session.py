@@ -97,7 +97,7 @@ class ManagedSession(Generic[R]):
         session_id: str,
         name: str | None,
         timeout: float,
-        data: dict[str, Any] | None,
+        data: dict[str, Any],
         resource: R | None,
     ) -> None:
         self._coordinator = coordinator
@@ -131,8 +131,6 @@ class ManagedSession(Generic[R]):
     @property
     def data(self) -> dict[str, Any]:
         """The session's own dict, always the same one; keep to what JSON can say."""
-        if self._data is None:
-            self._data = {}
         return self._data
 
     @property

@@ -10,7 +10,7 @@ from .ending import RemovalCause
 
 @dataclass(frozen=True, slots=True)
 class CleanupStats:
-    """The cleanup task, since it was last started."""
+    """The cleanup task. Counts run on when it is stopped and started again."""
 
     alive: bool
     """Whether its thread runs."""

@@ -10,8 +10,7 @@ order of creation as well.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice, takewhile
 from math import inf
 from typing import Any
 
@@ -67,7 +66,7 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def popitem(self) -> tuple[str, Session]:
         """Take out the session at rest that was active least recently. Raises `KeyError` if all are busy."""
-        session = min(self._heads(), key=_last_active, default=None)
+        session = min(map(_first, self._lines.values()), key=_last_active, default=None)
         if session is None:
             raise KeyError("no session is at rest")
         del self[session.id]
@@ -105,31 +104,33 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def settle(self, now: float, limit: int) -> bool:
         """Set aside up to `limit` sessions whose time ran out; True if there may be more."""
-        for _ in range(limit):
-            session = self._first_due(now)
-            if session is None:
-                return False
-            self._leave_line(session)
-            self._births.pop(session.id, None)
-            self._overdue[session.id] = session
-        return True
+        found = 0
+        for line in (self._births, *self._lines.values()):
+            while found < limit and line and self.ending_of(head := _first(line), now) is not None:
+                self._leave_line(head)
+                self._births.pop(head.id, None)
+                self._overdue[head.id] = head
+                found += 1
+        return found == limit
 
     def next_overdue(self) -> Session | None:
         """The session that was set aside first; it stays in the table."""
-        return next(iter(self._overdue.values()), None)
+        return _first(self._overdue) if self._overdue else None
 
-    def next_idle_for(self, age: float, now: float) -> Session | None:
-        """A session at rest that was last active more than `age` seconds ago; it stays in the table."""
-        return next((head for head in self._heads() if idle_for_more(head, age, now)), None)
+    def idle_for(self, age: float, now: float, limit: int) -> list[Session]:
+        """Up to `limit` sessions at rest that were last active more than `age` seconds ago; they stay in the table."""
+        old = (takewhile(lambda head: idle_for_more(head, age, now), line.values()) for line in self._lines.values())
+        return list(islice(chain.from_iterable(old), limit))
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
-        candidates = (
-            next((session for session in reversed(line.values()) if self._is_live(session, now, but)), None)
-            for line in self._lines.values()
-        )
         busy = (session for session in self._busy.values() if self._is_live(session, now, but))
-        return max((s for s in chain(busy, candidates) if s is not None), key=_last_active, default=None)
+        resting = (self._last_live(line, now, but) for line in self._lines.values())
+        return max((s for s in chain(busy, resting) if s is not None), key=_last_active, default=None)
+
+    def everyone(self) -> list[Session]:
+        """All sessions, those set aside included: first those, then those at rest, then the busy."""
+        return [*self._overdue.values(), *self.snapshot()]
 
     def snapshot(self) -> list[Session]:
         """All sessions that were not set aside, in no particular order."""
@@ -142,17 +143,14 @@ class SessionTable(cachetools.Cache[str, Session]):
     def _is_live(self, session: Session, now: float, but: Session) -> bool:
         return session is not but and self.ending_of(session, now) is None
 
-    def _heads(self) -> Iterator[Session]:
-        return (next(iter(line.values())) for line in self._lines.values())
-
-    def _first_due(self, now: float) -> Session | None:
-        for session in chain(self._births_head(), self._heads()):
-            if self.ending_of(session, now) is not None:
+    def _last_live(self, line: Line, now: float, but: Session) -> Session | None:
+        for session in reversed(line.values()):
+            if self._is_live(session, now, but):
                 return session
+            if now - session._last_active - session._timeout > SLACK:
+                # All before it in the line have been idle for longer still.
+                return None
         return None
-
-    def _births_head(self) -> list[Session]:
-        return [next(iter(self._births.values()))] if self._births else []
 
     def _leave_line(self, session: Session) -> bool:
         line = self._lines.get(session._timeout)
@@ -167,6 +165,10 @@ class SessionTable(cachetools.Cache[str, Session]):
 def idle_for_more(session: Session, age: float, now: float) -> bool:
     """Whether a session is at rest and was last active more than `age` seconds ago."""
     return session._hold is None and now - session._last_active - age > SLACK
+
+
+def _first(line: Line) -> Session:
+    return next(iter(line.values()))
 
 
 def _last_active(session: Session) -> float:

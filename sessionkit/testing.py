@@ -24,8 +24,7 @@ class ManualClock:
 
     def __call__(self) -> float:
         """The reading, in seconds."""
-        with self._lock:
-            return self._reading
+        return self._reading
 
     def advance(self, duration: Duration) -> None:
         """Move on by a number of seconds, or a `datetime.timedelta`; less than 0 moves back, as a broken clock does."""

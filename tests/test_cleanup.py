@@ -142,7 +142,7 @@ def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
 
     task = CleanupTask(0.001, run)
     before = task.stats()
-    assert task.start()
+    task.start()
     assert ran.wait(WAIT)
     task.stop()
     after = task.stats()
@@ -332,21 +332,29 @@ def test_the_thread_is_started_as_soon_as_that_is_possible(
     len(coordinator)
 
     assert coordinator.stats().cleanup.alive
-    assert coordinator._cleanup_by_caller_at is None
+    assert not coordinator._cleanup_task.falls_to_caller(1e9)
     coordinator.close()
 
 
-def test_two_callers_do_one_cleanup(session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two callers that both see the cleanup due, one does it."""
-    coordinator = SessionCoordinator(CoordinatorConfig(60, 10), clock=session_clock)
+def test_of_two_callers_one_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two callers that both see the cleanup due, the one that decides first does it."""
     monkeypatch.setattr(threading.Thread, "start", no_thread)
-    coordinator.start_cleanup_task()
-    coordinator._clean_up_as_caller(0.0)
-    failures = coordinator.stats().cleanup.failures
-    coordinator._clean_up_as_caller(0.0)
+    task = CleanupTask(10, lambda: None)
+    task.start()
 
-    assert coordinator.stats().cleanup.failures == failures
-    coordinator.close()
+    class LateLock:
+        """Lets another caller decide first."""
+
+        def __enter__(self) -> None:
+            task._lock = threading.RLock()
+            assert task.falls_to_caller(0.0)
+
+        def __exit__(self, *exc_info: object) -> None: ...
+
+    task._lock = LateLock()  # type: ignore[assignment]  # it is a lock in all that matters
+    assert not task.falls_to_caller(0.0)
+    assert not task.falls_to_caller(9.9)
+    assert task.falls_to_caller(10.0)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -17,7 +17,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from sessionkit.cli import format_duration, parse_duration, sessionkit
+from sessionkit.cli import parse_duration, sessionkit
+from sessionkit.report import format_duration
 
 from .support import WAIT
 

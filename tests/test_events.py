@@ -161,28 +161,12 @@ def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordin
     assert not created
 
 
-class TellingLock:
-    """A reentrant lock that tells when somebody asks for it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.asked = threading.Semaphore(0)
-
-    def __enter__(self) -> None:
-        self.asked.release()
-        self.lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.lock.release()
-
-
-def test_a_held_up_delivery_is_not_overtaken(
+def test_a_held_up_delivery_is_neither_overtaken_nor_waited_for(
     session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one thread brings an event to a channel, another thread's later event waits for its turn."""
+    """While one thread brings an event to a channel, another one's event is noted, and brought after it."""
     coordinator = session_coordinator()
     channel = coordinator.subscribe()
-    delivery = coordinator._bus._delivery = TellingLock()  # type: ignore[assignment]  # it is a lock in all that matters
     inside, go_on = threading.Event(), threading.Event()
     put = channel.put
 
@@ -195,13 +179,46 @@ def test_a_held_up_delivery_is_not_overtaken(
     monkeypatch.setattr(channel, "put", put_late)
     with in_thread(lambda: coordinator.create_session(session_id="first")):
         assert inside.wait(WAIT)
-        assert delivery.asked.acquire(timeout=WAIT)
-        while delivery.asked.acquire(blocking=False):
-            pass
-        with in_thread(lambda: coordinator.create_session(session_id="second")):
-            assert delivery.asked.acquire(timeout=WAIT)
-            go_on.set()
+        coordinator.create_session(session_id="second")
+        assert drain(channel) == []
+        go_on.set()
     assert [event.session_id for event in drain(channel)] == ["first", "second"]
+
+
+def test_a_channel_gets_only_what_is_decided_after_it_was_made(session_coordinator: CoordinatorFactory) -> None:
+    """An event that was noted for a channel that is gone is not brought to one that came later."""
+    coordinator = session_coordinator()
+    first = coordinator.subscribe()
+    coordinator._bus.post(EventKind.CREATED, "early", 0.0)
+    second = coordinator.subscribe()
+    del first
+    session = coordinator.create_session()
+
+    assert [event.session_id for event in drain(second)] == [session.id]
+
+
+def test_closing_while_an_event_is_brought_closes_after_it(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A channel is closed after the last event was brought, also where another thread is at that."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    inside, go_on = threading.Event(), threading.Event()
+    put = channel.put
+
+    def put_late(event: SessionEvent) -> bool:
+        inside.set()
+        assert go_on.wait(WAIT)
+        return put(event)
+
+    monkeypatch.setattr(channel, "put", put_late)
+    with in_thread(lambda: coordinator.create_session(session_id="s-1")):
+        assert inside.wait(WAIT)
+        coordinator.close()
+        assert not channel.closed
+        go_on.set()
+    assert channel.closed
+    assert [event.kind for event in channel] == [EventKind.CREATED, EventKind.REMOVED]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def test_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock(
     locked, unlock = threading.Event(), threading.Event()
 
     def hold_everything() -> None:
-        with coordinator._lock, coordinator._bus._delivery, channel._changed, coordinator._cleanup_task._lock:
+        bus = coordinator._bus
+        with coordinator._lock, bus._delivering, bus._changing, channel._changed, coordinator._cleanup_task._lock:
             locked.set()
             assert unlock.wait(WAIT)
 

@@ -15,7 +15,7 @@ PACKAGE = Path(sessionkit.__file__).parent
 
 # From the bottom to the top; the modules of one line know nothing of each other.
 LAYERS = [
-    ["ending", "clock", "hold"],
+    ["ending", "clock", "hold", "log"],
     ["errors", "stats"],
     ["checks"],
     ["config", "session", "events"],
@@ -26,6 +26,7 @@ LAYERS = [
     ["coordinator"],
     ["testing", "accesslog"],
     ["pytest_plugin", "replay"],
+    ["report"],
     ["cli"],
     ["__main__", "__init__"],
 ]
