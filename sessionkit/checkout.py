@@ -24,6 +24,10 @@ class Lender(Protocol):
     def _finish(self, claimed: list[ManagedSession[Any]]) -> int: ...
 
 
+Place = tuple[ManagedSession[R], Hold, Waiter]
+"""A place in the queue for a session."""
+
+
 class Checkout(Generic[R]):
     """Takes a session on entering and gives it back on leaving. Made by `SessionCoordinator.checkout`.
 
@@ -47,16 +51,23 @@ class Checkout(Generic[R]):
                 f"this checkout of session {self._session_id!r} was used already; call checkout() for each with block"
             )
         holder = this_thread.token
+        queued: Place[R] | None = None
         reading = self._lender._read()
-        with self._lender._lock:
-            now = self._lender._clock.advance(reading)
-            session = self._lender._roster.find(self._session_id, now)
-            hold = self._lender._roster.hold(session)
-            waiter = self._take_or_queue(hold, holder)
-            if waiter is None:
-                self._lender._roster.touch(session, now)
-        if waiter is not None:
-            self._wait(session, hold, waiter)
+        try:
+            with self._lender._lock:
+                now = self._lender._clock.advance(reading)
+                session = self._lender._roster.find(self._session_id, now)
+                hold = self._lender._roster.hold(session)
+                if hold.take(holder, self._exclusive):
+                    self._lender._roster.touch(session, now)
+                else:
+                    queued = session, hold, self._queue(hold, holder)
+            if queued is not None:
+                self._wait(*queued)
+        except BaseException:
+            if queued is not None:
+                self._leave_queue(*queued)
+            raise
         self._holder, self._session = holder, session
         return session
 
@@ -64,9 +75,7 @@ class Checkout(Generic[R]):
         self._give_back(self._session, self._holder)
         self._session = None
 
-    def _take_or_queue(self, hold: Hold, holder: object) -> Waiter | None:
-        if hold.take(holder, self._exclusive):
-            return None
+    def _queue(self, hold: Hold, holder: object) -> Waiter:
         if hold.would_deadlock(holder, self._exclusive):
             raise SessionBusyError(
                 f"session {self._session_id!r} is shared by this thread and others, and this thread cannot wait for "
@@ -74,29 +83,28 @@ class Checkout(Generic[R]):
             )
         return hold.queue(holder, self._exclusive)
 
-    def _wait(self, session: ManagedSession[R], hold: Hold, waiter: Waiter) -> None:
-        try:
-            waiter.wait(self._timeout)
-            # The wait may have been long: a second reading.
-            reading = self._lender._clock.read()
-            with self._lender._lock:
-                now = self._lender._clock.advance(reading)
-                ending = session._ending or self._lender._roster.ending_of(session, now)
-                if ending is not None:
-                    self._lender._roster.check_open()
-                    raise SessionExpiredError(session.id, *ending)
-                if not waiter.granted:
-                    raise SessionBusyError(
-                        f"session {session.id!r} is checked out elsewhere, and was for all of timeout="
-                        f"{self._timeout!r} seconds; wait longer, or share it with exclusive=False on both sides"
-                    )
-                self._lender._roster.touch(session, now)
-        except BaseException:
-            with self._lender._lock:
-                hold.withdraw(waiter)
-            if waiter.granted:
-                self._give_back(session, waiter.holder)
-            raise
+    def _wait(self, session: ManagedSession[R], _: Hold, waiter: Waiter) -> None:
+        waiter.wait(self._timeout)
+        # The wait may have been long: a second reading.
+        reading = self._lender._clock.read()
+        with self._lender._lock:
+            now = self._lender._clock.advance(reading)
+            ending = session._ending or self._lender._roster.ending_of(session, now)
+            if ending is not None:
+                self._lender._roster.check_open()
+                raise SessionExpiredError(session.id, *ending)
+            if not waiter.granted:
+                raise SessionBusyError(
+                    f"session {session.id!r} is checked out elsewhere, and was for all of timeout={self._timeout!r} "
+                    "seconds; wait longer, or share it with exclusive=False on both sides"
+                )
+            self._lender._roster.touch(session, now)
+
+    def _leave_queue(self, session: ManagedSession[R], hold: Hold, waiter: Waiter) -> None:
+        with self._lender._lock:
+            hold.withdraw(waiter)
+        if waiter.granted:
+            self._give_back(session, waiter.holder)
 
     def _give_back(self, session: ManagedSession[R] | None, holder: object) -> None:
         if session is None:

@@ -15,7 +15,18 @@ from sessionkit.pytest_plugin import CoordinatorFactory
 BAD_NAMES = ["", "x" * 65, "naïve", "new\nline", "tab\t", "nul\0", "a/b", "emoji 🎈", "trailing\n"]
 BAD_IDS = ["", "x" * 129, "ünicode", "with space", "a/b", "..%2f", "new\nline", "x\x7f"]
 WRONG_TYPES: list[Any] = [5, 5.0, b"bytes", True, ["list"], object()]
-BAD_DURATIONS = [0, -1, -0.001, math.nan, math.inf, -math.inf, 10**400, timedelta(0), timedelta(seconds=-1)]
+BAD_DURATIONS = [
+    0,
+    -1,
+    -0.001,
+    math.nan,
+    math.inf,
+    -math.inf,
+    10**400,
+    pytest.param(10**5000, id="5001 digits"),
+    timedelta(0),
+    timedelta(seconds=-1),
+]
 WRONG_DURATIONS: list[Any] = ["60", "1h", True, False, [60], 5j, object()]
 
 

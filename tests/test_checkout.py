@@ -333,6 +333,68 @@ def test_a_checkout_may_be_left_in_another_thread(coordinator: SessionCoordinato
     assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
 
 
+def test_a_later_thread_is_never_taken_for_the_one_that_has_the_session(coordinator: SessionCoordinator[Any]) -> None:
+    """A checkout may outlive its thread, and no thread that comes after it has the session as if it were that one."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    thread = threading.Thread(target=checkout.__enter__)
+    thread.start()
+    thread.join(WAIT)
+    for _ in range(5):
+        # Python gives the ident of the thread that has ended to one of these.
+        with in_thread(lambda: take_and_leave(coordinator, session.id, timeout=0)) as later:
+            assert isinstance(later.exception(WAIT), SessionBusyError)
+    checkout.__exit__()
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+def test_a_clock_that_fails_does_not_keep_the_session(session_coordinator: CoordinatorFactory) -> None:
+    """If the clock raises when the session is given back, the error is seen and the session is free all the same."""
+    fails = False
+
+    def clock() -> float:
+        if fails:
+            raise OSError("no time")
+        return 5.0
+
+    coordinator = session_coordinator(clock=clock)
+    session = coordinator.create_session()
+    with pytest.raises(OSError, match="no time"), coordinator.checkout(session.id):
+        fails = True
+    fails = False
+    assert coordinator.stats().checked_out == 0
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+@pytest.mark.parametrize("exclusive", ["no", None, 1, 0])
+def test_exclusive_is_true_or_false(exclusive: Any, coordinator: SessionCoordinator[Any]) -> None:
+    """Anything but a bool is refused before anything is held."""
+    session = coordinator.create_session()
+    with pytest.raises(TypeError, match=f"exclusive must be True or False, not {exclusive!r}"):
+        coordinator.checkout(session.id, exclusive=exclusive)
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_checkout_that_was_refused_may_be_tried_again(coordinator: SessionCoordinator[Any]) -> None:
+    """A checkout that raised on entering has nothing, and can be entered once more."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id, timeout=0)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold_it() -> None:
+        with coordinator.checkout(session.id):
+            inside.set()
+            assert leave.wait(WAIT)
+
+    with in_thread(hold_it):
+        assert inside.wait(WAIT)
+        with pytest.raises(SessionBusyError):
+            checkout.__enter__()
+        leave.set()
+    with checkout as held:
+        assert held is session
+
+
 def test_nothing_is_held_before_the_block_is_entered(coordinator: SessionCoordinator[Any]) -> None:
     """Calling checkout takes nothing; only the with block does."""
     session = coordinator.create_session()

@@ -357,6 +357,58 @@ def test_of_two_callers_one_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert task.falls_to_caller(10.0)
 
 
+def test_the_touch_of_a_caller_that_cleaned_up_buys_a_full_timeout(
+    session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a caller cleans up and a close callback takes long, the caller's touch counts from after that."""
+    config = CoordinatorConfig(60, 10)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with SessionCoordinator(
+        config, clock=session_clock, on_close=lambda session, cause: session_clock.advance(20)
+    ) as coordinator:
+        coordinator.create_session()
+        session_clock.advance(30)
+        session = coordinator.create_session()
+        session_clock.advance(31)
+        coordinator.touch_session(session.id)
+        assert session_clock() == 81
+        session_clock.advance(59)
+        assert session.id in coordinator
+
+
+def test_a_stop_while_the_thread_is_being_started_leaves_none(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal handler that closes the coordinator in the middle of start_cleanup_task: no deadlock, no thread."""
+    coordinator = session_coordinator()
+    start = CleanupTimer.start
+
+    def start_and_be_interrupted(timer: CleanupTimer) -> None:
+        start(timer)
+        coordinator.close()
+
+    monkeypatch.setattr(CleanupTimer, "start", start_and_be_interrupted)
+    coordinator.start_cleanup_task()
+    for thread in cleanup_threads():
+        thread.join(WAIT)
+    assert cleanup_threads() == []
+    assert not coordinator.stats().cleanup.alive
+
+
+def test_a_task_that_was_closed_does_not_start(session_coordinator: CoordinatorFactory) -> None:
+    """A close() between the check and the start of start_cleanup_task leaves no thread behind."""
+    coordinator = session_coordinator()
+    check_open = coordinator._roster.check_open
+
+    def check_and_be_overtaken() -> None:
+        check_open()
+        coordinator.close()
+
+    coordinator._roster.check_open = check_and_be_overtaken  # type: ignore[method-assign]  # the moment under test
+    coordinator.start_cleanup_task()
+    assert cleanup_threads() == []
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_thousand_dropped_coordinators_leave_no_thread() -> None:
     """A coordinator that is dropped while its task runs is collected, and its thread ends."""

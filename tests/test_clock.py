@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -201,6 +202,20 @@ def test_a_lifetime_ends_a_session_however_busy(
         coordinator.touch_session(session.id)
     assert (caught.value.cause, caught.value.ended_at) == (RemovalCause.LIFETIME, 100)
     assert coordinator.cleanup_inactive_sessions() == 1
+
+
+def test_a_reading_that_is_not_finite_moves_nothing(session_coordinator: CoordinatorFactory) -> None:
+    """Infinity and NaN do not poison the time; as the first reading of all they are refused."""
+    readings = [math.nan, 5.0, math.inf, math.nan, -math.inf, 6.0]
+    coordinator = session_coordinator(clock=lambda: readings.pop(0) if len(readings) > 1 else readings[0])
+    with pytest.raises(ValueError, match="the clock reads nan"):
+        coordinator.create_session()
+    session = coordinator.create_session()
+    for _ in range(3):
+        coordinator.touch_session(session.id)
+        assert session.metadata.last_active == 5
+    coordinator.touch_session(session.id)
+    assert session.metadata.last_active == 6
 
 
 def test_the_manual_clock_moves_only_by_hand() -> None:

@@ -14,13 +14,14 @@ from sessionkit import (
     EventChannel,
     EventKind,
     RemovalCause,
+    SessionCoordinator,
     SessionEvent,
     SessionState,
 )
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.testing import ManualClock
 
-from .support import WAIT, all_at_once, in_thread
+from .support import WAIT, all_at_once, in_thread, lock_is_free
 
 
 def drain(channel: EventChannel) -> list[SessionEvent]:
@@ -52,6 +53,36 @@ def test_a_channel_tells_the_life_of_a_session(
             SessionEvent(EventKind.STATE_CHANGE, session.id, 1),
             SessionEvent(EventKind.REMOVED, session.id, 61, RemovalCause.IDLE),
         ]
+
+
+def test_a_removal_is_told_before_its_id_is_used_again(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The removal is posted in the same decision that frees the id, so no creation can come before it."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe()
+    post = coordinator._bus.post
+    free: list[bool] = []
+
+    def post_and_look(*event: Any) -> None:
+        free.append(lock_is_free(coordinator))
+        post(*event)
+
+    monkeypatch.setattr(coordinator._bus, "post", post_and_look)
+    for _ in range(2):
+        coordinator.close_session(coordinator.create_session(session_id="s-1").id)
+    assert free == [False] * 4
+    assert [event.kind for event in drain(channel)] == [EventKind.CREATED, EventKind.REMOVED] * 2
+
+
+def test_a_dropped_coordinator_lets_its_readers_go() -> None:
+    """A reader that waits on a channel whose coordinator was dropped gets the end of it."""
+    coordinator: SessionCoordinator[Any] = SessionCoordinator()
+    channel = coordinator.subscribe()
+    with in_thread(channel.get) as reader:
+        with pytest.warns(ResourceWarning):
+            del coordinator
+        assert reader.result(WAIT) is None
 
 
 def test_a_full_channel_drops_the_oldest_event_and_counts_it(session_coordinator: CoordinatorFactory) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from sessionkit import (
+    CoordinatorClosedError,
     ManagedSession,
     RemovalCause,
     SessionCoordinator,
     SessionNotFoundError,
 )
-from sessionkit.cleanup import THREAD_NAME
+from sessionkit.cleanup import THREAD_NAME, CleanupRun, CleanupTask
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.testing import ManualClock
 
@@ -155,6 +156,91 @@ def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: 
     assert answers == [repr((["a"], 1, 0)).encode()]
 
 
+@fork
+def test_a_factory_that_forks_makes_no_session_in_the_child(session_clock: ManualClock) -> None:
+    """A fork inside a factory: the child has neither the session nor its resource, which are the parent's."""
+    closings = Closings()
+    answers: list[Any] = []
+    forked: list[int] = []
+
+    def factory(_: ManagedSession[Any]) -> str:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            forked.append(writer)
+            return "the parent's agent"
+        os.close(writer)
+        with os.fdopen(reader, "rb") as pipe:
+            answers.append(pipe.read())
+        os.waitpid(pid, 0)
+        return "the parent's agent"
+
+    coordinator = SessionCoordinator(clock=session_clock, resource_factory=factory, on_close=closings)
+    outcome: Any = None
+    try:
+        outcome = coordinator.create_session("support")
+    except SessionNotFoundError as error:
+        outcome = type(error).__name__
+    if forked:
+        coordinator.close()
+        os.write(forked[0], repr((outcome, len(coordinator), list(closings))).encode())
+        os._exit(0)
+    coordinator.close()
+
+    assert answers == [repr(("SessionNotFoundError", 0, [])).encode()]
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+
+
+@fork
+def test_a_closed_coordinator_stays_closed_in_the_child(session_coordinator: CoordinatorFactory) -> None:
+    """A fork does not reopen what was closed."""
+    coordinator = session_coordinator()
+    coordinator.close()
+
+    def child() -> None:
+        with pytest.raises(CoordinatorClosedError):
+            coordinator.create_session()
+        with pytest.raises(CoordinatorClosedError):
+            coordinator.start_cleanup_task()
+
+    assert in_child(child) is None
+
+
+@fork
+def test_one_that_cannot_start_clean_does_not_keep_the_others_from_it(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error while one coordinator starts clean in a child is reported, and the others start clean."""
+    coordinators = [session_coordinator() for _ in range(3)]
+    for coordinator in coordinators:
+        coordinator.create_session()
+
+    def fail() -> None:
+        raise OSError("not today")
+
+    monkeypatch.setattr(coordinators[1]._bus, "abandon", fail)
+    assert in_child(lambda: [len(coordinators[0]), len(coordinators[2])]) == [0, 0]
+
+
+@fork
+def test_a_run_of_the_task_that_forks_is_the_last_one_in_the_child(session_clock: ManualClock) -> None:
+    """A fork in the cleanup thread: the child's copy of that thread ends, and its own task is another one."""
+    runs: list[str] = []
+
+    def run() -> CleanupRun:
+        runs.append("run")
+        task.abandon()
+        if len(runs) == 2:
+            raise OSError("failed, and forked")
+        return CleanupRun(0.0, 0)
+
+    task = CleanupTask(10, run)
+    assert task._fire() is False
+    assert task._fire() is False
+    task.start()
+    assert not task.stats().alive
+
+
 def use_in_process(coordinator: SessionCoordinator[Any], answers: Any) -> None:
     with coordinator:
         session = coordinator.create_session()
@@ -192,10 +278,19 @@ assert ran.wait(20)
 """
 
 
-def test_the_interpreter_exits_quietly_with_a_running_coordinator(tmp_path: Path) -> None:
-    """Fifty programs that end while the cleanup thread is at work print nothing and do not hang."""
+IDLE_AT_EXIT = """
+from sessionkit import SessionCoordinator
+coordinator = SessionCoordinator()
+coordinator.start_cleanup_task()
+coordinator.create_session()
+"""
+
+
+@pytest.mark.parametrize("source", [RUNNING_AT_EXIT, IDLE_AT_EXIT], ids=["at work", "idle"])
+def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, tmp_path: Path) -> None:
+    """Fifty programs that end while the cleanup thread runs print nothing and do not hang."""
     program = tmp_path / "running_at_exit.py"
-    program.write_text(RUNNING_AT_EXIT)
+    program.write_text(source)
 
     def run(_: int) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603  our own program

@@ -385,6 +385,12 @@ def test_list_goes_from_least_to_most_recently_active(
     assert coordinator.list_sessions() == [sessions[0], sessions[2]]
 
 
+def test_a_coordinator_is_true_also_when_it_is_empty(coordinator: SessionCoordinator[Any]) -> None:
+    """`coordinator or ...` means the coordinator, although its length is 0."""
+    assert len(coordinator) == 0
+    assert bool(coordinator) is True
+
+
 def test_in_is_false_for_what_is_no_id(coordinator: SessionCoordinator[Any]) -> None:
     """`in` answers for any object."""
     session = coordinator.create_session()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -96,6 +97,81 @@ def test_a_slow_factory_takes_nothing_from_the_session(
     assert (session.metadata.created_at, session.metadata.last_active) == (500, 500)
     session_clock.advance(60)
     assert session.id in coordinator
+
+
+def test_a_name_is_kept_for_a_session_that_is_made_for_longer_than_the_lifetime(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """While a factory outlasts every time limit, nobody else gets the name, and the session then lives once."""
+    refused: list[type[Exception]] = []
+
+    def factory(session: ManagedSession[Any]) -> None:
+        if session.name == "slow":
+            session_clock.advance(1000)
+            with pytest.raises(SessionExistsError):
+                coordinator.create_session("slow")
+            refused.append(SessionExistsError)
+            coordinator.cleanup_inactive_sessions()
+
+    closings = Closings()
+    coordinator = session_coordinator(
+        CoordinatorConfig(60, 10, max_lifetime=100), resource_factory=factory, on_close=closings
+    )
+    coordinator.create_session("slow")
+    assert refused == [SessionExistsError]
+    assert len(coordinator) == 1
+    session_clock.advance(61)
+    assert coordinator.cleanup_inactive_sessions() == 1
+    assert closings == [("slow", RemovalCause.IDLE)]
+
+
+def test_a_slow_close_of_the_evicted_takes_nothing_from_the_new_session(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """The close callback of whoever made room may take long; the new session has its full timeout after it."""
+    coordinator = session_coordinator(
+        CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict"),
+        on_close=lambda session, cause: session_clock.advance(1000),
+    )
+    coordinator.create_session()
+    session = coordinator.create_session()
+    assert session.id in coordinator
+    assert session.metadata.created_at == 1000
+
+
+def test_a_clock_that_fails_after_the_factory_loses_no_resource(session_coordinator: CoordinatorFactory) -> None:
+    """Once a resource was made, the session comes to be, and closes it in its turn."""
+    fails = False
+
+    def clock() -> float:
+        if fails:
+            raise OSError("no time")
+        return 5.0
+
+    def factory(_: ManagedSession[Any]) -> str:
+        nonlocal fails
+        fails = True
+        return "agent"
+
+    closings = Closings()
+    coordinator = session_coordinator(clock=clock, resource_factory=factory, on_close=closings)
+    session = coordinator.create_session("support")
+    fails = False
+    assert coordinator.get_session(session.id).resource == "agent"
+    coordinator.close()
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+
+
+def test_messages_recorded_by_the_factory_are_counted_and_not_told(session_coordinator: CoordinatorFactory) -> None:
+    """No event of a session comes before its creation."""
+    coordinator = session_coordinator(resource_factory=lambda session: session.record_message())
+    channel = coordinator.subscribe()
+    session = coordinator.create_session()
+    session.record_message()
+
+    kinds = [event.kind for event in iter(lambda: channel.get(timeout=0), None)]
+    assert kinds == [EventKind.CREATED, EventKind.MESSAGE]
+    assert session.metadata.message_count == 2
 
 
 def test_lifetimes_end_in_order_of_readiness(
@@ -293,6 +369,48 @@ def test_callbacks_may_call_the_coordinator(session_coordinator: CoordinatorFact
     assert closings[2:] == [("last", RemovalCause.CLOSED), ("made in the callback", RemovalCause.SHUTDOWN)]
     with pytest.raises(CoordinatorClosedError):
         coordinator.create_session()
+
+
+def test_a_resource_that_was_passed_in_stays_the_callers_if_there_is_no_session(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """close() in the middle of a creation: a resource of the caller's is not closed for him."""
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        coordinator.close()
+
+    coordinator = session_coordinator(CoordinatorConfig(max_active_sessions=1, on_full="evict"), on_close=on_close)
+    coordinator.create_session("old", resource="old agent")
+    with pytest.raises(CoordinatorClosedError):
+        coordinator.create_session("new", resource="my agent")
+    assert closings == [("old", RemovalCause.CAPACITY)]
+    assert coordinator.stats().created == 1
+
+
+def test_a_log_handler_that_raises_stops_no_removal(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the callback fails, and logging that fails too, all others are closed all the same."""
+
+    class Raising(logging.Handler):
+        def emit(self, _: logging.LogRecord) -> None:
+            raise OSError("no disk")
+
+    closings = Closings()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        raise OSError("the agent hangs")
+
+    monkeypatch.setattr(logging.getLogger("sessionkit"), "handlers", [Raising()])
+    coordinator = session_coordinator(on_close=on_close)
+    for name in ("a", "b", "c"):
+        coordinator.create_session(name)
+    coordinator.close()
+    assert [name for name, _ in closings] == ["a", "b", "c"]
+    assert coordinator.stats().close_failures == 3
 
 
 def test_a_session_whose_coordinator_closes_during_its_factory_is_closed_too(

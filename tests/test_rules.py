@@ -66,6 +66,41 @@ def test_rule_1_a_session_past_its_time_is_gone_for_every_caller(
     assert coordinator.create_session("support").id in coordinator
 
 
+@pytest.mark.parametrize("cleanup", [False, True], ids=["cleanup has not run", "cleanup has run"])
+def test_rule_1_an_expired_id_does_not_hide_a_live_name(
+    cleanup: bool, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Where an expired session had as its id what is now a live session's name, switch_session finds the live one."""
+    coordinator = session_coordinator(CONFIG)
+    coordinator.create_session(session_id="twin")
+    session_clock.advance(61)
+    live = coordinator.create_session("twin")
+    if cleanup:
+        coordinator.cleanup_inactive_sessions()
+
+    assert coordinator.switch_session("twin") is live
+
+
+def test_rule_1_closing_ends_also_what_was_found_expired_before(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A session that len() found expired, and no cleanup removed, is finalised by close()."""
+    closings = Closings()
+    coordinator = session_coordinator(CONFIG, on_close=closings)
+    coordinator.create_session("support")
+    session_clock.advance(61)
+    everyone = coordinator._roster.everyone
+
+    def count_first() -> Any:
+        assert len(coordinator._roster) == 0
+        return everyone()
+
+    assert len(coordinator) == 0
+    coordinator._roster.everyone = count_first  # type: ignore[method-assign]  # the moment under test
+    coordinator.close()
+    assert closings == [("support", RemovalCause.IDLE)]
+
+
 # ---- Rule 2: a touch that returned normally buys a full timeout
 
 
@@ -339,6 +374,37 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
     assert {what for what, answers in free.items() if answers and all(answers)} == set(free)
 
 
+def test_rule_5_who_interrupts_a_decision_does_not_decide(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A signal handler or finaliser in the middle of a decision: closing goes on elsewhere, all else is refused."""
+    closings = Closings()
+    coordinator = session_coordinator(CONFIG, on_close=closings)
+    first, second = coordinator.create_session("first"), coordinator.create_session("second")
+    channel = coordinator.subscribe()
+    with coordinator._lock:
+        # What runs here has the lock, as whoever interrupts a decision has.
+        for call in (
+            lambda: coordinator.create_session(),
+            lambda: coordinator.touch_session(first.id),
+            lambda: coordinator.checkout(first.id).__enter__(),
+            lambda: coordinator.cleanup_inactive_sessions(),
+            lambda: len(coordinator),
+            first.touch,
+        ):
+            with pytest.raises(RuntimeError, match="in the middle of a decision"):
+                call()
+        coordinator.close_session(first.id)
+        assert closings == []
+    removed = channel.get(timeout=WAIT)
+    assert removed is not None
+    assert (removed.kind, removed.session_id) == (EventKind.REMOVED, first.id)
+    with coordinator._lock:
+        coordinator.close()
+    assert [event.session_id for event in channel] == [second.id]
+    assert closings == [("first", RemovalCause.CLOSED), ("second", RemovalCause.SHUTDOWN)]
+
+
 # ---- Rule 6: cleanup costs what it removes, not what is alive
 
 
@@ -366,6 +432,28 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
     assert coordinator.cleanup_inactive_sessions() == 7
     # Each of the 7 is looked at once to set it aside, after the oldest of all, and once to end it; three heads remain.
     assert looked_at <= 7 * 3 + 2 * 3
+
+
+def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the active session and many others have expired, one look at each line tells that nobody follows."""
+    coordinator = session_coordinator(CONFIG)
+    for _ in range(500):
+        coordinator.create_session()
+    coordinator.switch_session(coordinator.create_session().id)
+    session_clock.advance(61)
+    looked_at = 0
+    ending_of = SessionTable.ending_of
+
+    def counting(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
+        nonlocal looked_at
+        looked_at += 1
+        return ending_of(table, session, now)
+
+    monkeypatch.setattr(SessionTable, "ending_of", counting)
+    assert coordinator.active_session is None
+    assert looked_at <= 3
 
 
 # ---- Rule 7 is in test_cleanup.py: the cleanup task cannot die
