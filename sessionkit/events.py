@@ -176,10 +176,8 @@ class EventBus:
 
     def abandon(self) -> None:
         """Close the channels' copies in a forked child."""
-        for reference in self._channels:
-            channel = reference()
-            if channel is not None:
-                channel.abandon()
+        for channel in filter(None, [reference() for reference in self._channels]):
+            channel.abandon()
 
     def _bring(self, event: SessionEvent | None, channels: Channels) -> None:
         for reference in channels:

@@ -102,11 +102,12 @@ class Finaliser:
             interrupted = True
             raise
         finally:
-            # A callback that forks comes back twice; in the child nothing of this is ours.
-            if not self._abandoned:
-                self._leave(session, ending, failed, interrupted)
+            self._leave(session, ending, failed, interrupted)
 
     def _leave(self, session: Session, ending: Ending, failed: bool, interrupted: bool) -> None:
+        if self._abandoned:
+            # A callback that forks comes back twice; in the child nothing of this is ours.
+            return
         session._resource = None
         with self._lock:
             del self._leaving[session.id]

@@ -79,17 +79,17 @@ class SessionTable(cachetools.Cache[str, Session]):
             line.move_to_end(session.id)
 
     def occupy(self, session: Session) -> None:
-        """The session is busy: it stands in no line."""
-        if self._leave_line(session):
-            self._busy[session.id] = session
+        """The session is busy now: it stands in no line."""
+        self._leave_line(session)
+        self._busy[session.id] = session
 
     def rest(self, session: Session) -> None:
         """The session was active just now and is no longer busy: it goes to the end of its line."""
-        if self._busy.pop(session.id, None) is not None:
-            line = self._lines.get(session._timeout)
-            if line is None:
-                line = self._lines[session._timeout] = OrderedDict()
-            line[session.id] = session
+        del self._busy[session.id]
+        line = self._lines.get(session._timeout)
+        if line is None:
+            line = self._lines[session._timeout] = OrderedDict()
+        line[session.id] = session
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
         """How and when the session's time ran out, or None while it has time left.
@@ -144,22 +144,15 @@ class SessionTable(cachetools.Cache[str, Session]):
         return session is not but and self.ending_of(session, now) is None
 
     def _last_live(self, line: Line, now: float, but: Session) -> Session | None:
-        for session in reversed(line.values()):
-            if self._is_live(session, now, but):
-                return session
-            if now - session._last_active - session._timeout > SLACK:
-                # All before it in the line have been idle for longer still.
-                return None
-        return None
+        # Once one has been idle for too long, all before it in the line have been for longer still.
+        in_time = takewhile(lambda s: not idle_for_more(s, s._timeout, now), reversed(line.values()))
+        return next((session for session in in_time if self._is_live(session, now, but)), None)
 
-    def _leave_line(self, session: Session) -> bool:
+    def _leave_line(self, session: Session) -> None:
         line = self._lines.get(session._timeout)
-        if line is None or line.pop(session.id, None) is None:
-            return False
-        if not line:
+        if line is not None and line.pop(session.id, None) is not None and not line:
             # A line nobody stands in would be looked at for ever.
             del self._lines[session._timeout]
-        return True
 
 
 def idle_for_more(session: Session, age: float, now: float) -> bool:

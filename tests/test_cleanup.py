@@ -456,6 +456,18 @@ def test_a_run_that_outlives_its_object_ends_the_thread() -> None:
     assert call_weakly(kept.run)() == CleanupRun(0.0, 0)
 
 
+def test_at_the_exit_of_the_interpreter_nothing_is_waited_for(session_coordinator: CoordinatorFactory) -> None:
+    """A coordinator that is collected while the interpreter exits warns, and takes no lock a dead thread may have."""
+    coordinator = session_coordinator()
+    coordinator.start_cleanup_task()
+    channel = coordinator.subscribe()
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        coordinator.__del__(is_finalizing=lambda: True)
+    assert not channel.closed
+    assert coordinator.stats().cleanup.alive
+    coordinator.close()
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_coordinator_that_is_dropped_during_its_own_run_ends_its_thread(session_clock: ManualClock) -> None:
     """If the last reference goes while the cleanup thread is at work, the thread ends with that run."""
