@@ -157,7 +157,7 @@ def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
 def test_the_task_survives_every_error(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    """A run that raises, whatever it raises, is logged and counted, and the next run comes."""
+    """A cleanup run that raises, whatever it raises, is logged and counted, and the next run comes."""
     survived = threading.Event()
     calls = 0
 
@@ -298,7 +298,10 @@ def no_thread(self: threading.Thread) -> None:
 def test_without_a_thread_later_calls_clean_up(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If no thread can be started, that is logged and counted, and calls remove what is due once an interval."""
+    """If no thread can be started, callers remove what is due.
+
+    That is logged and counted, and a caller does so once an interval.
+    """
     closings = Closings()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)

@@ -151,7 +151,10 @@ def test_giving_back_reads_the_clock_once() -> None:
 def test_time_moved_back_neither_expires_nor_revives(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """After the clock went back, the expired stay expired, the live stay live, and last_active never moves back."""
+    """A clock that goes back neither expires nor revives anything.
+
+    The expired stay expired, the live stay live, and last_active never moves back.
+    """
     coordinator = session_coordinator(CoordinatorConfig(60, 10))
     expired = coordinator.create_session()
     session_clock.advance(50)

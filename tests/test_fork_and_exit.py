@@ -288,7 +288,10 @@ coordinator.create_session()
 
 @pytest.mark.parametrize("source", [RUNNING_AT_EXIT, IDLE_AT_EXIT], ids=["at work", "idle"])
 def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, tmp_path: Path) -> None:
-    """Fifty programs that end while the cleanup thread runs print nothing and do not hang."""
+    """Programs that end while the cleanup thread runs print nothing and do not hang.
+
+    Fifty of each kind.
+    """
     program = tmp_path / "running_at_exit.py"
     program.write_text(source)
 

@@ -95,7 +95,10 @@ def test_evict_leaves_checked_out_sessions_alone(session_coordinator: Coordinato
 def test_no_number_of_threads_creating_at_once_exceeds_the_limit(
     on_full: Any, session_coordinator: CoordinatorFactory
 ) -> None:
-    """The check and the insertion are one decision, also while factories of several threads run side by side."""
+    """No number of threads creating at once exceeds the limit.
+
+    The check and the insertion are one decision, also while factories of several threads run side by side.
+    """
     seen: list[int] = []
     coordinator = session_coordinator(
         CoordinatorConfig(max_active_sessions=3, on_full=on_full),

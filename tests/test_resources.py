@@ -349,7 +349,7 @@ def test_an_interrupt_while_room_is_made_leaves_nothing_behind(session_coordinat
 
 
 def test_callbacks_may_call_the_coordinator(session_coordinator: CoordinatorFactory) -> None:
-    """A close callback may create, close, look and even close the coordinator, from within its own removal."""
+    """A callback may create, close, look and even close the coordinator, from within its own removal."""
     closings = Closings()
 
     def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:

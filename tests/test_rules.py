@@ -38,7 +38,7 @@ CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 def test_rule_1_a_session_past_its_time_is_gone_for_every_caller(
     cleanup: bool, session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """Every way to ask gives the same answer, whether or not cleanup has run."""
+    """A session past its time is gone for every caller at once, whether or not cleanup has run."""
     coordinator = session_coordinator(CONFIG)
     session = coordinator.create_session("support")
     coordinator.switch_session("support")
@@ -155,7 +155,10 @@ def test_rule_2_a_touch_that_was_held_up_counts_from_the_latest_reading(late_cal
 
 
 def test_rule_2_holds_beside_cleanups_of_other_threads(session_coordinator: CoordinatorFactory) -> None:
-    """While cleanups race with touches, a session that is touched every 40 of its 60 seconds is never removed."""
+    """A touch that returned normally buys a full timeout.
+
+    While cleanups race with touches, a session that is touched every 40 of its 60 seconds is never removed.
+    """
     clock = ManualClock()
     closings = Closings()
     coordinator = session_coordinator(CONFIG, clock=clock, on_close=closings)
@@ -187,8 +190,11 @@ def test_rule_2_holds_beside_cleanups_of_other_threads(session_coordinator: Coor
 def test_rule_3_a_checked_out_session_is_never_expired(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """However long it is held, and however often cleanup runs, it is there; then it has a full timeout."""
-    coordinator = session_coordinator(CONFIG)
+    """A session that is checked out is never expired for idleness or evicted.
+
+    However long it is held, and however often cleanup runs, it is there; then it has a full timeout.
+    """
+    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict"))
     session = coordinator.create_session()
     with coordinator.checkout(session.id):
         session_clock.advance(1e6)
@@ -196,8 +202,29 @@ def test_rule_3_a_checked_out_session_is_never_expired(
         assert coordinator.cleanup_inactive_sessions(max_age=1) == 0
         assert coordinator.get_session(session.id) is session
         assert coordinator.list_sessions() == [session]
+        with pytest.raises(SessionLimitError, match="all are checked out"):
+            coordinator.create_session()
     session_clock.advance(60)
     assert session.id in coordinator
+
+
+@pytest.mark.parametrize("cause", [RemovalCause.CLOSED, RemovalCause.LIFETIME])
+def test_rule_3_what_ends_a_checked_out_session(
+    cause: RemovalCause, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """An explicit close, or the maximum lifetime, ends a checked-out session when it is given back."""
+    closings = Closings()
+    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=100), on_close=closings)
+    session = coordinator.create_session("support")
+    with coordinator.checkout(session.id):
+        if cause is RemovalCause.CLOSED:
+            coordinator.close_session(session.id)
+        else:
+            session_clock.advance(101)
+        coordinator.cleanup_inactive_sessions()
+        assert session.id not in coordinator
+        assert closings == []
+    assert closings == [("support", cause)]
 
 
 def test_rule_3_a_checkout_that_was_held_up_before_its_decision_gets_a_live_session_or_none() -> None:
@@ -268,7 +295,10 @@ def test_rule_4_of_many_that_close_one_session_one_succeeds(session_coordinator:
 
 
 def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: CoordinatorFactory) -> None:
-    """Creations, closes, checkouts, cleanups, evictions and a shutdown at once: each session leaves exactly once."""
+    """Every session leaves exactly once, whatever the cause and whatever races.
+
+    Creations, closes, checkouts, cleanups, evictions, lifetimes and a shutdown at once.
+    """
     clock = ManualClock()
     left: list[str] = []
     coordinator = session_coordinator(
@@ -337,7 +367,7 @@ def test_rule_4_a_session_leaves_everything_behind(
 def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clock, factory, close callback and log handlers all run while another thread could take the lock."""
+    """Clock, factory, close callback and log handlers all run while the lock is free."""
     free: dict[str, list[bool]] = {"clock": [], "factory": [], "on_close": [], "log": []}
     coordinator: SessionCoordinator[Any]
 

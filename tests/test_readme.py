@@ -1,0 +1,68 @@
+"""The README: its examples run, and each of its promises has a test with the same words."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+TOKENS = MarkdownIt().parse(README)
+EXAMPLES = [token.content for token in TOKENS if token.type == "fence" and token.info == "python"]
+USER_TESTS = [source for source in EXAMPLES if "def test_" in source]
+
+
+def test_there_are_examples() -> None:
+    """The README has two examples of use and one file of a user's tests."""
+    assert (len(EXAMPLES), len(USER_TESTS)) == (3, 1)
+
+
+@pytest.mark.parametrize("source", [source for source in EXAMPLES if source not in USER_TESTS])
+def test_an_example_runs(source: str) -> None:
+    """Pasted as it is, an example runs, from its imports on; its assertions hold."""
+    exec(compile(source, "README.md", "exec"), {"__name__": "example"})  # noqa: S102  our own example
+
+
+def test_the_users_tests_pass(pytester: pytest.Pytester) -> None:
+    """The tests that the README shows pass for a user who has sessionkit, pytest and freezegun."""
+    pytester.makepyfile(USER_TESTS[0])
+    pytester.runpytest_subprocess("-W", "error::pytest.PytestUnhandledThreadExceptionWarning").assert_outcomes(passed=2)
+
+
+def promises() -> list[str]:
+    section = README.partition("## What is promised")[2].partition("\n## ")[0]
+    return [" ".join(bullet.split()) for bullet in re.findall(r"^\* (.+(?:\n  .+)*)", section, re.MULTILINE)]
+
+
+def docstrings() -> str:
+    functions = [
+        node
+        for path in Path(__file__).parent.glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    return "\n".join(" ".join((ast.get_docstring(function) or "").split()) for function in functions)
+
+
+@pytest.mark.parametrize("promise", promises())
+def test_a_promise_has_a_test_with_the_same_words(promise: str) -> None:
+    """What is promised stands in the docstring of a test, word for word."""
+    assert promise in docstrings()
+
+
+def test_every_test_says_what_it_shows() -> None:
+    """No test is without a docstring."""
+    assert "\n\n" not in docstrings()
+
+
+def test_the_map_names_every_file() -> None:
+    """The map of the code has each module once."""
+    listed = re.findall(
+        r"(\w+\.py)", README.partition("```\nsessionkit/")[2].partition("```")[0].replace("events.py has", "")
+    )
+    modules = {path.name for path in (ROOT / "sessionkit").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(listed) == sorted(modules)
