@@ -176,6 +176,12 @@ def test_bogus_instant_costs_nothing() -> None:
     assert [live for live in report.live_over_time if live] == [1, 1, 1]
 
 
+def test_short_cleanup_interval_costs_nothing() -> None:
+    """Cleanups that are due between two requests are counted, not run one by one, also while a session is live."""
+    report = replay(entries_at(*range(0, 100_000, 1000)), unlimited(interval=2**-10))
+    assert (report.created, report.cleanups) == (1, 99_000 * 2**10)
+
+
 def test_live_over_time_holds_each_slice_maximum() -> None:
     """A session is in all slices that it was live in, to its timeout, and in no other."""
     report = replay(entries_at(0) + entries_at(SLICES * 100, address="192.0.2.2"), unlimited(1000, 300))
