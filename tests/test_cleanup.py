@@ -227,6 +227,14 @@ def test_close_from_the_cleanup_thread_itself(session_clock: ManualClock) -> Non
     assert not thread.is_alive()
 
 
+def test_a_run_that_begins_after_close_ends_the_thread(session_coordinator: CoordinatorFactory) -> None:
+    """A cleanup run that finds its coordinator closed does nothing, and says that there will be nothing to do."""
+    coordinator = session_coordinator()
+    assert coordinator._run_cleanup() == CleanupRun(at=0.0, removed=0)
+    coordinator.close()
+    assert coordinator._run_cleanup() is None
+
+
 def test_close_waits_for_a_run_that_is_under_way(session_clock: ManualClock) -> None:
     """When close() returns, no cleanup run is at work any more."""
     inside, go_on = threading.Event(), threading.Event()
