@@ -152,16 +152,17 @@ class SessionCoordinator(Generic[R]):
                 # A factory that forks returns in the child too, where the session and its resource are the parent's.
                 raise SessionNotFoundError(session.id)
             now = self._clock.advance(reading)
-            if made or not roster.closed:
+            closed = roster.closed
+            if made or not closed:
                 roster.open(session, now)
                 self._bus.post(EventKind.CREATED, session.id, now)
-            if roster.closed and made:
+            if closed and made:
                 roster.end(session, Ending(RemovalCause.SHUTDOWN, now), now)
                 claimed = self._finaliser.claim(session)
-            elif roster.closed:
+            elif closed:
                 roster.unreserve(session)
         self._finish(claimed)
-        if roster.closed:
+        if closed:
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
                 "resource that was made for it"

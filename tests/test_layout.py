@@ -20,7 +20,7 @@ LAYERS = [
     ["checks"],
     ["config", "session", "events"],
     ["table", "tombstones", "cleanup", "finaliser", "fork"],
-    ["active"],
+    ["active", "directory"],
     ["roster"],
     ["checkout"],
     ["coordinator"],
