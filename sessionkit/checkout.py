@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any, Generic, Protocol
+from typing import Generic, Protocol
 
 from .clock import SteadyClock
 from .errors import SessionBusyError, SessionExpiredError
 from .hold import Hold, Waiter, this_thread
 from .roster import Roster
 from .session import ManagedSession, R
+from .sweep import Sweep
 
 
 class Lender(Protocol):
@@ -18,10 +19,9 @@ class Lender(Protocol):
     _lock: threading.RLock
     _clock: SteadyClock
     _roster: Roster
+    _sweep: Sweep
 
     def _read(self) -> float: ...
-
-    def _finish(self, claimed: list[ManagedSession[Any]]) -> int: ...
 
 
 Place = tuple[ManagedSession[R], Hold, Waiter]
@@ -117,4 +117,4 @@ class Checkout(Generic[R]):
             with self._lender._lock:
                 now = self._lender._clock.advance(reading)
                 claimed = self._lender._roster.give_back(session, holder, self._exclusive, now)
-            self._lender._finish(claimed)
+            self._lender._sweep.finish(claimed)

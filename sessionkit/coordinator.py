@@ -6,12 +6,11 @@ import contextlib
 import secrets
 import sys
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from .checkout import Checkout
 from .checks import Duration, checked_flag, checked_id, checked_name, checked_seconds, checked_wait, shown
@@ -26,15 +25,7 @@ from .fork import start_clean_after_fork
 from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
 from .stats import CoordinatorStats
-from .table import idle_for_more
-
-T = TypeVar("T")
-
-BATCH = 100
-"""How many sessions are decided on before the lock is let go."""
-
-LET_IN_SECONDS = 50e-6
-"""How long the lock is left alone between batches: a thread that takes it back at once would keep everyone out."""
+from .sweep import Sweep
 
 _EVENT_OF = {
     Activity.MESSAGE: EventKind.MESSAGE,
@@ -90,6 +81,7 @@ class SessionCoordinator(Generic[R]):
         self._bus = EventBus()
         self._finaliser = Finaliser(self._lock, self._bus, self._on_close)
         self._roster = Roster(self.config, self._clock, self._finaliser)
+        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finaliser, self._bus)
         self._cleanup_task = CleanupTask(self.config.cleanup_interval, call_weakly(self._run_cleanup))
 
     # ---- Creating and closing
@@ -130,7 +122,7 @@ class SessionCoordinator(Generic[R]):
             displaced = roster.reserve(session, self._clock.advance(reading))
         made = False
         try:
-            self._finish(displaced)
+            self._sweep.finish(displaced)
             if resource is None and self._resource_factory is not None:
                 session._resource = self._resource_factory(session)
                 made = True
@@ -161,7 +153,7 @@ class SessionCoordinator(Generic[R]):
                 claimed = self._finaliser.claim(session)
             elif closed:
                 roster.unreserve(session)
-        self._finish(claimed)
+        self._sweep.finish(claimed)
         if closed:
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
@@ -184,7 +176,7 @@ class SessionCoordinator(Generic[R]):
             self._roster.active.settle(now)
             self._roster.end(session, Ending(RemovalCause.CLOSED, now), now)
             claimed = self._finaliser.claim(session)
-        self._finish(claimed)
+        self._sweep.finish(claimed)
 
     def close(self) -> None:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
@@ -198,17 +190,9 @@ class SessionCoordinator(Generic[R]):
             self._call_elsewhere(self.close)
             return
         reading = self._clock.read()
-        with self._lock:
-            now = self._clock.advance(reading)
-            self._roster.closed = True
-            sessions = self._roster.everyone()
+        self._roster.closed = True
         self._cleanup_task.close()
-        for start in range(0, len(sessions), BATCH):
-            with self._lock:
-                claimed = self._roster.shut_down(sessions[start : start + BATCH], now)
-            self._finish(claimed)
-            time.sleep(LET_IN_SECONDS)
-        self._finish_ready()
+        self._sweep.shut_down(reading)
         self._bus.close()
 
     # ---- Using
@@ -272,12 +256,12 @@ class SessionCoordinator(Generic[R]):
 
     def list_sessions(self) -> list[ManagedSession[R]]:
         """All live sessions, least recently active first."""
-        sessions = self._when_settled(self._roster.snapshot)
+        sessions = self._sweep.when_settled(self._read(), self._roster.snapshot)
         return sorted(sessions, key=lambda session: session._last_active)
 
     def __len__(self) -> int:
         """How many sessions are live: expired ones never count, whether or not cleanup has run."""
-        return self._when_settled(self._roster.__len__)
+        return self._sweep.when_settled(self._read(), self._roster.__len__)
 
     def __bool__(self) -> bool:
         """A coordinator is true, also while it keeps no sessions."""
@@ -298,7 +282,8 @@ class SessionCoordinator(Generic[R]):
 
     def stats(self) -> CoordinatorStats:
         """The figures at this moment. Works after `close()` too."""
-        return self._when_settled(
+        return self._sweep.when_settled(
+            self._read(),
             lambda: CoordinatorStats(
                 live=len(self._roster),
                 checked_out=self._roster.checked_out,
@@ -308,7 +293,7 @@ class SessionCoordinator(Generic[R]):
                 close_interruptions=self._finaliser.interruptions,
                 events_dropped=self._bus.dropped,
                 cleanup=self._cleanup_task.stats(),
-            )
+            ),
         )
 
     # ---- Cleaning up
@@ -322,7 +307,7 @@ class SessionCoordinator(Generic[R]):
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
         self._roster.check_open()
-        return self._count_removable(age) if dry_run else self._sweep(self._read(), age)
+        return self._sweep.count(self._read(), age) if dry_run else self._sweep.remove(self._read(), age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
@@ -392,7 +377,7 @@ class SessionCoordinator(Generic[R]):
             )
         reading = self._clock.read()
         if self._cleanup_task.falls_to_caller(reading):
-            self._sweep(reading, None)
+            self._sweep.remove(reading)
             # That may have taken long.
             reading = self._clock.read()
         return reading
@@ -405,50 +390,11 @@ class SessionCoordinator(Generic[R]):
     def _call_elsewhere(self, call: Callable[[], None]) -> None:
         threading.Thread(target=call, name="sessionkit-deferred", daemon=True).start()
 
-    def _finish(self, claimed: list[ManagedSession[R]]) -> int:
-        try:
-            return self._finaliser.run(claimed)
-        finally:
-            self._bus.deliver()
-
-    def _finish_ready(self) -> None:
-        while True:
-            with self._lock:
-                claimed = self._finaliser.claim_batch(BATCH)
-            if not claimed:
-                return
-            self._finish(claimed)
-
-    def _when_settled(self, answer: Callable[[], T]) -> T:
-        """Answer under the lock once all expired sessions are set aside; the lock is let go after each batch."""
-        reading = self._read()
-        while True:
-            with self._lock:
-                if not self._roster.settle(self._clock.advance(reading), BATCH):
-                    return answer()
-            time.sleep(LET_IN_SECONDS)
-
-    def _sweep(self, reading: float, age: float | None) -> int:
-        removed = 0
-        while True:
-            with self._lock:
-                ended = self._roster.end_due(self._clock.advance(reading), age, BATCH)
-                claimed = self._finaliser.claim_batch(BATCH)
-            removed += self._finish(claimed)
-            if max(ended, len(claimed)) < BATCH:
-                return removed
-            time.sleep(LET_IN_SECONDS)
-
-    def _count_removable(self, age: float | None) -> int:
-        due, resting = self._when_settled(lambda: (self._roster.removable(), self._roster.snapshot() if age else []))
-        now = self._clock.latest
-        return due + sum(idle_for_more(session, age, now) for session in resting if age is not None)
-
     def _run_cleanup(self) -> CleanupRun | None:
         if self._roster.closed:
             return None
         reading = self._clock.read()
-        return CleanupRun(reading, self._sweep(reading, None))
+        return CleanupRun(reading, self._sweep.remove(reading))
 
     # ---- What sessions ask for
 

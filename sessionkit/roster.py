@@ -19,7 +19,7 @@ Session = ManagedSession[Any]
 
 
 class Roster(Directory):
-    """The members of one coordinator, which calls all of it with its lock held. Whoever leaves goes to the finaliser."""
+    """The members of one coordinator, which calls all of it with its lock held. Leavers go to the finaliser."""
 
     def __init__(self, config: CoordinatorConfig, clock: SteadyClock, finaliser: Finaliser) -> None:
         super().__init__(config, clock, finaliser)

@@ -156,7 +156,7 @@ def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-def test_the_task_survives_every_error(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+def test_rule_7_the_cleanup_task_survives_every_error(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
     """A cleanup run that raises, whatever it raises, is logged and counted, and the next run comes."""
     survived = threading.Event()
     calls = 0
@@ -182,7 +182,7 @@ def test_the_task_survives_every_error(error: type[BaseException], caplog: pytes
     assert any("failed" in record.getMessage() for record in caplog.records)
 
 
-def test_the_task_survives_a_clock_and_a_log_handler_that_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rule_7_the_cleanup_task_survives_a_clock_and_a_log_handler_that_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a clock that fails for a while nor a log handler that raises ends the task."""
     ran_again = threading.Event()
     readings = 0
@@ -303,7 +303,7 @@ def no_thread(self: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_without_a_thread_later_calls_clean_up(
+def test_rule_7_without_a_thread_callers_clean_up(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If no thread can be started, callers remove what is due.
@@ -421,7 +421,7 @@ def test_a_task_that_was_closed_does_not_start(session_coordinator: CoordinatorF
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_thousand_dropped_coordinators_leave_no_thread() -> None:
+def test_rule_11_a_thousand_dropped_coordinators_leave_no_thread() -> None:
     """A coordinator that is dropped while its task runs is collected, and its thread ends."""
     dropped: list[weakref.ref[SessionCoordinator[Any]]] = []
     threads: list[threading.Thread] = []
@@ -440,7 +440,7 @@ def test_a_thousand_dropped_coordinators_leave_no_thread() -> None:
     assert cleanup_threads() == []
 
 
-def test_dropping_warns_once_and_closing_does_not() -> None:
+def test_rule_11_dropping_warns_once_and_closing_does_not() -> None:
     """Only a coordinator that was not closed warns when it is collected."""
     coordinator: SessionCoordinator[Any] = SessionCoordinator()
     coordinator.close()
@@ -480,7 +480,7 @@ def test_at_the_exit_of_the_interpreter_nothing_is_waited_for(session_coordinato
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_a_coordinator_that_is_dropped_during_its_own_run_ends_its_thread(session_clock: ManualClock) -> None:
+def test_rule_11_a_coordinator_that_is_dropped_during_its_own_run_ends_its_thread(session_clock: ManualClock) -> None:
     """If the last reference goes while the cleanup thread is at work, the thread ends with that run."""
     inside, go_on = threading.Event(), threading.Event()
 

@@ -126,7 +126,7 @@ def test_a_touch_under_freezegun_starts_idle_time_again() -> None:
         lambda coordinator, session: session.set_state(SessionState.PROCESSING),
     ],
 )
-def test_each_public_call_reads_the_clock_once(call: Callable[[Any, Any], object]) -> None:
+def test_rule_10_each_public_call_reads_the_clock_once(call: Callable[[Any, Any], object]) -> None:
     """With auto_tick_seconds, which moves the time at each reading, every call moves it once."""
     with freeze_time("2026-01-01", auto_tick_seconds=1) as frozen:
         coordinator: SessionCoordinator[Any] = SessionCoordinator()
@@ -148,7 +148,7 @@ def test_giving_back_reads_the_clock_once() -> None:
         assert frozen.time_to_freeze - before == timedelta(seconds=1)
 
 
-def test_time_moved_back_neither_expires_nor_revives(
+def test_rule_10_time_moved_back_neither_expires_nor_revives(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """A clock that goes back neither expires nor revives anything.
@@ -176,7 +176,7 @@ def test_time_moved_back_neither_expires_nor_revives(
     assert live.id not in coordinator
 
 
-def test_freezegun_moved_back_neither_expires_nor_revives() -> None:
+def test_rule_10_freezegun_moved_back_neither_expires_nor_revives() -> None:
     """The same with freeze_time: move_to an earlier instant changes nothing for anyone."""
     with freeze_time("2026-01-01") as frozen, SessionCoordinator() as coordinator:
         session = coordinator.create_session()

@@ -30,7 +30,7 @@ fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fo
 
 
 @fork
-def test_a_child_starts_with_no_sessions_and_its_own_task(session_clock: ManualClock) -> None:
+def test_rule_11_a_child_starts_with_no_sessions_and_its_own_task(session_clock: ManualClock) -> None:
     """After fork the child's coordinator is empty, has a living cleanup thread, and closes nothing of its parent's."""
     closings = Closings()
 
@@ -55,7 +55,7 @@ def test_a_child_starts_with_no_sessions_and_its_own_task(session_clock: ManualC
 
 
 @fork
-def test_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock(
+def test_rule_11_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock(
     session_coordinator: CoordinatorFactory,
 ) -> None:
     """The lock, the queue and the channel may all be taken by another thread of the parent at the fork."""

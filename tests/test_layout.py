@@ -22,6 +22,7 @@ LAYERS = [
     ["table", "tombstones", "cleanup", "finaliser", "fork"],
     ["active", "directory"],
     ["roster"],
+    ["sweep"],
     ["checkout"],
     ["coordinator"],
     ["testing", "accesslog"],

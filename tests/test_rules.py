@@ -486,9 +486,7 @@ def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
     assert looked_at <= 3
 
 
-# ---- Rule 7 is in test_cleanup.py: the cleanup task cannot die
-
-# ---- Rule 10: monotonic time inside; one reading a call (see test_clock.py)
+# ---- Rule 10: monotonic time inside; its other tests are in test_clock.py
 
 
 def test_rule_10_last_active_never_moves_back_between_threads() -> None:
@@ -510,7 +508,7 @@ def test_rule_10_last_active_never_moves_back_between_threads() -> None:
         assert session.metadata.last_active == 30
 
 
-# ---- Rules 7 and 11: test_cleanup.py and test_fork_and_exit.py
+# ---- Rules 7 and 11 have their tests in test_cleanup.py and test_fork_and_exit.py
 
 
 def test_limits_hold_on_every_interleaving_of_two_creations() -> None:
