@@ -22,10 +22,12 @@ class RemovalCause(enum.Enum):
 
 
 class Ending(NamedTuple):
-    """The end of one session: its cause, and its instant on the coordinator's clock.
+    """The end of one session: its cause, its instant on the coordinator's clock, and the limit it came up against.
 
-    An expired session ended at the instant its time ran out, not when somebody noticed.
+    An expired session ended at the instant its time ran out, not when somebody noticed. The limit is in seconds for
+    `IDLE` and `LIFETIME`, a number of sessions for `CAPACITY`, and None where there was none.
     """
 
     cause: RemovalCause
     at: float
+    limit: float | None = None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from .ending import RemovalCause
 
 _ENDED = {
-    RemovalCause.IDLE: "it was idle for more than its session timeout",
-    RemovalCause.LIFETIME: "it reached its maximum lifetime",
-    RemovalCause.CAPACITY: "it was evicted to make room for a new session",
+    RemovalCause.IDLE: "it was idle for more than {limit} seconds",
+    RemovalCause.LIFETIME: "it reached its maximum lifetime of {limit} seconds",
+    RemovalCause.CAPACITY: "it was evicted to make room, because {limit} sessions may live at once",
     RemovalCause.CLOSED: "it was closed",
     RemovalCause.SHUTDOWN: "its coordinator was closed",
 }
@@ -35,19 +35,21 @@ class SessionNotFoundError(SessionError, LookupError):
 class SessionExpiredError(SessionNotFoundError):
     """The session was here and ended; the coordinator remembers why for a while."""
 
-    def __init__(self, session_id: str, cause: RemovalCause, ended_at: float) -> None:
+    def __init__(self, session_id: str, cause: RemovalCause, ended_at: float, limit: float | None = None) -> None:
         super().__init__(session_id)
         # All of them in `args`, so that the error can be pickled and copied.
-        self.args = (session_id, cause, ended_at)
+        self.args = (session_id, cause, ended_at, limit)
         self.cause = cause
         """Why it ended: a `RemovalCause`."""
         self.ended_at = ended_at
         """When it ended: a reading of the coordinator's clock, in seconds."""
+        self.limit = limit
+        """What it came up against: seconds of idleness or of life, or the number of sessions that may live at once."""
 
     def __str__(self) -> str:
         return (
             f"session {self.session_id!r} ended at {self.ended_at!r} on the coordinator's clock: "
-            f"{_ENDED[self.cause]}. Create a new one with create_session()"
+            f"{_ENDED[self.cause].format(limit=self.limit)}. Create a new one with create_session()"
         )
 
 

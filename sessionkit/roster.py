@@ -88,7 +88,7 @@ class Roster(Directory):
         if self._config.on_full == "evict":
             with contextlib.suppress(KeyError):
                 evicted = self._table.popitem()[1]
-                self.end(evicted, Ending(RemovalCause.CAPACITY, now), now)
+                self.end(evicted, Ending(RemovalCause.CAPACITY, now, self._table.maxsize), now)
                 return evicted
         raise SessionLimitError(
             f"max_active_sessions={self._config.max_active_sessions} live sessions exist"
@@ -169,7 +169,7 @@ class Roster(Directory):
             ended += 1
         if age is not None:
             for session in self._table.idle_for(age, now, limit - ended):
-                self.end(session, Ending(RemovalCause.IDLE, now), now)
+                self.end(session, Ending(RemovalCause.IDLE, now, age), now)
                 ended += 1
         return ended
 

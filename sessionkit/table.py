@@ -100,7 +100,9 @@ class SessionTable(cachetools.Cache[str, Session]):
         life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
         if now - min(idle_end, life_end) <= SLACK:
             return None
-        return Ending(RemovalCause.IDLE, idle_end) if idle_end <= life_end else Ending(RemovalCause.LIFETIME, life_end)
+        if idle_end <= life_end:
+            return Ending(RemovalCause.IDLE, idle_end, session._timeout)
+        return Ending(RemovalCause.LIFETIME, life_end, self._max_lifetime)
 
     def settle(self, now: float, limit: int) -> bool:
         """Set aside up to `limit` sessions whose time ran out; True if there may be more."""

@@ -156,7 +156,9 @@ def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-def test_rule_7_the_cleanup_task_survives_every_error(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+def test_rule_7_the_cleanup_task_survives_every_error(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     """A cleanup run that raises, whatever it raises, is logged and counted, and the next run comes."""
     survived = threading.Event()
     calls = 0

@@ -61,7 +61,7 @@ def test_demo() -> None:
         "live     True",
         "live     False",
         "SessionExpiredError, cause IDLE",
-        "it was idle for more than its session timeout",
+        "it was idle for more than 1800.0 seconds",
         "'support' left, cause IDLE",
         "removed 1, 0 live",
     ]

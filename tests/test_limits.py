@@ -74,7 +74,7 @@ def test_evict_removes_the_least_recently_active(
     coordinator.create_session("e")
 
     assert closings == [("b", RemovalCause.CAPACITY), ("c", RemovalCause.CAPACITY)]
-    with pytest.raises(SessionExpiredError, match="evicted"):
+    with pytest.raises(SessionExpiredError, match="evicted to make room, because 3 sessions may live at once"):
         coordinator.get_session(sessions["b"].id)
 
 
