@@ -14,7 +14,7 @@ class ActiveMark:
     """The active session of one coordinator; guarded by its lock.
 
     When the active session ends, the one that was most recently active at that moment takes its place; if there is
-    none, none is active until the next switch. `settle` is called before any activity is noted, so that it makes no
+    none, none is active until the next switch. `current` is called before any activity is noted, so that it makes no
     difference when an end is noticed.
     """
 
@@ -26,7 +26,7 @@ class ActiveMark:
         """Make the session the active one."""
         self._session = session
 
-    def settle(self, now: float) -> Session | None:
+    def current(self, now: float) -> Session | None:
         """The active session; if its time ran out, its place has been taken."""
         if self._session is not None and self._table.ending_of(self._session, now) is not None:
             self._session = self._table.most_recent(now, but=self._session)

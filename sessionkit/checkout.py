@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Generic, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol
 
 from .clock import SteadyClock
 from .errors import SessionBusyError, SessionExpiredError
@@ -21,7 +21,7 @@ class Lender(Protocol):
     _roster: Roster
     _sweep: Sweep
 
-    def _read(self) -> float: ...
+    def _begin_call(self) -> float: ...
 
 
 Place = tuple[ManagedSession[R], Hold, Waiter]
@@ -52,7 +52,7 @@ class Checkout(Generic[R]):
             )
         holder = this_thread.token
         queued: Place[R] | None = None
-        reading = self._lender._read()
+        reading = self._lender._begin_call()
         try:
             with self._lender._lock:
                 now = self._lender._clock.advance(reading)
@@ -74,6 +74,16 @@ class Checkout(Generic[R]):
     def __exit__(self, *exc_info: object) -> None:
         self._give_back(self._session, self._holder)
         self._session = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of session {self._session_id!r}, for a with block>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> None:
+            raise AttributeError(
+                f"{self!r} has no {name!r}; write `with coordinator.checkout(...) as session:` and use the session"
+            )
 
     def _queue(self, hold: Hold, holder: object) -> Waiter:
         if hold.would_deadlock(holder, self._exclusive):

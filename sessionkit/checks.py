@@ -50,7 +50,9 @@ def checked_name_or_id(value: object) -> str:
 
 def _matching(pattern: re.Pattern[str], value: object, what: str, rule: str) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"a {what} must be a str, not {shown(value)} ({type(value).__name__}); use {rule}")
+        raise TypeError(
+            f"a {what} must be a str, such as session.id, not {shown(value)} ({type(value).__name__}); use {rule}"
+        )
     if not pattern.fullmatch(value):
         raise InvalidSessionError(f"{what} {shown(value)} ({len(value)} characters) is not allowed; use {rule}")
     return value
@@ -61,6 +63,14 @@ def checked_seconds(what: str, value: object) -> float:
     seconds = _seconds(what, value)
     if not 0 < seconds < math.inf:
         raise ValueError(f"{what} must be above 0 seconds and finite, not {shown(value)}")
+    return seconds
+
+
+def checked_shift(what: str, value: object) -> float:
+    """A step in time, in seconds: finite, forward or back."""
+    seconds = _seconds(what, value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{what} must be finite seconds, not {shown(value)}")
     return seconds
 
 

@@ -54,10 +54,14 @@ class SteadyClock:
     def advance(self, reading: float) -> float:
         """The time now: `reading`, or the latest reading so far where that was later.
 
-        Infinity and NaN move nothing; as the very first reading they raise `ValueError`.
+        Infinity and NaN move nothing; as the very first reading they raise `ValueError`. What is no number raises
+        `TypeError`.
         """
-        if self.latest < reading < inf:
-            self.latest = reading
-        elif self.latest == -inf:
-            raise ValueError(f"the clock reads {reading!r}; it must give finite seconds")
+        try:
+            if self.latest < reading < inf:
+                self.latest = reading
+            elif self.latest == -inf:
+                raise ValueError(f"the clock reads {reading!r}; it must give finite seconds")
+        except TypeError:
+            raise TypeError(f"the clock reads {reading!r}; it must give seconds as a number") from None
         return self.latest

@@ -1,8 +1,9 @@
-"""The coordinator: the lock, and every decision about live sessions."""
+"""The coordinator: the lock, the clock, and every public call."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import secrets
 import sys
 import threading
@@ -67,16 +68,18 @@ class SessionCoordinator(Generic[R]):
         for what, function in (("clock", clock), ("resource_factory", resource_factory), ("on_close", on_close)):
             if function is not None and not callable(function):
                 raise TypeError(f"{what} must be callable, not {shown(function)}")
+            if inspect.iscoroutinefunction(function):
+                raise TypeError(f"{what} must be a plain function, not the coroutine function {shown(function)}")
         self.config = CoordinatorConfig() if config is None else config
         """The settings it was made with."""
         self._clock = SteadyClock(system_clock if clock is None else clock)
         self._resource_factory = resource_factory
         self._on_close = on_close
         self._self: weakref.ref[Keeper] = weakref.ref(self)
-        self._start_clean()
+        self._make_parts()
         start_clean_after_fork(self)
 
-    def _start_clean(self) -> None:
+    def _make_parts(self) -> None:
         self._lock = threading.RLock()
         self._bus = EventBus()
         self._finaliser = Finaliser(self._lock, self._bus, self._on_close)
@@ -99,7 +102,8 @@ class SessionCoordinator(Generic[R]):
 
         `name`: 1 to 64 of ASCII letters, digits, space, `.`, `_`, `-`, unique among live sessions; default none.
         `session_id`: 1 to 128 of the same without the space, unique; default `secrets.token_urlsafe(32)`.
-        `data`: copied, one level deep. `resource`: the live object; default what `resource_factory` makes.
+        `data`: a dict that JSON can say; copied, one level deep. `resource`: the live object; default what
+        `resource_factory` makes.
         `session_timeout`: seconds or a timedelta; default the config's. Keep to a handful of different ones: a cleanup
         looks at one session for each.
 
@@ -114,9 +118,9 @@ class SessionCoordinator(Generic[R]):
         if session_timeout is not None:
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
-            raise TypeError(f"data must be a dict that JSON can say, not {shown(data)}")
+            raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
         session = ManagedSession(self._self, session_id, name, timeout, dict(data or {}), resource)
-        reading = self._read()
+        reading = self._begin_call()
         roster = self._roster
         with self._lock:
             displaced = roster.reserve(session, self._clock.advance(reading))
@@ -169,11 +173,11 @@ class SessionCoordinator(Generic[R]):
         if self._interrupted():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
             session = self._roster.find(session_id, now)
-            self._roster.active.settle(now)
+            self._roster.active.current(now)
             self._roster.end(session, Ending(RemovalCause.CLOSED, now), now)
             claimed = self._finaliser.claim(session)
         self._sweep.finish(claimed)
@@ -189,10 +193,14 @@ class SessionCoordinator(Generic[R]):
         if self._interrupted():
             self._call_elsewhere(self.close)
             return
-        reading = self._clock.read()
+        # A clock that fails must not keep the sessions open.
+        with contextlib.suppress(Exception):
+            reading = self._clock.read()
+            with self._lock:
+                self._clock.advance(reading)
         self._roster.closed = True
         self._cleanup_task.close()
-        self._sweep.shut_down(reading)
+        self._sweep.shut_down()
         self._bus.close()
 
     # ---- Using
@@ -202,13 +210,13 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
         """
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             return self._roster.find(session_id, self._clock.advance(reading))
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does."""
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
             self._roster.touch(self._roster.find(session_id, now), now)
@@ -232,7 +240,7 @@ class SessionCoordinator(Generic[R]):
 
         Raises as `get_session` does.
         """
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
             session = self._roster.find_named(name_or_id, now)
@@ -248,20 +256,20 @@ class SessionCoordinator(Generic[R]):
 
         None before the first switch, and when no session was left to take its place.
         """
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
-            return self._roster.active.settle(self._clock.advance(reading))
+            return self._roster.active.current(self._clock.advance(reading))
 
     # ---- Looking
 
     def list_sessions(self) -> list[ManagedSession[R]]:
         """All live sessions, least recently active first."""
-        sessions = self._sweep.when_settled(self._read(), self._roster.snapshot)
+        sessions = self._sweep.when_settled(self._begin_call(), self._roster.snapshot)
         return sorted(sessions, key=lambda session: session._last_active)
 
     def __len__(self) -> int:
         """How many sessions are live: expired ones never count, whether or not cleanup has run."""
-        return self._sweep.when_settled(self._read(), self._roster.__len__)
+        return self._sweep.when_settled(self._begin_call(), self._roster.__len__)
 
     def __bool__(self) -> bool:
         """A coordinator is true, also while it keeps no sessions."""
@@ -269,7 +277,7 @@ class SessionCoordinator(Generic[R]):
 
     def __contains__(self, session_id: object) -> bool:
         """Whether a live session has this id."""
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             return self._roster.is_live(session_id, self._clock.advance(reading))
 
@@ -283,7 +291,7 @@ class SessionCoordinator(Generic[R]):
     def stats(self) -> CoordinatorStats:
         """The figures at this moment. Works after `close()` too."""
         return self._sweep.when_settled(
-            self._read(),
+            self._begin_call(),
             lambda: CoordinatorStats(
                 live=len(self._roster),
                 checked_out=self._roster.checked_out,
@@ -306,8 +314,9 @@ class SessionCoordinator(Generic[R]):
         `close()`.
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
+        count_only = checked_flag("dry_run", dry_run)
         self._roster.check_open()
-        return self._sweep.count(self._read(), age) if dry_run else self._sweep.remove(self._read(), age)
+        return self._sweep.count(self._begin_call(), age) if count_only else self._sweep.remove(self._begin_call(), age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
@@ -361,15 +370,15 @@ class SessionCoordinator(Generic[R]):
         self._cleanup_task.abandon()
         self._bus.abandon()
         closed, wanted = self._roster.closed, self._cleanup_task.wanted
-        self._start_clean()
+        self._make_parts()
         self._roster.closed = closed
         if wanted:
             self.start_cleanup_task()
 
     # ---- The lock, the clock, and the work outside the lock
 
-    def _read(self) -> float:
-        """Read the clock, after the cleanup that no thread could be started for."""
+    def _begin_call(self) -> float:
+        """Read the clock for a public call; first, do the cleanup that no thread could be started for."""
         if self._interrupted():
             raise RuntimeError(
                 "a signal handler or finaliser that interrupts the coordinator in the middle of a decision may only "
@@ -401,7 +410,7 @@ class SessionCoordinator(Generic[R]):
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
     ) -> None:
-        reading = self._read()
+        reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
             self._roster.require(session, now)

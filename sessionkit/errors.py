@@ -29,7 +29,10 @@ class SessionNotFoundError(SessionError, LookupError):
         """The id that was asked for."""
 
     def __str__(self) -> str:
-        return f"no live session {self.session_id!r}: check the id, or create a session with create_session()"
+        return (
+            f"no live session {self.session_id!r}: check the id (switch_session() finds names too), "
+            "or create one with create_session()"
+        )
 
 
 class SessionExpiredError(SessionNotFoundError):
@@ -62,7 +65,7 @@ class SessionLimitError(SessionError):
 
 
 class SessionBusyError(SessionError):
-    """The session stayed checked out by another thread for the whole of `timeout`."""
+    """The session stayed checked out by another thread for the whole of `timeout`, or waiting could never end."""
 
 
 class InvalidSessionError(SessionError, ValueError):

@@ -35,9 +35,11 @@ def session_coordinator(session_clock: ManualClock) -> Iterator[CoordinatorFacto
         return coordinator
 
     yield make
-    left = [complaint for coordinator in made for complaint in _left_by(coordinator)]
-    for coordinator in made:
-        coordinator.close()
+    try:
+        left = [complaint for coordinator in made for complaint in _left_by(coordinator)]
+    finally:
+        for coordinator in made:
+            coordinator.close()
     if left:
         pytest.fail("\n".join(left), pytrace=False)
 

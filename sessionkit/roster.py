@@ -7,7 +7,7 @@ from typing import Any
 
 from .active import ActiveMark
 from .clock import SteadyClock
-from .config import CoordinatorConfig
+from .config import CoordinatorConfig, OnFull
 from .directory import Directory
 from .ending import Ending, RemovalCause
 from .errors import SessionExistsError, SessionLimitError
@@ -16,6 +16,11 @@ from .hold import Hold
 from .session import ManagedSession
 
 Session = ManagedSession[Any]
+
+_ADVICE: dict[OnFull, str] = {
+    "reject": "; close some, raise the limit, or let on_full='evict' make room",
+    "evict": ", and all are checked out; wait until one is given back, or raise the limit",
+}
 
 
 class Roster(Directory):
@@ -41,7 +46,7 @@ class Roster(Directory):
         Those who had to leave for it are claimed from the finaliser and returned.
         """
         self.check_open()
-        self.active.settle(now)
+        self.active.current(now)
         leavers = self._end_if_over(self._table.get(session.id), now)
         if session.name is not None:
             leavers += self._end_if_over(self._names.get(session.name), now)
@@ -71,7 +76,7 @@ class Roster(Directory):
 
     def open(self, session: Session, now: float) -> None:
         """The session is ready: its time begins."""
-        self.active.settle(now)
+        self.active.current(now)
         self._opening.pop(session.id, None)
         session._hold = None
         session._created_at = session._last_active = now
@@ -92,15 +97,14 @@ class Roster(Directory):
                 return evicted
         raise SessionLimitError(
             f"max_active_sessions={self._config.max_active_sessions} live sessions exist"
-            + (" and all are checked out" if self._config.on_full == "evict" else "")
-            + "; close some, raise the limit, or make room with on_full='evict'"
+            + _ADVICE[self._config.on_full]
         )
 
     # ---- Being used
 
     def touch(self, session: Session, now: float) -> None:
         """The session is active now."""
-        self.active.settle(now)
+        self.active.current(now)
         session._last_active = now
         self._table.touched(session)
 
@@ -161,7 +165,7 @@ class Roster(Directory):
 
     def end_due(self, now: float, age: float | None, limit: int) -> int:
         """End up to `limit` sessions that are due, or at rest and idle for more than `age`; how many that were."""
-        self.active.settle(now)
+        self.active.current(now)
         self._table.settle(now, limit)
         ended = 0
         while ended < limit and (session := self._table.next_overdue()) is not None:

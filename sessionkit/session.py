@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 from weakref import ref
 
+from .checks import shown
 from .ending import Ending
 from .errors import CoordinatorClosedError, InvalidSessionError
 from .hold import Hold
@@ -82,13 +83,13 @@ class ManagedSession(Generic[R]):
         "_data",
         "_ending",
         "_hold",
+        "_id",
         "_last_active",
         "_message_count",
+        "_name",
         "_resource",
         "_state",
         "_timeout",
-        "id",
-        "name",
     )
 
     def __init__(
@@ -101,11 +102,9 @@ class ManagedSession(Generic[R]):
         resource: R | None,
     ) -> None:
         self._coordinator = coordinator
-        self.id: Final = session_id
-        """Unique among the coordinator's sessions."""
-        self.name: Final = name
-        """Unique among the coordinator's live sessions; None if it has none."""
-        self._timeout: Final = timeout
+        self._id = session_id
+        self._name = name
+        self._timeout = timeout
         self._data = data
         self._resource = resource
         self._state = SessionState.ACTIVE
@@ -117,6 +116,16 @@ class ManagedSession(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} id={self.id!r} name={self.name!r} {self._state.name}>"
+
+    @property
+    def id(self) -> str:
+        """Unique among the coordinator's sessions."""
+        return self._id
+
+    @property
+    def name(self) -> str | None:
+        """Unique among the coordinator's live sessions; None if it has none."""
+        return self._name
 
     @property
     def metadata(self) -> SessionMetadata:
@@ -157,7 +166,9 @@ class ManagedSession(Generic[R]):
         `SessionCoordinator.close_session` is for.
         """
         if not isinstance(state, SessionState):
-            raise TypeError(f"a state must be a SessionState, not {state!r}; use one of {list(SessionState)}")
+            raise TypeError(
+                f"a state must be SessionState.ACTIVE, .WAITING_FOR_INPUT or .PROCESSING, not {shown(state)}"
+            )
         if state is SessionState.CLOSED:
             raise InvalidSessionError(
                 f"session {self.id!r} cannot be set from {self._state.name} to CLOSED; "

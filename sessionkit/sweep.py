@@ -37,7 +37,10 @@ class Sweep:
         self._bus = bus
 
     def finish(self, claimed: list[Session]) -> int:
-        """Finalise what was claimed, bring its events to the channels, and return how many that were."""
+        """Finalise what was claimed, which is to say taken from the finaliser's queue; then bring events to channels.
+
+        Whoever claims sessions must call this with them. Returns how many were finalised.
+        """
         try:
             return self._finaliser.run(claimed)
         finally:
@@ -71,10 +74,10 @@ class Sweep:
         now = self._clock.latest
         return due + sum(idle_for_more(session, age, now) for session in resting if age is not None)
 
-    def shut_down(self, reading: float) -> None:
+    def shut_down(self) -> None:
         """End all that are in the roster, which is closed, and finalise those that nobody has checked out."""
         with self._lock:
-            now = self._clock.advance(reading)
+            now = self._clock.latest
             sessions = self._roster.everyone()
         for start in range(0, len(sessions), BATCH):
             with self._lock:

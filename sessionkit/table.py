@@ -73,8 +73,8 @@ class SessionTable(cachetools.Cache[str, Session]):
         return session.id, session
 
     def touched(self, session: Session) -> None:
-        """The session was active just now: it goes to the end of its line, if it stands in one."""
-        line = self._lines.get(session._timeout)
+        """The session was active just now: it goes to the end of its line, or of those who are busy."""
+        line = self._busy if session.id in self._busy else self._lines.get(session._timeout)
         if line is not None and session.id in line:
             line.move_to_end(session.id)
 
@@ -126,9 +126,8 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
-        busy = (session for session in self._busy.values() if self._is_live(session, now, but))
-        resting = (self._last_live(line, now, but) for line in self._lines.values())
-        return max((s for s in chain(busy, resting) if s is not None), key=_last_active, default=None)
+        last = [self._last_live(line, now, but) for line in (self._busy, *self._lines.values())]
+        return max((session for session in last if session is not None), key=_last_active, default=None)
 
     def everyone(self) -> list[Session]:
         """All sessions, those set aside included: first those, then those at rest, then the busy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from .checks import Duration
+from .checks import Duration, checked_shift
 
 
 class ManualClock:
@@ -28,7 +28,7 @@ class ManualClock:
 
     def advance(self, duration: Duration) -> None:
         """Move on by a number of seconds, or a `datetime.timedelta`; less than 0 moves back, as a broken clock does."""
-        seconds = duration if isinstance(duration, int | float) else duration.total_seconds()
+        seconds = checked_shift("duration", duration)
         with self._lock:
             self._reading += seconds
 

@@ -11,6 +11,7 @@ import pytest
 
 from sessionkit import CoordinatorConfig, InvalidSessionError, SessionCoordinator, SessionError
 from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.testing import ManualClock
 
 BAD_NAMES = ["", "x" * 65, "naïve", "new\nline", "tab\t", "nul\0", "a/b", "emoji 🎈", "trailing\n"]
 BAD_IDS = ["", "x" * 129, "ünicode", "with space", "a/b", "..%2f", "new\nline", "x\x7f"]
@@ -88,9 +89,12 @@ def test_names_and_ids_of_the_wrong_type_are_refused(value: Any, coordinator: Se
         lambda: coordinator.close_session(value),
         lambda: coordinator.checkout(value).__enter__(),
     ):
-        with pytest.raises(TypeError, match="must be a str, not .*" + type(value).__name__):
+        with pytest.raises(TypeError, match="must be a str, such as session.id, not .*" + type(value).__name__):
             call()
     assert coordinator.stats().created == 0
+
+
+async def a_coroutine_function(*_: Any) -> None: ...
 
 
 def duration_calls(coordinator: SessionCoordinator[Any]) -> list[tuple[str, Callable[[Any], object]]]:
@@ -164,6 +168,7 @@ def test_an_interval_longer_than_the_timeout_only_warns() -> None:
         ((), {"clock": 5.0}, r"clock must be callable, not 5\.0"),
         ((), {"on_close": "close"}, "on_close must be callable, not 'close'"),
         ((), {"resource_factory": []}, r"resource_factory must be callable, not \[\]"),
+        ((), {"on_close": a_coroutine_function}, "on_close must be a plain function, not the coroutine function"),
     ],
 )
 def test_a_coordinator_made_of_the_wrong_things_is_refused(arguments: Any, options: Any, message: str) -> None:
@@ -172,9 +177,53 @@ def test_a_coordinator_made_of_the_wrong_things_is_refused(arguments: Any, optio
         SessionCoordinator(*arguments, **options)
 
 
+def test_ids_and_names_cannot_be_changed(coordinator: SessionCoordinator[Any]) -> None:
+    """What a session is known by is read-only."""
+    session = coordinator.create_session("support")
+    for attribute in ("id", "name"):
+        with pytest.raises(AttributeError):
+            setattr(session, attribute, "another")
+    assert coordinator.switch_session("support").id == session.id
+
+
+@pytest.mark.parametrize("dry_run", ["no", None, 1])
+def test_dry_run_is_true_or_false(dry_run: Any, coordinator: SessionCoordinator[Any]) -> None:
+    """A dry run is asked for with a bool."""
+    with pytest.raises(TypeError, match="dry_run must be True or False"):
+        coordinator.cleanup_inactive_sessions(dry_run=dry_run)
+
+
+@pytest.mark.parametrize(
+    ("duration", "error"), [("3", TypeError), (None, TypeError), (True, TypeError), (math.nan, ValueError)]
+)
+def test_the_manual_clock_takes_finite_seconds_only(duration: Any, error: type[Exception]) -> None:
+    """What would break the clock is refused, and the clock stands where it stood."""
+    clock = ManualClock(5)
+    with pytest.raises(error, match="duration must be"):
+        clock.advance(duration)
+    assert clock() == 5
+
+
+@pytest.mark.parametrize("reading", ["12:00", None, [5]])
+def test_a_clock_that_gives_no_number_is_refused(reading: Any) -> None:
+    """A clock gives seconds as a number; the message has what it gave instead."""
+    with SessionCoordinator[Any](clock=lambda: reading) as coordinator:
+        with pytest.raises(TypeError, match="must give seconds as a number"):
+            coordinator.create_session()
+        with pytest.raises(TypeError, match="must give seconds as a number"):
+            len(coordinator)
+
+
+def test_a_checkout_without_with_says_what_to_write(coordinator: SessionCoordinator[Any]) -> None:
+    """Whoever forgets `with` is told."""
+    session = coordinator.create_session()
+    with pytest.raises(AttributeError, match=r"has no 'data'; write `with coordinator\.checkout"):
+        _ = coordinator.checkout(session.id).data  # type: ignore[attr-defined]  # the mistake under test
+
+
 @pytest.mark.parametrize("data", [["a"], "text", 5, [("a", 1)]])
 def test_data_of_the_wrong_type_is_refused(data: Any, coordinator: SessionCoordinator[Any]) -> None:
     """The data of a session is a dict."""
-    with pytest.raises(TypeError, match="data must be a dict"):
+    with pytest.raises(TypeError, match="data must be a dict or another mapping"):
         coordinator.create_session("support", data=data)
     assert coordinator.create_session("support").data == {}

@@ -337,13 +337,26 @@ def test_a_later_thread_is_never_taken_for_the_one_that_has_the_session(coordina
     """A checkout may outlive its thread, and no thread that comes after it has the session as if it were that one."""
     session = coordinator.create_session()
     checkout = coordinator.checkout(session.id)
-    thread = threading.Thread(target=checkout.__enter__)
-    thread.start()
-    thread.join(WAIT)
-    for _ in range(5):
-        # Python gives the ident of the thread that has ended to one of these.
-        with in_thread(lambda: take_and_leave(coordinator, session.id, timeout=0)) as later:
-            assert isinstance(later.exception(WAIT), SessionBusyError)
+    idents: list[int] = []
+
+    def enter() -> None:
+        idents.append(threading.get_ident())
+        checkout.__enter__()
+
+    def enter_later() -> None:
+        idents.append(threading.get_ident())
+        with pytest.raises(SessionBusyError):
+            take_and_leave(coordinator, session.id, timeout=0)
+        refused.append(idents[-1])
+
+    refused: list[int] = []
+    for target in [enter, *[enter_later] * 50]:
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join(WAIT)
+    assert refused == idents[1:]
+    # Python gave the ident of the thread that had ended to a later one.
+    assert idents[0] in refused
     checkout.__exit__()
     assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
 

@@ -216,6 +216,30 @@ def test_a_held_up_delivery_is_neither_overtaken_nor_waited_for(
     assert [event.session_id for event in drain(channel)] == ["first", "second"]
 
 
+def test_what_is_posted_at_the_end_of_a_delivery_is_delivered(session_coordinator: CoordinatorFactory) -> None:
+    """An event that another thread posts while a delivery is ending, and cannot deliver itself, is not forgotten."""
+    bus = session_coordinator()._bus
+    channel = bus.subscribe(10)
+
+    class EndingLock:
+        """At the end of the first delivery, another thread posts an event, and finds the lock taken."""
+
+        def __init__(self) -> None:
+            self.late: list[str] = ["late"]
+
+        def acquire(self, *, blocking: bool) -> bool:
+            return not blocking
+
+        def release(self) -> None:
+            if self.late:
+                bus.post(EventKind.CREATED, self.late.pop(), 0.0)
+
+    bus._delivering = EndingLock()  # type: ignore[assignment]  # it is a lock in all that matters
+    bus.post(EventKind.CREATED, "early", 0.0)
+    bus.deliver()
+    assert [event.session_id for event in drain(channel)] == ["early", "late"]
+
+
 def test_a_channel_gets_only_what_is_decided_after_it_was_made(session_coordinator: CoordinatorFactory) -> None:
     """An event that was noted for a channel that is gone is not brought to one that came later."""
     coordinator = session_coordinator()

@@ -36,6 +36,7 @@ def test_rule_11_a_child_starts_with_no_sessions_and_its_own_task(session_clock:
 
     def child() -> tuple[Any, ...]:
         stats = coordinator.stats()
+        assert parents_task._closed
         threads = [thread.name for thread in threading.enumerate()]
         with pytest.raises(SessionNotFoundError):
             coordinator.get_session(inherited.id)
@@ -49,6 +50,7 @@ def test_rule_11_a_child_starts_with_no_sessions_and_its_own_task(session_clock:
 
     with SessionCoordinator(clock=session_clock, on_close=closings) as coordinator:
         inherited = coordinator.create_session("support")
+        parents_task = coordinator._cleanup_task
         assert in_child(child) == (0, 0, True, True, "support", 1, [("support", RemovalCause.IDLE)])
         assert coordinator.get_session(inherited.id) is inherited
     assert closings == [("support", RemovalCause.SHUTDOWN)]
@@ -146,8 +148,10 @@ def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: 
     for name in ("a", "b", "c"):
         coordinator.create_session(name)
     session_clock.advance(4000)
+    finaliser = coordinator._finaliser
     removed = coordinator.cleanup_inactive_sessions()
     if forked:
+        assert not any(finaliser.removed.values())
         os.write(forked[0], repr((asked, removed, len(coordinator))).encode())
         os._exit(0)
     coordinator.close()

@@ -87,7 +87,10 @@ def test_evict_leaves_checked_out_sessions_alone(session_coordinator: Coordinato
         third = coordinator.create_session()
         assert set(coordinator.list_sessions()) == {held, third}
         assert resting.id not in coordinator
-        with coordinator.checkout(third.id), pytest.raises(SessionLimitError, match="all are checked out"):
+        with (
+            coordinator.checkout(third.id),
+            pytest.raises(SessionLimitError, match="all are checked out; wait until one is given back"),
+        ):
             coordinator.create_session()
 
 

@@ -409,7 +409,13 @@ def test_rule_5_who_interrupts_a_decision_does_not_decide(
 ) -> None:
     """A signal handler or finaliser in the middle of a decision: closing goes on elsewhere, all else is refused."""
     closings = Closings()
-    coordinator = session_coordinator(CONFIG, on_close=closings)
+    free: list[bool] = []
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        free.append(lock_is_free(coordinator))
+        closings(session, cause)
+
+    coordinator = session_coordinator(CONFIG, on_close=on_close)
     first, second = coordinator.create_session("first"), coordinator.create_session("second")
     channel = coordinator.subscribe()
     with coordinator._lock:
@@ -432,6 +438,7 @@ def test_rule_5_who_interrupts_a_decision_does_not_decide(
     with coordinator._lock:
         coordinator.close()
     assert [event.session_id for event in channel] == [second.id]
+    assert free == [True, True]
     assert closings == [("first", RemovalCause.CLOSED), ("second", RemovalCause.SHUTDOWN)]
 
 
@@ -462,6 +469,35 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
     assert coordinator.cleanup_inactive_sessions() == 7
     # Each of the 7 is looked at once to set it aside, after the oldest of all, and once to end it; three heads remain.
     assert looked_at <= 7 * 3 + 2 * 3
+
+
+@pytest.mark.parametrize("busy", [3, 300])
+def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
+    busy: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the active session expires, the number of checked-out sessions that are looked at does not grow either."""
+    coordinator = session_coordinator(CONFIG)
+    checkouts = [coordinator.checkout(coordinator.create_session().id) for _ in range(busy)]
+    coordinator.switch_session(coordinator.create_session().id)
+    session_clock.advance(1)
+    held = [checkout.__enter__() for checkout in checkouts]
+    session_clock.advance(30)
+    held[1].touch()
+    session_clock.advance(31)
+    looked_at = 0
+    ending_of = SessionTable.ending_of
+
+    def counting(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
+        nonlocal looked_at
+        looked_at += 1
+        return ending_of(table, session, now)
+
+    monkeypatch.setattr(SessionTable, "ending_of", counting)
+    assert coordinator.cleanup_inactive_sessions() == 1
+    assert looked_at <= 8
+    assert coordinator.active_session is held[1]
+    for checkout in checkouts:
+        checkout.__exit__()
 
 
 def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
