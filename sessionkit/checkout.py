@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, Protocol
 
 from .clock import SteadyClock
@@ -22,6 +23,10 @@ class Lender(Protocol):
     _sweep: Sweep
 
     def _begin_call(self) -> float: ...
+
+    def _interrupted(self) -> bool: ...
+
+    def _call_elsewhere(self, call: Callable[[], None]) -> None: ...
 
 
 Place = tuple[ManagedSession[R], Hold, Waiter]
@@ -72,8 +77,9 @@ class Checkout(Generic[R]):
         return session
 
     def __exit__(self, *exc_info: object) -> None:
-        self._give_back(self._session, self._holder)
-        self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            self._give_back(session, self._holder)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self._session_id!r}, for a with block>"
@@ -116,8 +122,10 @@ class Checkout(Generic[R]):
         if waiter.granted:
             self._give_back(session, waiter.holder)
 
-    def _give_back(self, session: ManagedSession[R] | None, holder: object) -> None:
-        if session is None:
+    def _give_back(self, session: ManagedSession[R], holder: object) -> None:
+        if self._lender._interrupted():
+            # A generator that holds this checkout is collected in the middle of a decision.
+            self._lender._call_elsewhere(lambda: self._give_back(session, holder))
             return
         reading = self._lender._clock.latest
         try:

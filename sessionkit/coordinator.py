@@ -14,7 +14,16 @@ from types import MappingProxyType
 from typing import Any, Generic
 
 from .checkout import Checkout
-from .checks import Duration, checked_flag, checked_id, checked_name, checked_seconds, checked_wait, shown
+from .checks import (
+    Duration,
+    checked_flag,
+    checked_id,
+    checked_name,
+    checked_name_or_id,
+    checked_seconds,
+    checked_wait,
+    shown,
+)
 from .cleanup import CleanupRun, CleanupTask, call_weakly
 from .clock import Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
@@ -127,27 +136,29 @@ class SessionCoordinator(Generic[R]):
         made = False
         try:
             self._sweep.finish(displaced)
-            if resource is None and self._resource_factory is not None:
+            if resource is None and self._resource_factory is not None and roster is self._roster:
                 session._resource = self._resource_factory(session)
                 made = True
         except BaseException:
             with self._lock:
                 roster.unreserve(session)
             raise
-        if made or displaced:
-            # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
-            with contextlib.suppress(Exception):
-                reading = self._clock.read()
-        self._open(session, roster, reading, made)
+        try:
+            if made or displaced:
+                # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
+                with contextlib.suppress(Exception):
+                    self._advance(self._clock.read())
+        finally:
+            self._open(session, roster, made)
         return session
 
-    def _open(self, session: ManagedSession[R], roster: Roster, reading: float, made: bool) -> None:
+    def _open(self, session: ManagedSession[R], roster: Roster, made: bool) -> None:
         claimed: list[ManagedSession[R]] = []
         with self._lock:
             if roster is not self._roster:
-                # A factory that forks returns in the child too, where the session and its resource are the parent's.
+                # A callback that forks returns in the child too, where the session and its resource are the parent's.
                 raise SessionNotFoundError(session.id)
-            now = self._clock.advance(reading)
+            now = self._clock.latest
             closed = roster.closed
             if made or not closed:
                 roster.open(session, now)
@@ -170,6 +181,8 @@ class SessionCoordinator(Generic[R]):
         If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
+        if not isinstance(session_id, str):
+            checked_id(session_id)
         if self._interrupted():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
@@ -186,18 +199,16 @@ class SessionCoordinator(Generic[R]):
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
 
         A session that is checked out is gone for every caller too, and is finalised when it is given back; `close` does
-        not wait for that, and channels do not tell of it. It waits for a cleanup run that is under way, for 5 seconds
-        at most. Closing again does nothing, unless a close callback was interrupted: then it goes on where that one
-        stopped.
+        not wait for that. Channels do not tell of it, nor of those that another thread is finalising at the moment.
+        `close` waits for a cleanup run that is under way, for 5 seconds at most. Closing again does nothing, unless a
+        close callback was interrupted: then it goes on where that one stopped.
         """
         if self._interrupted():
             self._call_elsewhere(self.close)
             return
         # A clock that fails must not keep the sessions open.
         with contextlib.suppress(Exception):
-            reading = self._clock.read()
-            with self._lock:
-                self._clock.advance(reading)
+            self._advance(self._clock.read())
         self._roster.closed = True
         self._cleanup_task.close()
         self._sweep.shut_down()
@@ -210,12 +221,16 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
         """
+        if not isinstance(session_id, str):
+            checked_id(session_id)
         reading = self._begin_call()
         with self._lock:
             return self._roster.find(session_id, self._clock.advance(reading))
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does."""
+        if not isinstance(session_id, str):
+            checked_id(session_id)
         reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
@@ -233,6 +248,8 @@ class SessionCoordinator(Generic[R]):
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
         gets `SessionBusyError` at once, because that wait could never end.
         """
+        if not isinstance(session_id, str):
+            checked_id(session_id)
         return Checkout(self, session_id, checked_flag("exclusive", exclusive), checked_wait("timeout", timeout))
 
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
@@ -240,6 +257,8 @@ class SessionCoordinator(Generic[R]):
 
         Raises as `get_session` does.
         """
+        if not isinstance(name_or_id, str):
+            checked_name_or_id(name_or_id)
         reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
@@ -343,7 +362,7 @@ class SessionCoordinator(Generic[R]):
 
     def __repr__(self) -> str:
         state = "closed" if self._roster.closed else "open"
-        return f"<{type(self).__name__} {state}, {len(self._roster)} sessions in memory>"
+        return f"<{type(self).__name__} {state}, {self._roster.in_memory} sessions in memory>"
 
     def __del__(
         self,
@@ -391,13 +410,18 @@ class SessionCoordinator(Generic[R]):
             reading = self._clock.read()
         return reading
 
+    def _advance(self, reading: float) -> None:
+        with self._lock:
+            self._clock.advance(reading)
+
     def _interrupted(self) -> bool:
         # The thread that calls has the lock already: no user code runs under it, so this is a signal handler or a
         # finaliser which Python runs between two steps of a decision. threading.Condition asks the lock the same way.
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # typeshed does not know it
 
     def _call_elsewhere(self, call: Callable[[], None]) -> None:
-        threading.Thread(target=call, name="sessionkit-deferred", daemon=True).start()
+        # No daemon: the interpreter must not exit before it is done.
+        threading.Thread(target=call, name="sessionkit-deferred").start()
 
     def _run_cleanup(self) -> CleanupRun | None:
         if self._roster.closed:

@@ -42,6 +42,11 @@ class Directory:
         """How many sessions are live, once nobody is left to be set aside."""
         return len(self._table) - self._table.overdue
 
+    @property
+    def in_memory(self) -> int:
+        """How many sessions are here, those included whose time has run out."""
+        return len(self._table)
+
     def snapshot(self) -> list[Session]:
         """All live sessions, in no particular order, once nobody is left to be set aside."""
         return self._table.snapshot()
@@ -62,10 +67,7 @@ class Directory:
     def find(self, session_id: str, now: float) -> Session:
         """The live session with this id. Raises `SessionNotFoundError`, or its child if the session has ended."""
         self.check_open()
-        try:
-            session = self._table.get(session_id)
-        except TypeError:  # it cannot be hashed, so it is no id either, which the next check tells
-            session = None
+        session = self._table.get(session_id)
         if session is None:
             raise self._absent(session_id)
         ending = self._table.ending_of(session, now)

@@ -6,6 +6,7 @@ import enum
 import threading
 from collections import deque
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Self
 from weakref import ref
 
@@ -51,7 +52,10 @@ class EventChannel:
         self.capacity = checked_count("capacity", capacity)
         """How many unread events it keeps."""
         self._events: deque[SessionEvent] = deque()
-        self._changed = threading.Condition()
+        # A token for each event, and one for the end. Unlike a condition, a SimpleQueue may be put to by a signal
+        # handler that interrupts a reader just before it waits.
+        self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.RLock()
         self._closed = False
         self._dropped = 0
 
@@ -71,17 +75,23 @@ class EventChannel:
         None if there was none in that time, or if the channel is closed and read out.
         """
         seconds = checked_wait("timeout", timeout)
-        if seconds is not None:
-            seconds = min(seconds, threading.TIMEOUT_MAX)
-        with self._changed:
-            self._changed.wait_for(lambda: self._events or self._closed, seconds)
-            return self._events.popleft() if self._events else None
+        try:
+            self._tokens.get(timeout=None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        except Empty:
+            return None
+        with self._lock:
+            if self._events:
+                return self._events.popleft()
+        # The token of the end, which is for everybody.
+        self._tokens.put(None)
+        return None
 
     def close(self) -> None:
         """Take no more events and end all waiting. Closing again does nothing."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._tokens.put(None)
 
     def __iter__(self) -> Self:
         return self
@@ -100,21 +110,27 @@ class EventChannel:
 
     def put(self, event: SessionEvent) -> bool:
         """Add an event, and say whether none had to be dropped for it. For the coordinator."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 return True
             fits = len(self._events) < self.capacity
             if not fits:
+                # Its token serves the new event.
                 self._events.popleft()
                 self._dropped += 1
             self._events.append(event)
-            self._changed.notify()
+            if fits:
+                self._tokens.put(None)
             return fits
 
     def abandon(self) -> None:
         """Close the copy that a forked child has; the parent's threads, and their lock, are not here any more."""
-        self._changed = threading.Condition()
-        self._closed = True
+        self._lock = threading.RLock()
+        self._tokens = SimpleQueue()
+        for _ in self._events:
+            self._tokens.put(None)
+        self._closed = False
+        self.close()
 
 
 Channels = tuple[ref[EventChannel], ...]
@@ -146,10 +162,13 @@ class EventBus:
     def subscribe(self, capacity: int) -> EventChannel:
         """A new channel; it gets what is posted from now on. It is not kept alive for that."""
         channel = EventChannel(capacity)
+        reference = ref(channel)
         with self._changing:
+            self._channels = (*filter(_takes_more, self._channels), reference)
+            # After the fact, because a signal handler may have closed the bus in between.
             if self._closed:
+                self._channels = ()
                 raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
-            self._channels = (*self._channels, ref(channel))
         return channel
 
     def post(self, kind: EventKind, session_id: str, at: float, cause: RemovalCause | None = None) -> None:
@@ -163,8 +182,12 @@ class EventBus:
             try:
                 while self._posted:
                     self._bring(*self._posted.popleft())
-            finally:
+            except BaseException:
+                # An interruption strikes one event; the others, and the end, are brought all the same.
                 self._delivering.release()
+                self.deliver()
+                raise
+            self._delivering.release()
 
     def close(self) -> None:
         """Close every channel once what was posted before is delivered."""
@@ -180,15 +203,21 @@ class EventBus:
             channel.abandon()
 
     def _bring(self, event: SessionEvent | None, channels: Channels) -> None:
+        stale = False
         for reference in channels:
             channel = reference()
             if channel is None or channel.closed:
-                self._forget(reference)
+                stale = True
             elif event is None:
                 channel.close()
             elif not channel.put(event):
                 self._dropped += 1
+        if stale:
+            with self._changing:
+                if self._channels is channels:
+                    self._channels = tuple(filter(_takes_more, channels))
 
-    def _forget(self, reference: ref[EventChannel]) -> None:
-        with self._changing:
-            self._channels = tuple(other for other in self._channels if other is not reference)
+
+def _takes_more(reference: ref[EventChannel]) -> bool:
+    channel = reference()
+    return channel is not None and not channel.closed

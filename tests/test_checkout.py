@@ -372,9 +372,13 @@ def test_a_clock_that_fails_does_not_keep_the_session(session_coordinator: Coord
 
     coordinator = session_coordinator(clock=clock)
     session = coordinator.create_session()
-    with pytest.raises(OSError, match="no time"), coordinator.checkout(session.id):
-        fails = True
-    fails = False
+    with coordinator.checkout(session.id):
+        checkout = coordinator.checkout(session.id)
+        with pytest.raises(OSError, match="no time"), checkout:
+            fails = True
+        fails = False
+        checkout.__exit__()
+        assert coordinator.stats().checked_out == 1
     assert coordinator.stats().checked_out == 0
     assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
 

@@ -108,24 +108,90 @@ def test_get_waits_for_the_next_event(session_coordinator: CoordinatorFactory) -
         assert reader.result(WAIT) == SessionEvent(EventKind.CREATED, session.id, 0)
 
 
-def test_close_wakes_a_reader_that_waits(
+def test_close_lets_all_readers_go(session_coordinator: CoordinatorFactory) -> None:
+    """Readers that wait are let go when their channel is closed, also by a handler just before they wait."""
+    channel = session_coordinator().subscribe()
+    about_to_wait = threading.Semaphore(0)
+    closed_by_handler = False
+    tokens = channel._tokens
+
+    class Interrupted:
+        """A queue whose reader is interrupted just before it waits."""
+
+        def get(self, timeout: float | None) -> None:
+            nonlocal closed_by_handler
+            about_to_wait.release()
+            if threading.current_thread() is threading.main_thread():
+                channel.close()
+                closed_by_handler = True
+            tokens.get(timeout=timeout)
+
+        def put(self, token: None) -> None:
+            tokens.put(token)
+
+    channel._tokens = Interrupted()  # type: ignore[assignment]  # it is a queue in all that matters
+    with in_thread(channel.get) as first, in_thread(channel.get) as second:
+        for _ in range(2):
+            assert about_to_wait.acquire(timeout=WAIT)
+        assert channel.get() is None
+        assert (first.result(WAIT), second.result(WAIT)) == (None, None)
+    assert closed_by_handler
+
+
+def test_channels_that_come_and_go_cost_no_writer(session_coordinator: CoordinatorFactory) -> None:
+    """However many channels were closed or dropped, the next subscription and the next event forget them all."""
+    coordinator = session_coordinator()
+    kept = coordinator.subscribe()
+    for _ in range(100):
+        coordinator.subscribe().close()
+    assert len(coordinator._bus._channels) <= 2
+    closed = [coordinator.subscribe() for _ in range(100)]
+    for channel in closed:
+        channel.close()
+    for _ in range(2):
+        coordinator.create_session()
+    assert len(coordinator._bus._channels) == 1
+    assert len(drain(kept)) == 2
+
+
+def test_an_interrupted_delivery_brings_the_rest(
     session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader that waits for an event is let go when its channel is closed, and gets None."""
-    channel = session_coordinator().subscribe()
-    about_to_wait = threading.Event()
-    wait_for = channel._changed.wait_for
+    """An exception that a signal handler raises in the middle of a delivery loses neither later events nor the end."""
+    bus = session_coordinator()._bus
+    channel = bus.subscribe(10)
+    put = channel.put
 
-    def wait_for_and_tell(*arguments: Any) -> bool:
-        # The reader has the channel's lock until it really waits, and so close() comes after that.
-        about_to_wait.set()
-        return wait_for(*arguments)
+    def put_or_exit(event: SessionEvent) -> bool:
+        if event.session_id == "struck":
+            bus.close()
+            raise SystemExit
+        return put(event)
 
-    monkeypatch.setattr(channel._changed, "wait_for", wait_for_and_tell)
-    with in_thread(channel.get, 2 * WAIT) as reader:
-        assert about_to_wait.wait(WAIT)
-        channel.close()
-        assert reader.result(WAIT) is None
+    monkeypatch.setattr(channel, "put", put_or_exit)
+    for session_id in ("struck", "later"):
+        bus.post(EventKind.CREATED, session_id, 0.0)
+    with pytest.raises(SystemExit):
+        bus.deliver()
+    assert [event.session_id for event in channel] == ["later"]
+    assert channel.closed
+
+
+def test_a_handler_that_closes_during_subscribe(
+    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close() in the middle of subscribe(): no channel is left that nobody closes."""
+    bus = session_coordinator()._bus
+    bus.subscribe(1)
+
+    def close_and_filter(function: Any, channels: Any) -> Any:
+        bus.close()
+        return filter(function, channels)
+
+    monkeypatch.setattr("sessionkit.events.filter", close_and_filter, raising=False)
+    with pytest.raises(CoordinatorClosedError):
+        bus.subscribe(1)
+    assert bus._channels == ()
 
 
 def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:

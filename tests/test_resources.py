@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -158,6 +159,33 @@ def test_a_clock_that_fails_after_the_factory_loses_no_resource(session_coordina
     session = coordinator.create_session("support")
     fails = False
     assert coordinator.get_session(session.id).resource == "agent"
+    coordinator.close()
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+def test_an_interrupt_after_the_factory_loses_no_resource(
+    error: type[BaseException] | None, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Ctrl-C right after the factory, or a clock gone wrong: the session is there, and is closed in its turn."""
+    made = False
+
+    def clock() -> Any:
+        if made and error is not None:
+            raise error
+        return "noon" if made else session_clock()
+
+    def factory(_: ManagedSession[Any]) -> str:
+        nonlocal made
+        made = True
+        return "agent"
+
+    closings = Closings()
+    coordinator = session_coordinator(clock=clock, resource_factory=factory, on_close=closings)
+    with pytest.raises(error) if error else nullcontext():
+        coordinator.create_session("support")
+    made = False
+    assert [session.resource for session in coordinator.list_sessions()] == ["agent"]
     coordinator.close()
     assert closings == [("support", RemovalCause.SHUTDOWN)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -402,6 +403,60 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
         coordinator.create_session()
     assert first.id not in coordinator
     assert {what for what, answers in free.items() if answers and all(answers)} == set(free)
+
+
+def test_rule_5_a_checkout_that_is_collected_in_the_middle_of_a_decision(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """A generator that holds a session, collected while its thread decides, gives back in another thread."""
+    closed: list[tuple[bool, str]] = []
+    done = threading.Event()
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closed.append((lock_is_free(coordinator), threading.current_thread().name))
+        done.set()
+
+    def respond(session_id: str) -> Iterator[str]:
+        with coordinator.checkout(session_id) as session:
+            yield session.id
+
+    coordinator = session_coordinator(CONFIG, on_close=on_close)
+    session = coordinator.create_session()
+    response = respond(session.id)
+    next(response)
+    coordinator.close_session(session.id)
+    with coordinator._lock:
+        response.close()
+        assert closed == []
+    assert done.wait(WAIT)
+    assert closed == [(True, "sessionkit-deferred")]
+
+
+def test_rule_5_what_is_no_id_is_not_hashed_under_the_lock(session_coordinator: CoordinatorFactory) -> None:
+    """The methods of an object that somebody passes for an id do not run under the lock."""
+    coordinator = session_coordinator(CONFIG)
+    free: list[bool] = []
+
+    class NoId:
+        def __hash__(self) -> int:
+            free.append(lock_is_free(coordinator))
+            return 1
+
+        def __repr__(self) -> str:
+            free.append(lock_is_free(coordinator))
+            return "NoId()"
+
+    for call in (
+        coordinator.get_session,
+        coordinator.touch_session,
+        coordinator.close_session,
+        coordinator.switch_session,
+        coordinator.checkout,
+    ):
+        with pytest.raises(TypeError, match=r"NoId\(\)"):
+            call(NoId())  # type: ignore[operator]  # the mistake under test
+    assert NoId() not in coordinator
+    assert free == [True] * 5
 
 
 def test_rule_5_who_interrupts_a_decision_does_not_decide(
