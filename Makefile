@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 demo: $(READY)  ## replay an access log, then show the life of a session
 	$(BIN)/python -m examples.demo
 
-test: $(READY)  ## every test, on branch coverage of 100 %
+test: $(READY)  ## every test, with a branch coverage of 100 %
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
@@ -28,6 +28,7 @@ clean:
 	rm -rf $(VENV)
 
 $(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sessionkit needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,test,check]'
 	touch $@

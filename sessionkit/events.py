@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
+import time
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -133,6 +134,9 @@ class EventChannel:
         self.close()
 
 
+TURN = 100
+"""How many events one thread delivers for all before another one may take over."""
+
 Channels = tuple[ref[EventChannel], ...]
 
 
@@ -180,7 +184,7 @@ class EventBus:
         """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
         while self._posted and self._delivering.acquire(blocking=False):
             try:
-                while self._posted:
+                for _ in range(min(len(self._posted), TURN)):
                     self._bring(*self._posted.popleft())
             except BaseException:
                 # An interruption strikes one event; the others, and the end, are brought all the same.
@@ -188,6 +192,9 @@ class EventBus:
                 self.deliver()
                 raise
             self._delivering.release()
+            if self._posted:
+                # Others post as fast as this thread delivers: let one of them have its turn.
+                time.sleep(0)
 
     def close(self) -> None:
         """Close every channel once what was posted before is delivered."""
