@@ -48,14 +48,18 @@ def checked_name_or_id(value: object) -> str:
     )
 
 
-def _matching(pattern: re.Pattern[str], value: object, what: str, rule: str) -> str:
+def checked_str(what: str, value: object) -> str:
+    """A str in whatever form: one that is looked up and not found is checked further."""
     if not isinstance(value, str):
-        raise TypeError(
-            f"a {what} must be a str, such as session.id, not {shown(value)} ({type(value).__name__}); use {rule}"
-        )
-    if not pattern.fullmatch(value):
-        raise InvalidSessionError(f"{what} {shown(value)} ({len(value)} characters) is not allowed; use {rule}")
+        raise TypeError(f"a {what} must be a str, such as session.id, not {shown(value)} ({type(value).__name__})")
     return value
+
+
+def _matching(pattern: re.Pattern[str], value: object, what: str, rule: str) -> str:
+    text = checked_str(what, value)
+    if not pattern.fullmatch(text):
+        raise InvalidSessionError(f"{what} {shown(text)} ({len(text)} characters) is not allowed; use {rule}")
+    return text
 
 
 def checked_seconds(what: str, value: object) -> float:

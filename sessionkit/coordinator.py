@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic
+from typing import Any, Generic, Self
 
 from .checkout import Checkout
 from .checks import (
@@ -19,8 +19,8 @@ from .checks import (
     checked_flag,
     checked_id,
     checked_name,
-    checked_name_or_id,
     checked_seconds,
+    checked_str,
     checked_wait,
     shown,
 )
@@ -181,8 +181,7 @@ class SessionCoordinator(Generic[R]):
         If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
-        if not isinstance(session_id, str):
-            checked_id(session_id)
+        checked_str("session id", session_id)
         if self._interrupted():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
@@ -221,16 +220,14 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
         """
-        if not isinstance(session_id, str):
-            checked_id(session_id)
+        checked_str("session id", session_id)
         reading = self._begin_call()
         with self._lock:
             return self._roster.find(session_id, self._clock.advance(reading))
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does."""
-        if not isinstance(session_id, str):
-            checked_id(session_id)
+        checked_str("session id", session_id)
         reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
@@ -248,8 +245,7 @@ class SessionCoordinator(Generic[R]):
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
         gets `SessionBusyError` at once, because that wait could never end.
         """
-        if not isinstance(session_id, str):
-            checked_id(session_id)
+        checked_str("session id", session_id)
         return Checkout(self, session_id, checked_flag("exclusive", exclusive), checked_wait("timeout", timeout))
 
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
@@ -257,8 +253,7 @@ class SessionCoordinator(Generic[R]):
 
         Raises as `get_session` does.
         """
-        if not isinstance(name_or_id, str):
-            checked_name_or_id(name_or_id)
+        checked_str("session name or id", name_or_id)
         reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
@@ -353,7 +348,7 @@ class SessionCoordinator(Generic[R]):
 
     # ---- Context manager, collection, fork
 
-    def __enter__(self) -> SessionCoordinator[R]:
+    def __enter__(self) -> Self:
         self.start_cleanup_task()
         return self
 

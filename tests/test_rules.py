@@ -500,9 +500,23 @@ def test_rule_5_who_interrupts_a_decision_does_not_decide(
 # ---- Rule 6: cleanup costs what it removes, not what is alive
 
 
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the sessions that the table has looked at, to see whether their time has run out."""
+    looks: list[str] = []
+    ending_of = SessionTable.ending_of
+
+    def look(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
+        looks.append(session.id)
+        return ending_of(table, session, now)
+
+    monkeypatch.setattr(SessionTable, "ending_of", look)
+    return looks
+
+
 @pytest.mark.parametrize("alive", [10, 1000])
 def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
-    alive: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    alive: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
     """The number of sessions that a cleanup looks at does not grow with the number alive."""
     coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=None, max_lifetime=1000))
@@ -512,23 +526,15 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
     for number in range(alive):
         coordinator.create_session(session_timeout=600 if number % 2 else None)
     session_clock.advance(11)
-    looked_at = 0
-    ending_of = SessionTable.ending_of
-
-    def counting(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
-        nonlocal looked_at
-        looked_at += 1
-        return ending_of(table, session, now)
-
-    monkeypatch.setattr(SessionTable, "ending_of", counting)
+    looks.clear()
     assert coordinator.cleanup_inactive_sessions() == 7
     # Each of the 7 is looked at once to set it aside, after the oldest of all, and once to end it; three heads remain.
-    assert looked_at <= 7 * 3 + 2 * 3
+    assert len(looks) <= 7 * 3 + 2 * 3
 
 
 @pytest.mark.parametrize("busy", [3, 300])
 def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
-    busy: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    busy: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
     """When the active session expires, the number of checked-out sessions that are looked at does not grow either."""
     coordinator = session_coordinator(CONFIG)
@@ -539,24 +545,16 @@ def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
     session_clock.advance(30)
     held[1].touch()
     session_clock.advance(31)
-    looked_at = 0
-    ending_of = SessionTable.ending_of
-
-    def counting(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
-        nonlocal looked_at
-        looked_at += 1
-        return ending_of(table, session, now)
-
-    monkeypatch.setattr(SessionTable, "ending_of", counting)
+    looks.clear()
     assert coordinator.cleanup_inactive_sessions() == 1
-    assert looked_at <= 8
+    assert len(looks) <= 8
     assert coordinator.active_session is held[1]
     for checkout in checkouts:
         checkout.__exit__()
 
 
 def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
-    session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
     """When the active session and many others have expired, one look at each line tells that nobody follows."""
     coordinator = session_coordinator(CONFIG)
@@ -564,17 +562,9 @@ def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
         coordinator.create_session()
     coordinator.switch_session(coordinator.create_session().id)
     session_clock.advance(61)
-    looked_at = 0
-    ending_of = SessionTable.ending_of
-
-    def counting(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
-        nonlocal looked_at
-        looked_at += 1
-        return ending_of(table, session, now)
-
-    monkeypatch.setattr(SessionTable, "ending_of", counting)
+    looks.clear()
     assert coordinator.active_session is None
-    assert looked_at <= 3
+    assert len(looks) <= 3
 
 
 # ---- Rule 10: monotonic time inside; its other tests are in test_clock.py
