@@ -6,10 +6,15 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from .support import WAIT
 
 pytest_plugins = ["pytester"]
+
+# Speed is for benchmarks; a test on a busy machine is no slower test.
+settings.register_profile("sessionkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sessionkit")
 
 
 @pytest.fixture(autouse=True)

@@ -322,6 +322,4 @@ class CoordinatorMachine(RuleBasedStateMachine):
 def test_the_coordinator_does_what_a_dict_and_a_full_scan_would_do(caplog: pytest.LogCaptureFixture) -> None:
     """Random lives of random sessions: both agree on who is live, who is active, who left, when and why."""
     with caplog.at_level("CRITICAL", logger="sessionkit"):
-        run_state_machine_as_test(
-            CoordinatorMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None)
-        )
+        run_state_machine_as_test(CoordinatorMachine, settings=settings(max_examples=200, stateful_step_count=40))
