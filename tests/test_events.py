@@ -28,6 +28,20 @@ def drain(channel: EventChannel) -> list[SessionEvent]:
     return list(iter(lambda: channel.get(timeout=0), None))
 
 
+def hold_up_delivery(channel: EventChannel, patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold up whoever delivers to the channel: the first event is set when it is there, the second lets it go on."""
+    inside, go_on = threading.Event(), threading.Event()
+    put = channel.put
+
+    def put_late(event: SessionEvent) -> bool:
+        inside.set()
+        assert go_on.wait(WAIT)
+        return put(event)
+
+    patch.setattr(channel, "put", put_late)
+    return inside, go_on
+
+
 def test_a_channel_tells_the_life_of_a_session(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
@@ -264,16 +278,7 @@ def test_a_held_up_delivery_is_neither_overtaken_nor_waited_for(
     """While one thread brings an event to a channel, another one's event is noted, and brought after it."""
     coordinator = session_coordinator()
     channel = coordinator.subscribe()
-    inside, go_on = threading.Event(), threading.Event()
-    put = channel.put
-
-    def put_late(event: SessionEvent) -> bool:
-        if event.session_id == "first":
-            inside.set()
-            assert go_on.wait(WAIT)
-        return put(event)
-
-    monkeypatch.setattr(channel, "put", put_late)
+    inside, go_on = hold_up_delivery(channel, monkeypatch)
     with in_thread(lambda: coordinator.create_session(session_id="first")):
         assert inside.wait(WAIT)
         coordinator.create_session(session_id="second")
@@ -324,15 +329,7 @@ def test_closing_while_an_event_is_brought_closes_after_it(
     """A channel is closed after the last event was brought, also where another thread is at that."""
     coordinator = session_coordinator()
     channel = coordinator.subscribe()
-    inside, go_on = threading.Event(), threading.Event()
-    put = channel.put
-
-    def put_late(event: SessionEvent) -> bool:
-        inside.set()
-        assert go_on.wait(WAIT)
-        return put(event)
-
-    monkeypatch.setattr(channel, "put", put_late)
+    inside, go_on = hold_up_delivery(channel, monkeypatch)
     with in_thread(lambda: coordinator.create_session(session_id="s-1")):
         assert inside.wait(WAIT)
         coordinator.close()
