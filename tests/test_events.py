@@ -112,6 +112,20 @@ def test_a_full_channel_drops_the_oldest_event_and_counts_it(session_coordinator
     assert coordinator.stats().events_dropped == 10
 
 
+def test_a_channel_that_was_full_waits_again_once_it_is_read_out(session_coordinator: CoordinatorFactory) -> None:
+    """Dropped events leave nothing behind that a later reader could take for an event or for the end."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe(capacity=2)
+    for _ in range(5):
+        coordinator.create_session()
+    assert len(drain(channel)) == 2
+    with in_thread(channel.get) as reader:
+        session = coordinator.create_session()
+        event = reader.result(WAIT)
+    assert event is not None
+    assert event.session_id == session.id
+
+
 def test_get_waits_for_the_next_event(session_coordinator: CoordinatorFactory) -> None:
     """A reader that waits is woken by the next event, and one that waits in vain gets None."""
     coordinator = session_coordinator()
