@@ -29,10 +29,6 @@ class Lender(Protocol):
     def _call_elsewhere(self, call: Callable[[], None]) -> None: ...
 
 
-Place = tuple[ManagedSession[R], Hold, Waiter]
-"""A place in the queue for a session."""
-
-
 class Checkout(Generic[R]):
     """Takes a session on entering and gives it back on leaving. Made by `SessionCoordinator.checkout`.
 
@@ -56,7 +52,7 @@ class Checkout(Generic[R]):
                 f"this checkout of session {self._session_id!r} was used already; call checkout() for each with block"
             )
         holder = this_thread.token
-        queued: Place[R] | None = None
+        queued: tuple[ManagedSession[R], Waiter] | None = None
         reading = self._lender._begin_call()
         try:
             with self._lender._lock:
@@ -66,7 +62,7 @@ class Checkout(Generic[R]):
                 if hold.take(holder, self._exclusive):
                     self._lender._roster.touch(session, now)
                 else:
-                    queued = session, hold, self._queue(hold, holder)
+                    queued = session, self._queue(hold, holder)
             if queued is not None:
                 self._wait(*queued)
         except BaseException:
@@ -99,7 +95,7 @@ class Checkout(Generic[R]):
             )
         return hold.queue(holder, self._exclusive)
 
-    def _wait(self, session: ManagedSession[R], _: Hold, waiter: Waiter) -> None:
+    def _wait(self, session: ManagedSession[R], waiter: Waiter) -> None:
         waiter.wait(self._timeout)
         # The wait may have been long: a second reading.
         reading = self._lender._clock.read()
@@ -116,9 +112,9 @@ class Checkout(Generic[R]):
                 )
             self._lender._roster.touch(session, now)
 
-    def _leave_queue(self, session: ManagedSession[R], hold: Hold, waiter: Waiter) -> None:
+    def _leave_queue(self, session: ManagedSession[R], waiter: Waiter) -> None:
         with self._lender._lock:
-            hold.withdraw(waiter)
+            waiter.hold.withdraw(waiter)
         if waiter.granted:
             self._give_back(session, waiter.holder)
 

@@ -180,9 +180,9 @@ class CleanupTask:
             self._failures += 1
             report_failure("a cleanup run failed; the next one will come")
             return not self._closed
-        if last is None or self._closed:
+        if last is None:
             return False
         self._last = last
         self._last_duration = time.perf_counter() - began
         self._removed += last.removed
-        return True
+        return not self._closed

@@ -136,7 +136,9 @@ class SessionCoordinator(Generic[R]):
         made = False
         try:
             self._sweep.finish(displaced)
-            if resource is None and self._resource_factory is not None and roster is self._roster:
+            # In a child that one of these callbacks forked, there is nothing to make: `_open` tells the caller.
+            forked = roster is not self._roster
+            if resource is None and self._resource_factory is not None and not forked:
                 session._resource = self._resource_factory(session)
                 made = True
         except BaseException:

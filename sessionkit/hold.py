@@ -22,9 +22,10 @@ this_thread = ThisThread()
 class Waiter:
     """One thread's place in the queue for one session."""
 
-    __slots__ = ("_wake", "exclusive", "granted", "holder")
+    __slots__ = ("_wake", "exclusive", "granted", "hold", "holder")
 
-    def __init__(self, holder: object, exclusive: bool) -> None:
+    def __init__(self, hold: Hold, holder: object, exclusive: bool) -> None:
+        self.hold = hold
         self.holder = holder
         self.exclusive = exclusive
         self.granted = False
@@ -76,7 +77,7 @@ class Hold:
 
     def queue(self, holder: object, exclusive: bool) -> Waiter:
         """A place at the end of the queue."""
-        waiter = Waiter(holder, exclusive)
+        waiter = Waiter(self, holder, exclusive)
         self._waiters.append(waiter)
         return waiter
 

@@ -256,6 +256,7 @@ def test_close_waits_for_a_run_that_is_under_way(session_clock: ManualClock) -> 
         go_on.set()
     assert order == ["run ended", "closed"]
     assert cleanup_threads() == []
+    assert coordinator.stats().cleanup.removed == 1
 
 
 def test_deadlines_are_kept_and_missed_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from sessionkit import (
     CoordinatorClosedError,
+    CoordinatorConfig,
     ManagedSession,
     RemovalCause,
     SessionCoordinator,
@@ -161,38 +162,55 @@ def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: 
 
 
 @fork
-def test_a_factory_that_forks_makes_no_session_in_the_child(session_clock: ManualClock) -> None:
-    """A fork inside a factory: the child has neither the session nor its resource, which are the parent's."""
+@pytest.mark.parametrize("forks_in", ["factory", "on_close"])
+def test_a_creation_that_forks_makes_no_session_in_the_child(forks_in: str, session_clock: ManualClock) -> None:
+    """A fork in the factory, or while the evicted is closed: the child has no session, and makes and closes nothing."""
+    made: list[str | None] = []
     closings = Closings()
     answers: list[Any] = []
     forked: list[int] = []
 
-    def factory(_: ManagedSession[Any]) -> str:
+    def fork_for(session: ManagedSession[Any], where: str, name: str) -> None:
+        if where != forks_in or session.name != name:
+            return
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
             forked.append(writer)
-            return "the parent's agent"
+            return
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             answers.append(pipe.read())
         os.waitpid(pid, 0)
+
+    def factory(session: ManagedSession[Any]) -> str:
+        made.append(session.name)
+        fork_for(session, "factory", "new")
         return "the parent's agent"
 
-    coordinator = SessionCoordinator(clock=session_clock, resource_factory=factory, on_close=closings)
-    outcome: Any = None
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        closings(session, cause)
+        fork_for(session, "on_close", "old")
+
+    config = CoordinatorConfig(max_active_sessions=1, on_full="evict")
+    coordinator = SessionCoordinator(config, clock=session_clock, resource_factory=factory, on_close=on_close)
+    coordinator.create_session("old")
+    outcome = "created"
     try:
-        outcome = coordinator.create_session("support")
+        coordinator.create_session("new")
     except SessionNotFoundError as error:
         outcome = type(error).__name__
     if forked:
         coordinator.close()
-        os.write(forked[0], repr((outcome, len(coordinator), list(closings))).encode())
+        os.write(forked[0], repr((outcome, len(coordinator), made, list(closings))).encode())
         os._exit(0)
     coordinator.close()
 
-    assert answers == [repr(("SessionNotFoundError", 0, [])).encode()]
-    assert closings == [("support", RemovalCause.SHUTDOWN)]
+    made_by_then = ["old", "new"] if forks_in == "factory" else ["old"]
+    evicted = [("old", RemovalCause.CAPACITY)]
+    assert answers == [repr(("SessionNotFoundError", 0, made_by_then, evicted)).encode()]
+    assert (outcome, made) == ("created", ["old", "new"])
+    assert closings == [*evicted, ("new", RemovalCause.SHUTDOWN)]
 
 
 @fork
