@@ -20,19 +20,20 @@ class ActiveMark:
 
     def __init__(self, table: SessionTable) -> None:
         self._table = table
-        self._session: Session | None = None
+        self.session: Session | None = None
+        """The active session when somebody last looked."""
 
     def put_on(self, session: Session) -> None:
         """Make the session the active one."""
-        self._session = session
+        self.session = session
 
     def current(self, now: float) -> Session | None:
         """The active session; if its time ran out, its place has been taken."""
-        if self._session is not None and self._table.ending_of(self._session, now) is not None:
-            self._session = self._table.most_recent(now, but=self._session)
-        return self._session
+        if self.session is not None and self._table.over(self.session, now) is not None:
+            self.session = self._table.most_recent(now, but=self.session)
+        return self.session
 
     def leave(self, session: Session, now: float) -> None:
         """The session has ended; if it was the active one, its place is taken."""
-        if self._session is session:
-            self._session = self._table.most_recent(now, but=session)
+        if self.session is session:
+            self.session = self._table.most_recent(now, but=session)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from .clock import SteadyClock
+from .clock import Clock, SteadyClock
 from .errors import SessionBusyError, SessionExpiredError
 from .hold import Hold, Waiter, this_thread
 from .roster import Roster
@@ -17,10 +18,12 @@ from .sweep import Sweep
 class Lender(Protocol):
     """What a checkout needs of its coordinator."""
 
+    _clock_without_lock: Clock | None
     _lock: threading.RLock
     _clock: SteadyClock
     _roster: Roster
     _sweep: Sweep
+    _at_hand: dict[str, ManagedSession[Any]]
 
     def _begin_call(self) -> float: ...
 
@@ -34,48 +37,65 @@ class Checkout(Generic[R]):
 
     For one `with` block: entering it again raises `RuntimeError`, unless it raised the first time. It may be left in
     another thread than the one that entered it, as a server does that closes a streamed response elsewhere.
+
+    Both ends begin with the steps that `sessionkit.pulse` describes, and take the lock when those do not do.
     """
 
-    __slots__ = ("_exclusive", "_holder", "_lender", "_session", "_session_id", "_timeout")
+    __slots__ = ("_lender", "_session", "_session_id", "_timeout", "exclusive", "in_books", "thread")
 
     def __init__(self, lender: Lender, session_id: str, exclusive: bool, timeout: float | None) -> None:
         self._lender = lender
         self._session_id = session_id
-        self._exclusive = exclusive
         self._timeout = timeout
-        self._holder: object | None = None
         self._session: ManagedSession[R] | None = None
+        self.exclusive = exclusive
+        self.in_books = False
+        self.thread: object | None = None
 
     def __enter__(self) -> ManagedSession[R]:
-        if self._holder is not None:
+        if self.thread is not None:
             raise RuntimeError(
                 f"this checkout of session {self._session_id!r} was used already; call checkout() for each with block"
             )
-        holder = this_thread.token
-        queued: tuple[ManagedSession[R], Waiter] | None = None
-        reading = self._lender._begin_call()
+        self.thread = this_thread.token
+        lender = self._lender
+        session: ManagedSession[R] | None = None
         try:
-            with self._lender._lock:
-                now = self._lender._clock.advance(reading)
-                session = self._lender._roster.find(self._session_id, now)
-                hold = self._lender._roster.hold(session)
-                if hold.take(holder, self._exclusive):
-                    self._lender._roster.touch(session, now)
-                else:
-                    queued = session, self._queue(hold, holder)
-            if queued is not None:
-                self._wait(*queued)
+            if self.exclusive and time.monotonic is lender._clock_without_lock:
+                session = lender._at_hand.get(self._session_id)
+                now = time.monotonic()
+                if session is not None and now < session._until:
+                    session._checkout = self if session._checkout is None else session._checkout  # one step
+                    if session._checkout is self:
+                        session._last_active = now if now > session._last_active else session._last_active  # one step
+                        if now < session._until:
+                            lender._roster.out.add(self._session_id)
+                            self._session = session
+                            return session
+                        self._give_back(session)
+            self._session = session = self._enter_with_lock()
+            return session
         except BaseException:
-            if queued is not None:
-                self._leave_queue(*queued)
+            # An interruption, if it was taken without the lock.
+            self.thread = self._session = None
+            if session is not None and session._checkout is self:
+                self._give_back(session)
             raise
-        self._holder, self._session = holder, session
-        return session
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, exc_type: object = None, exc: object = None, traceback: object = None) -> None:
         session, self._session = self._session, None
-        if session is not None:
-            self._give_back(session, self._holder)
+        if session is None:
+            return
+        lender = self._lender
+        if time.monotonic is lender._clock_without_lock and not self.in_books:
+            now = time.monotonic()
+            session._last_active = now if now > session._last_active else session._last_active  # one step
+            lender._roster.out.discard(self._session_id)
+            session._checkout = None if session._checkout is self else session._checkout  # one step
+            # Another thread may have put it in the books meanwhile, which mypy does not expect.
+            if not self.in_books and now < session._until:  # type: ignore[redundant-expr]
+                return
+        self._give_back(session)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self._session_id!r}, for a with block>"
@@ -87,13 +107,30 @@ class Checkout(Generic[R]):
                 f"{self!r} has no {name!r}; write `with coordinator.checkout(...) as session:` and use the session"
             )
 
-    def _queue(self, hold: Hold, holder: object) -> Waiter:
-        if hold.would_deadlock(holder, self._exclusive):
+    def _enter_with_lock(self) -> ManagedSession[R]:
+        queued: tuple[ManagedSession[R], Waiter] | None = None
+        reading = self._lender._begin_call()
+        try:
+            with self._lender._lock:
+                now = self._lender._clock.advance(reading)
+                session = self._lender._roster.find(self._session_id, now)
+                if not self._lender._roster.take(session, self, now):
+                    queued = session, self._queue(self._lender._roster.hold(session))
+            if queued is not None:
+                self._wait(*queued)
+        except BaseException:
+            if queued is not None:
+                self._leave_queue(*queued)
+            raise
+        return session
+
+    def _queue(self, hold: Hold) -> Waiter:
+        if hold.would_deadlock(self):
             raise SessionBusyError(
                 f"session {self._session_id!r} is shared by this thread and others, and this thread cannot wait for "
                 "them to leave: give the shared checkout back before asking for an exclusive one"
             )
-        return hold.queue(holder, self._exclusive)
+        return hold.queue(self)
 
     def _wait(self, session: ManagedSession[R], waiter: Waiter) -> None:
         waiter.wait(self._timeout)
@@ -101,7 +138,7 @@ class Checkout(Generic[R]):
         reading = self._lender._clock.read()
         with self._lender._lock:
             now = self._lender._clock.advance(reading)
-            ending = session._ending or self._lender._roster.ending_of(session, now)
+            ending = self._lender._roster.ending_of(session, now)
             if ending is not None:
                 self._lender._roster.check_open()
                 raise SessionExpiredError(session.id, *ending)
@@ -110,18 +147,18 @@ class Checkout(Generic[R]):
                     f"session {session.id!r} is checked out elsewhere, and was for all of timeout={self._timeout!r} "
                     "seconds; wait longer, or share it with exclusive=False on both sides"
                 )
-            self._lender._roster.touch(session, now)
+            self._lender._roster.taken(session, now)
 
     def _leave_queue(self, session: ManagedSession[R], waiter: Waiter) -> None:
         with self._lender._lock:
             waiter.hold.withdraw(waiter)
         if waiter.granted:
-            self._give_back(session, waiter.holder)
+            self._give_back(session)
 
-    def _give_back(self, session: ManagedSession[R], holder: object) -> None:
+    def _give_back(self, session: ManagedSession[R]) -> None:
         if self._lender._interrupted():
             # A generator that holds this checkout is collected in the middle of a decision.
-            self._lender._call_elsewhere(lambda: self._give_back(session, holder))
+            self._lender._call_elsewhere(lambda: self._give_back(session))
             return
         reading = self._lender._clock.latest
         try:
@@ -130,5 +167,5 @@ class Checkout(Generic[R]):
             # Even a clock that fails must not keep the session checked out for ever.
             with self._lender._lock:
                 now = self._lender._clock.advance(reading)
-                claimed = self._lender._roster.give_back(session, holder, self._exclusive, now)
+                claimed = self._lender._roster.give_back(session, self, now)
             self._lender._sweep.finish(claimed)

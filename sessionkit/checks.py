@@ -18,6 +18,7 @@ Duration = float | timedelta
 
 _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_is_id = _ID.fullmatch
 _NAME_OR_ID = re.compile(r"[A-Za-z0-9 ._-]{1,128}")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -38,6 +39,8 @@ def checked_name(value: object) -> str:
 
 def checked_id(value: object) -> str:
     """A session's id: 1 to 128 of ASCII letters, digits, `.`, `_` and `-`."""
+    if isinstance(value, str) and _is_id(value):
+        return value
     return _matching(_ID, value, "session id", "1 to 128 of ASCII letters, digits, '.', '_' and '-'")
 
 

@@ -96,6 +96,11 @@ class CleanupTask:
         if problem is not None:
             report_problem("the cleanup thread could not be started, callers will clean up instead: %r", problem)
 
+    @property
+    def wants_callers(self) -> bool:
+        """Whether callers are to clean up now and then, for want of a thread."""
+        return self._caller_cleans_at is not None
+
     def falls_to_caller(self, reading: float) -> bool:
         """Whether the caller is to clean up, for want of a thread: True once an interval of the coordinator's clock.
 

@@ -27,8 +27,9 @@ def system_clock() -> float:
     time here too, in every thread and however deep in its call stack.
     """
     monotonic = time.monotonic
-    replaced = type(monotonic) is not BuiltinFunctionType
-    return _read_away_from_threading(monotonic, _FRAMES_FREEZEGUN_LOOKS_AT) if replaced else monotonic()
+    if type(monotonic) is BuiltinFunctionType:
+        return time.monotonic()
+    return _read_away_from_threading(monotonic, _FRAMES_FREEZEGUN_LOOKS_AT)
 
 
 def _read_away_from_threading(monotonic: Clock, frames: int) -> float:
@@ -37,6 +38,13 @@ def _read_away_from_threading(monotonic: Clock, frames: int) -> float:
     if frames:
         return _read_away_from_threading(monotonic, frames - 1)
     return monotonic()
+
+
+BUILTIN_CLOCKS: dict[Clock, Clock] = (
+    # In a dict, where freezegun does not find it to replace it. Empty if time was frozen before the first import.
+    {system_clock: time.monotonic} if type(time.monotonic) is BuiltinFunctionType else {}
+)
+"""What a clock comes down to while time is not frozen: a function that is called without any of our own in between."""
 
 
 class SteadyClock:

@@ -7,9 +7,11 @@ import inspect
 import secrets
 import sys
 import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any, Generic, Self
 
@@ -27,15 +29,21 @@ from .checks import (
 from .cleanup import CleanupRun, CleanupTask, call_weakly
 from .clock import Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
-from .ending import Ending, RemovalCause
+from .ending import RemovalCause
 from .errors import CoordinatorClosedError, SessionNotFoundError
 from .events import EventBus, EventChannel, EventKind
 from .finaliser import Finaliser
 from .fork import start_clean_after_fork
+from .pulse import HAS_STEPS, clock_without_lock
 from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
 from .stats import CoordinatorStats
-from .sweep import Sweep
+from .sweep import BATCH, LET_IN_SECONDS, Sweep
+
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_WAS_CLOSED = RemovalCause.CLOSED
+_TOUCH = Activity.TOUCH
+_MESSAGE = Activity.MESSAGE
 
 _EVENT_OF = {
     Activity.MESSAGE: EventKind.MESSAGE,
@@ -85,16 +93,23 @@ class SessionCoordinator(Generic[R]):
         self._resource_factory = resource_factory
         self._on_close = on_close
         self._self: weakref.ref[Keeper] = weakref.ref(self)
+        self._clock_without_lock: Clock | None = None
         self._make_parts()
         start_clean_after_fork(self)
 
     def _make_parts(self) -> None:
         self._lock = threading.RLock()
+        # threading.Condition asks the lock the same way.
+        self._lock_is_owned: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
         self._bus = EventBus()
         self._finaliser = Finaliser(self._lock, self._bus, self._on_close)
-        self._roster = Roster(self.config, self._clock, self._finaliser)
+        self._roster = Roster(self.config, self._finaliser)
+        self._at_hand = self._roster.at_hand
+        if clock_without_lock(self._clock.read) is None:
+            self._roster.keep_order(-inf)
         self._sweep = Sweep(self._lock, self._clock, self._roster, self._finaliser, self._bus)
         self._cleanup_task = CleanupTask(self.config.cleanup_interval, call_weakly(self._run_cleanup))
+        self._choose_path()
 
     # ---- Creating and closing
 
@@ -121,18 +136,41 @@ class SessionCoordinator(Generic[R]):
         whatever the factory raises. When it raises, nothing stays behind, and a `resource` passed in is the caller's; a
         session that was evicted to make room is gone all the same.
         """
-        name = None if name is None else checked_name(name)
+        if name is not None:
+            checked_name(name)
         session_id = secrets.token_urlsafe(32) if session_id is None else checked_id(session_id)
         timeout = self.config.session_timeout
         if session_timeout is not None:
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
-        session = ManagedSession(self._self, session_id, name, timeout, dict(data or {}), resource)
+        own_data = dict(data) if data else None if HAS_STEPS else {}
+        session: ManagedSession[R] = ManagedSession(self._self, session_id, name, timeout, own_data, resource)
         reading = self._begin_call()
+        if resource is not None or self._resource_factory is None:
+            with self._lock:
+                now = self._clock.advance(reading)
+                taken_in = self._roster.take_in(session, now)
+                if taken_in and self._bus.channels:
+                    self._bus.post(EventKind.CREATED, session_id, now)
+            if taken_in:
+                if self._bus.posted:
+                    self._bus.deliver()
+                return session
+        self._make(session, resource, reading)
+        return session
+
+    def _make(self, session: ManagedSession[R], resource: R | None, reading: float) -> None:
+        """Create a session for which others have to leave, or a resource has to be made."""
         roster = self._roster
-        with self._lock:
-            displaced = roster.reserve(session, self._clock.advance(reading))
+        while True:
+            with self._lock:
+                now = self._clock.advance(reading)
+                displaced = roster.make_way(session, now, BATCH)
+                if displaced is not None:
+                    roster.reserve(session, now)
+                    break
+            time.sleep(LET_IN_SECONDS)
         made = False
         try:
             self._sweep.finish(displaced)
@@ -146,13 +184,11 @@ class SessionCoordinator(Generic[R]):
                 roster.unreserve(session)
             raise
         try:
-            if made or displaced:
-                # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
-                with contextlib.suppress(Exception):
-                    self._advance(self._clock.read())
+            # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
+            with contextlib.suppress(Exception):
+                self._advance(self._clock.read())
         finally:
             self._open(session, roster, made)
-        return session
 
     def _open(self, session: ManagedSession[R], roster: Roster, made: bool) -> None:
         claimed: list[ManagedSession[R]] = []
@@ -166,7 +202,7 @@ class SessionCoordinator(Generic[R]):
                 roster.open(session, now)
                 self._bus.post(EventKind.CREATED, session.id, now)
             if closed and made:
-                roster.end(session, Ending(RemovalCause.SHUTDOWN, now), now)
+                roster.end(session, (RemovalCause.SHUTDOWN, now, None), now)
                 claimed = self._finaliser.claim(session)
             elif closed:
                 roster.unreserve(session)
@@ -184,17 +220,19 @@ class SessionCoordinator(Generic[R]):
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
         checked_str("session id", session_id)
-        if self._interrupted():
+        if self._lock_is_owned():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
-        reading = self._begin_call()
+        reading = self._read_clock()
         with self._lock:
             now = self._clock.advance(reading)
             session = self._roster.find(session_id, now)
-            self._roster.active.current(now)
-            self._roster.end(session, Ending(RemovalCause.CLOSED, now), now)
-            claimed = self._finaliser.claim(session)
-        self._sweep.finish(claimed)
+            if self._roster.active.session is not None:
+                self._roster.active.current(now)
+            ready = self._roster.end(session, (_WAS_CLOSED, now, None), now)
+            claimed = self._finaliser.claim(session) if ready else []
+        if claimed or self._bus.posted:
+            self._sweep.finish(claimed)
 
     def close(self) -> None:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
@@ -211,6 +249,7 @@ class SessionCoordinator(Generic[R]):
         with contextlib.suppress(Exception):
             self._advance(self._clock.read())
         self._roster.closed = True
+        self._choose_path()
         self._cleanup_task.close()
         self._sweep.shut_down()
         self._bus.close()
@@ -222,6 +261,14 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
         """
+        if time.monotonic is self._clock_without_lock:
+            try:
+                session = self._at_hand[session_id]
+            except (KeyError, TypeError):
+                pass
+            else:
+                if time.monotonic() < session._until:
+                    return session
         checked_str("session id", session_id)
         reading = self._begin_call()
         with self._lock:
@@ -229,6 +276,18 @@ class SessionCoordinator(Generic[R]):
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does."""
+        # The steps that sessionkit.pulse describes.
+        if time.monotonic is self._clock_without_lock:
+            try:
+                session = self._at_hand[session_id]
+            except (KeyError, TypeError):
+                pass
+            else:
+                now = time.monotonic()
+                if now < session._until:
+                    session._last_active = now if now > session._last_active else session._last_active  # one step
+                    if now < session._until:
+                        return
         checked_str("session id", session_id)
         reading = self._begin_call()
         with self._lock:
@@ -248,7 +307,9 @@ class SessionCoordinator(Generic[R]):
         gets `SessionBusyError` at once, because that wait could never end.
         """
         checked_str("session id", session_id)
-        return Checkout(self, session_id, checked_flag("exclusive", exclusive), checked_wait("timeout", timeout))
+        if exclusive is not True:
+            checked_flag("exclusive", exclusive)
+        return Checkout(self, session_id, exclusive, None if timeout is None else checked_wait("timeout", timeout))
 
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
         """Make the session with this id, or else this name, the active one, touch it and return it.
@@ -260,6 +321,8 @@ class SessionCoordinator(Generic[R]):
         with self._lock:
             now = self._clock.advance(reading)
             session = self._roster.find_named(name_or_id, now)
+            self._roster.keep_order(now)
+            self._clock_without_lock = None
             self._roster.touch(session, now)
             self._roster.active.put_on(session)
             self._bus.post(EventKind.SWITCHED, session.id, now)
@@ -310,7 +373,7 @@ class SessionCoordinator(Generic[R]):
             self._begin_call(),
             lambda: CoordinatorStats(
                 live=len(self._roster),
-                checked_out=self._roster.checked_out,
+                checked_out=len(self._roster.out),
                 created=self._roster.created,
                 removed=MappingProxyType(dict(self._finaliser.removed)),
                 close_failures=self._finaliser.failures,
@@ -343,6 +406,7 @@ class SessionCoordinator(Generic[R]):
         """
         self._roster.check_open()
         self._cleanup_task.start()
+        self._choose_path()
 
     def stop_cleanup_task(self) -> None:
         """Stop the cleanup thread; sessions still expire. Stopping again does nothing."""
@@ -395,17 +459,29 @@ class SessionCoordinator(Generic[R]):
 
     def _begin_call(self) -> float:
         """Read the clock for a public call; first, do the cleanup that no thread could be started for."""
-        if self._interrupted():
+        if self._lock_is_owned():
             raise RuntimeError(
                 "a signal handler or finaliser that interrupts the coordinator in the middle of a decision may only "
                 "call close() and close_session(); do the rest in another thread"
             )
+        return self._read_clock()
+
+    def _read_clock(self) -> float:
+        if time.monotonic is self._clock_without_lock:
+            return time.monotonic()
         reading = self._clock.read()
-        if self._cleanup_task.falls_to_caller(reading):
+        if self._cleanup_task.wants_callers and self._cleanup_task.falls_to_caller(reading):
+            self._choose_path()
             self._sweep.remove(reading)
             # That may have taken long.
             reading = self._clock.read()
         return reading
+
+    def _choose_path(self) -> None:
+        """Use the paths without the lock if nothing speaks against it."""
+        with self._lock:
+            takes_lock = self._roster.closed or self._roster.keeps_order or self._cleanup_task.wants_callers
+            self._clock_without_lock = None if takes_lock else clock_without_lock(self._clock.read)
 
     def _advance(self, reading: float) -> None:
         with self._lock:
@@ -413,8 +489,8 @@ class SessionCoordinator(Generic[R]):
 
     def _interrupted(self) -> bool:
         # The thread that calls has the lock already: no user code runs under it, so this is a signal handler or a
-        # finaliser which Python runs between two steps of a decision. threading.Condition asks the lock the same way.
-        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # typeshed does not know it
+        # finaliser which Python runs between two steps of a decision.
+        return self._lock_is_owned()
 
     def _call_elsewhere(self, call: Callable[[], None]) -> None:
         # No daemon: the interpreter must not exit before it is done.
@@ -428,6 +504,15 @@ class SessionCoordinator(Generic[R]):
 
     # ---- What sessions ask for
 
+    def _touch_without_lock(self, session: ManagedSession[Any]) -> bool:
+        # In a forked child, a session may be the parent's.
+        if time.monotonic is self._clock_without_lock and self._at_hand.get(session._id) is session:
+            now = time.monotonic()
+            if now < session._until:
+                session._last_active = now if now > session._last_active else session._last_active  # one step
+                return now < session._until
+        return False
+
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
     ) -> None:
@@ -436,12 +521,13 @@ class SessionCoordinator(Generic[R]):
             now = self._clock.advance(reading)
             self._roster.require(session, now)
             self._roster.touch(session, now)
-            if activity is Activity.TOUCH or state is session._state:
+            if activity is _TOUCH or state is session._state:
                 return
-            if activity is Activity.MESSAGE:
+            if activity is _MESSAGE:
                 session._message_count += 1
             if state is not None:
                 session._state = state
-            if not self._roster.is_opening(session):
+            if self._bus.channels and not self._roster.is_opening(session):
                 self._bus.post(_EVENT_OF[activity], session.id, now)
-        self._bus.deliver()
+        if self._bus.posted:
+            self._bus.deliver()

@@ -1,11 +1,10 @@
-"""The directory: who is live, under which id and name, and how the others ended. It only looks, and changes nothing."""
+"""The directory: who is live, under which id and name, and how the others ended."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .checks import checked_id, checked_name_or_id
-from .clock import SteadyClock
 from .config import CoordinatorConfig
 from .ending import Ending
 from .errors import CoordinatorClosedError, SessionExpiredError, SessionNotFoundError
@@ -20,16 +19,19 @@ Session = ManagedSession[Any]
 class Directory:
     """Finds sessions by id and by name.
 
-    The coordinator calls all of it with its lock held and passes the instant in; instants never go back.
+    The coordinator calls all of it with its lock held and passes the instant in; instants never go back. Looking
+    changes nothing, but that a session whose time is found to have run out is set aside.
     """
 
-    def __init__(self, config: CoordinatorConfig, clock: SteadyClock, finaliser: Finaliser) -> None:
+    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
         self._finaliser = finaliser
         self._table = SessionTable(config.max_active_sessions, config.max_lifetime)
+        self.at_hand = self._table.at_hand
+        """All sessions that have not ended by id, also those whose time has run out; for looks without the lock."""
         # Those that are still being made have their id, name and place, and nobody finds them.
         self._opening: dict[str, Session] = {}
         self._names: dict[str, Session] = {}
-        self._tombstones = Tombstones(lambda: clock.latest)
+        self._tombstones = Tombstones()
         self.closed = False
         """Whether the coordinator is closed."""
 
@@ -53,7 +55,7 @@ class Directory:
 
     def everyone(self) -> list[Session]:
         """All sessions that have not ended, also those whose time has run out."""
-        return self._table.everyone()
+        return list(self.at_hand.values())
 
     def removable(self) -> int:
         """How many sessions a cleanup would remove, once nobody is left to be set aside."""
@@ -61,16 +63,18 @@ class Directory:
 
     def is_live(self, session_id: object, now: float) -> bool:
         """Whether a live session has this id."""
-        session = self._table.get(session_id) if isinstance(session_id, str) else None
-        return session is not None and self._table.ending_of(session, now) is None
+        session = self.at_hand.get(session_id) if isinstance(session_id, str) else None
+        return session is not None and self._table.over(session, now) is None
 
     def find(self, session_id: str, now: float) -> Session:
         """The live session with this id. Raises `SessionNotFoundError`, or its child if the session has ended."""
+        session = self.at_hand.get(session_id)
+        if session is not None and now < session._until and not self.closed:
+            return session
         self.check_open()
-        session = self._table.get(session_id)
         if session is None:
-            raise self._absent(session_id)
-        ending = self._table.ending_of(session, now)
+            raise self._absent(session_id, now)
+        ending = self._table.over(session, now)
         if ending is not None:
             raise SessionExpiredError(session_id, *ending)
         return session
@@ -83,8 +87,8 @@ class Directory:
         ids = [name_or_id] if named is None else [name_or_id, named.id]
         for session_id in ids:
             if self.is_live(session_id, now):
-                return self._table[session_id]
-        former_id = self._tombstones.id_of(name_or_id)
+                return self.at_hand[session_id]
+        former_id = self._tombstones.id_of(name_or_id, now)
         for session_id in ids if former_id is None else [*ids, former_id]:
             ending = self._ending_by_id(session_id, now)
             if ending is not None:
@@ -93,31 +97,34 @@ class Directory:
 
     def require(self, session: Session, now: float) -> None:
         """Raise as `find` does unless this very session is live, being made, or checked out."""
+        if now < session._until and self.at_hand.get(session._id) is session:
+            return
         if not self._knows(session):
-            raise self._absent(session.id)
-        ending = session._ending or self.ending_of(session, now)
-        if ending is not None and session._hold is None:
-            raise SessionExpiredError(session.id, *ending)
+            raise self._absent(session._id, now)
+        ending = self.ending_of(session, now)
+        if ending is not None and not session.checked_out:
+            raise SessionExpiredError(session._id, *ending)
 
     def is_opening(self, session: Session) -> bool:
         """Whether the session is still being made."""
-        return session.id in self._opening
+        return session._id in self._opening
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
-        """How and when the session's time ran out, or None while it has time left."""
-        return self._table.ending_of(session, now)
+        """How and when the session ended, or its time ran out; None while it has time left."""
+        return session._ending if self._opening.get(session._id) is session else self._table.over(session, now)
 
     def _knows(self, session: Session) -> bool:
         return session is (
-            self._table.get(session.id) or self._opening.get(session.id) or self._finaliser.leaving(session.id)
+            self.at_hand.get(session._id) or self._opening.get(session._id) or self._finaliser.leaving.get(session._id)
         )
 
-    def _absent(self, session_id: str) -> SessionNotFoundError:
-        ending = self._ending_by_id(checked_id(session_id), None)
+    def _absent(self, session_id: str, now: float) -> SessionNotFoundError:
+        ending = self._ending_by_id(checked_id(session_id), now)
         return SessionNotFoundError(session_id) if ending is None else SessionExpiredError(session_id, *ending)
 
-    def _ending_by_id(self, session_id: str, now: float | None) -> Ending | None:
-        session = self._table.get(session_id) or self._finaliser.leaving(session_id)
-        if session is None:
-            return self._tombstones.ending_of(session_id)
-        return session._ending or (None if now is None else self.ending_of(session, now))
+    def _ending_by_id(self, session_id: str, now: float) -> Ending | None:
+        session = self.at_hand.get(session_id)
+        if session is not None:
+            return self._table.over(session, now)
+        leaving = self._finaliser.leaving.get(session_id)
+        return self._tombstones.ending_of(session_id, now) if leaving is None else leaving._ending

@@ -150,9 +150,11 @@ class EventBus:
     """
 
     def __init__(self) -> None:
-        self._posted: deque[tuple[SessionEvent | None, Channels]] = deque()
+        self.posted: deque[tuple[SessionEvent | None, Channels]] = deque()
+        """What waits for delivery."""
         # Replaced as a whole, so that it can be read without a lock.
-        self._channels: Channels = ()
+        self.channels: Channels = ()
+        """Who listens."""
         self._changing = threading.RLock()
         self._delivering = threading.Lock()
         self._closed = False
@@ -168,45 +170,45 @@ class EventBus:
         channel = EventChannel(capacity)
         reference = ref(channel)
         with self._changing:
-            self._channels = (*filter(_takes_more, self._channels), reference)
+            self.channels = (*filter(_takes_more, self.channels), reference)
             # After the fact, because a signal handler may have closed the bus in between.
             if self._closed:
-                self._channels = ()
+                self.channels = ()
                 raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
         return channel
 
     def post(self, kind: EventKind, session_id: str, at: float, cause: RemovalCause | None = None) -> None:
         """Note an event for delivery."""
-        if self._channels:
-            self._posted.append((SessionEvent(kind, session_id, at, cause), self._channels))
+        if self.channels:
+            self.posted.append((SessionEvent(kind, session_id, at, cause), self.channels))
 
     def deliver(self) -> None:
         """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
-        while self._posted and self._delivering.acquire(blocking=False):
+        while self.posted and self._delivering.acquire(blocking=False):
             try:
-                for _ in range(min(len(self._posted), TURN)):
-                    self._bring(*self._posted.popleft())
+                for _ in range(min(len(self.posted), TURN)):
+                    self._bring(*self.posted.popleft())
             except BaseException:
                 # An interruption strikes one event; the others, and the end, are brought all the same.
                 self._delivering.release()
                 self.deliver()
                 raise
             self._delivering.release()
-            if self._posted:
+            if self.posted:
                 # Others post as fast as this thread delivers: let one of them have its turn.
                 time.sleep(0)
 
     def close(self) -> None:
         """Close every channel once what was posted before is delivered."""
         with self._changing:
-            channels, self._channels = self._channels, ()
+            channels, self.channels = self.channels, ()
             self._closed = True
-        self._posted.append((None, channels))
+        self.posted.append((None, channels))
         self.deliver()
 
     def abandon(self) -> None:
         """Close the channels' copies in a forked child."""
-        for channel in filter(None, [reference() for reference in self._channels]):
+        for channel in filter(None, [reference() for reference in self.channels]):
             channel.abandon()
 
     def _bring(self, event: SessionEvent | None, channels: Channels) -> None:
@@ -221,8 +223,8 @@ class EventBus:
                 self._dropped += 1
         if stale:
             with self._changing:
-                if self._channels is channels:
-                    self._channels = tuple(filter(_takes_more, channels))
+                if self.channels is channels:
+                    self.channels = tuple(filter(_takes_more, channels))
 
 
 def _takes_more(reference: ref[EventChannel]) -> bool:

@@ -13,6 +13,10 @@ from .log import report_failure
 from .session import ManagedSession, SessionState
 
 Session = ManagedSession[Any]
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_CLOSED = SessionState.CLOSED
+_REMOVED = EventKind.REMOVED
+
 CloseCallback = Callable[[Any, RemovalCause], object]
 
 
@@ -21,15 +25,18 @@ class Finaliser:
 
     `admit`, `release` and `claim` are decisions and are called under the coordinator's lock. `run` does the work, with
     the lock free: it runs the close callback, lets go of the resource, counts, and posts the event. Only a session that
-    was claimed is run, and claiming takes it out of the queue, so no session is finalised twice.
+    was claimed is run, and claiming takes it out of the queue, so no session is finalised twice. A session that has
+    nothing to close leaves within the decision.
     """
 
     def __init__(self, lock: threading.RLock, bus: EventBus, on_close: CloseCallback | None) -> None:
         self._lock = lock
         self._bus = bus
         self._on_close = on_close
-        # All that have ended and are not finalised yet; of these, those that nobody has any more.
-        self._leaving: dict[str, Session] = {}
+        self.leaving: dict[str, Session] = {}
+        """All that have ended and are not finalised yet, by id."""
+        # Of these, those that somebody has checked out, and those that can be claimed.
+        self._detained: dict[str, Session] = {}
         self._ready: OrderedDict[str, Session] = OrderedDict()
         self._abandoned = False
         self.removed = dict.fromkeys(RemovalCause, 0)
@@ -41,19 +48,29 @@ class Finaliser:
         """How many sessions wait to be claimed."""
         return len(self._ready)
 
-    def admit(self, session: Session) -> None:
-        """Take in a session that has just ended; one that is checked out is ready once it is released."""
-        self._leaving[session.id] = session
-        if session._hold is None:
-            self._ready[session.id] = session
+    def admit(self, session: Session, ending: Ending) -> bool:
+        """Take in a session that has just ended; whether it can be claimed.
+
+        One that is checked out is ready once it is released; one that has nothing to close leaves at once.
+        """
+        checked_out = session._checkout is not None or session._hold is not None
+        if checked_out:
+            self._detained[session._id] = session
+        elif self._on_close is None and session._resource is None:
+            session._state = _CLOSED
+            self.removed[ending[0]] += 1
+            if self._bus.channels:
+                self._bus.post(_REMOVED, session._id, ending[1], ending[0])
+            return False
+        else:
+            self._ready[session._id] = session
+        self.leaving[session._id] = session
+        return not checked_out
 
     def release(self, session: Session) -> None:
-        """Nobody has the session checked out any more: it is ready."""
-        self._ready[session.id] = session
-
-    def leaving(self, session_id: str) -> Session | None:
-        """The session with this id that has ended and is not finalised yet."""
-        return self._leaving.get(session_id)
+        """Nobody has the session checked out any more: it is ready, if it was admitted as checked out."""
+        if self._detained.pop(session._id, None) is not None:
+            self._ready[session._id] = session
 
     def is_ready(self, session: Session) -> bool:
         """Whether the session can be claimed."""
@@ -61,7 +78,7 @@ class Finaliser:
 
     def claim(self, session: Session) -> list[Session]:
         """The session for `run`, if it is ready and nobody else claimed it; else nothing."""
-        return [session] if self._ready.pop(session.id, None) is not None else []
+        return [session] if self._ready and self._ready.pop(session._id, None) is not None else []
 
     def claim_batch(self, limit: int) -> list[Session]:
         """Up to `limit` ready sessions for `run`, in the order in which they became ready."""
@@ -90,14 +107,14 @@ class Finaliser:
     def _finalise(self, session: Session) -> None:
         ending = session._ending
         assert ending is not None, "only sessions that have ended are admitted"  # noqa: S101  tells mypy
-        session._state = SessionState.CLOSED
+        session._state = _CLOSED
         failed = interrupted = False
         try:
             if self._on_close is not None:
-                self._on_close(session, ending.cause)
+                self._on_close(session, ending[0])
         except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
             failed = True
-            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, ending.cause.value)
+            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, ending[0].value)
         except BaseException:
             interrupted = True
             raise
@@ -110,9 +127,9 @@ class Finaliser:
             return
         session._resource = None
         with self._lock:
-            del self._leaving[session.id]
-            self.removed[ending.cause] += 1
+            del self.leaving[session._id]
             self.failures += failed
             self.interruptions += interrupted
+            self.removed[ending[0]] += 1
             # Before the id is free for another session, whose creation is an event too.
-            self._bus.post(EventKind.REMOVED, session.id, ending.at, ending.cause)
+            self._bus.post(_REMOVED, session._id, ending[1], ending[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Protocol
 
 
 class ThisThread(threading.local):
@@ -19,15 +20,24 @@ class ThisThread(threading.local):
 this_thread = ThisThread()
 
 
+class Holder(Protocol):
+    """A checkout, as the books know it."""
+
+    thread: object
+    """The token of the thread that has, or wants, the session."""
+    exclusive: bool
+    in_books: bool
+    """Whether a hold has it in its books; else it has the session to itself, or not at all."""
+
+
 class Waiter:
-    """One thread's place in the queue for one session."""
+    """One checkout's place in the queue for one session."""
 
-    __slots__ = ("_wake", "exclusive", "granted", "hold", "holder")
+    __slots__ = ("_wake", "granted", "hold", "holder")
 
-    def __init__(self, hold: Hold, holder: object, exclusive: bool) -> None:
+    def __init__(self, hold: Hold, holder: Holder) -> None:
         self.hold = hold
         self.holder = holder
-        self.exclusive = exclusive
         self.granted = False
         self._wake = threading.Lock()
         self._wake.acquire()
@@ -42,53 +52,55 @@ class Waiter:
 
 
 class Hold:
-    """The checkouts of one session: one thread exclusively, or several sharing; the rest wait, first come first served.
+    """The books of one session's checkouts: one thread exclusively, or several sharing; the rest wait, first come first
+    served.
 
     A thread may take again what it has. Has no lock of its own: the coordinator's lock guards it. Exists only while
-    somebody has the session, so that a session at rest pays nothing for it.
+    somebody shares the session, takes it twice or waits for it.
     """
 
-    __slots__ = ("_exclusive", "_holders", "_waiters")
+    __slots__ = ("_exclusive", "_threads", "_waiters")
 
     def __init__(self) -> None:
         # How often each thread has it; and how often of these exclusively, which only a sole holder can.
-        self._holders: dict[object, int] = {}
+        self._threads: dict[object, int] = {}
         self._exclusive = 0
         self._waiters: deque[Waiter] = deque()
 
     @property
     def free(self) -> bool:
         """Whether nobody has the session."""
-        return not self._holders
+        return not self._threads
 
-    def take(self, holder: object, exclusive: bool) -> bool:
-        """Take the session for a thread if that can be done at once."""
-        if holder in self._holders:
-            if self.would_deadlock(holder, exclusive):
+    def take(self, holder: Holder) -> bool:
+        """Take the session for a checkout if that can be done at once."""
+        if holder.thread in self._threads:
+            if self.would_deadlock(holder):
                 return False
-        elif self._waiters or not self._admits(exclusive):
+        elif self._waiters or not self._admits(holder.exclusive):
             return False
-        self._add(holder, exclusive)
+        self._add(holder)
         return True
 
-    def would_deadlock(self, holder: object, exclusive: bool) -> bool:
+    def would_deadlock(self, holder: Holder) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
-        return exclusive and holder in self._holders and len(self._holders) > 1
+        return holder.exclusive and holder.thread in self._threads and len(self._threads) > 1
 
-    def queue(self, holder: object, exclusive: bool) -> Waiter:
+    def queue(self, holder: Holder) -> Waiter:
         """A place at the end of the queue."""
-        waiter = Waiter(self, holder, exclusive)
+        waiter = Waiter(self, holder)
         self._waiters.append(waiter)
         return waiter
 
-    def give_back(self, holder: object, exclusive: bool) -> None:
+    def give_back(self, holder: Holder) -> None:
         """Undo one `take` (or one granted wait), and let in whoever can be let in."""
-        times = self._holders[holder]
+        times = self._threads[holder.thread]
         if times > 1:
-            self._holders[holder] = times - 1
+            self._threads[holder.thread] = times - 1
         else:
-            del self._holders[holder]
-        self._exclusive -= exclusive
+            del self._threads[holder.thread]
+        self._exclusive -= holder.exclusive
+        holder.in_books = False
         self._admit()
 
     def withdraw(self, waiter: Waiter) -> None:
@@ -103,15 +115,16 @@ class Hold:
             self._waiters.popleft().wake()
 
     def _admit(self) -> None:
-        while self._waiters and self._admits(self._waiters[0].exclusive):
+        while self._waiters and self._admits(self._waiters[0].holder.exclusive):
             waiter = self._waiters.popleft()
-            self._add(waiter.holder, waiter.exclusive)
+            self._add(waiter.holder)
             waiter.granted = True
             waiter.wake()
 
     def _admits(self, exclusive: bool) -> bool:
-        return not self._holders or not (exclusive or self._exclusive)
+        return not self._threads or not (exclusive or self._exclusive)
 
-    def _add(self, holder: object, exclusive: bool) -> None:
-        self._holders[holder] = self._holders.get(holder, 0) + 1
-        self._exclusive += exclusive
+    def _add(self, holder: Holder) -> None:
+        self._threads[holder.thread] = self._threads.get(holder.thread, 0) + 1
+        self._exclusive += holder.exclusive
+        holder.in_books = True

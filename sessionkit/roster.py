@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from math import inf
 from typing import Any
 
 from .active import ActiveMark
-from .clock import SteadyClock
 from .config import CoordinatorConfig, OnFull
 from .directory import Directory
 from .ending import Ending, RemovalCause
 from .errors import SessionExistsError, SessionLimitError
 from .finaliser import Finaliser
-from .hold import Hold
+from .hold import Hold, Holder
 from .session import ManagedSession
 
 Session = ManagedSession[Any]
@@ -26,62 +26,103 @@ _ADVICE: dict[OnFull, str] = {
 class Roster(Directory):
     """The members of one coordinator, which calls all of it with its lock held. Leavers go to the finaliser."""
 
-    def __init__(self, config: CoordinatorConfig, clock: SteadyClock, finaliser: Finaliser) -> None:
-        super().__init__(config, clock, finaliser)
+    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
+        super().__init__(config, finaliser)
         self._config = config
+        self._maxsize = self._table.maxsize
         self.active = ActiveMark(self._table)
         """The mark of the active session."""
         self.created = 0
-        self.checked_out = 0
+        self.out: set[str] = set()
+        """The ids of sessions that are checked out; for figures, not for decisions."""
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether every touch must be noted in the order of activity, which only a touch with the lock is."""
+        return self._table.in_order_since is not None
 
     def settle(self, now: float, limit: int) -> bool:
-        """Set aside up to `limit` sessions whose time ran out; True if there may be more."""
+        """Set aside sessions whose time ran out, looking at up to `limit`; True if there may be more."""
         return self._table.settle(now, limit)
 
     # ---- Coming in
 
-    def reserve(self, session: Session, now: float) -> list[Session]:
-        """Decide that there is room, and keep the session's id, name and place until `open` or `unreserve`.
+    def take_in(self, session: Session, now: float) -> bool:
+        """Take in a new session that is ready, if nobody has to leave for it; whether that was so.
 
-        Those who had to leave for it are claimed from the finaliser and returned.
+        False changes nothing, and says nothing yet of whether there is room: `make_way` decides that.
         """
+        session_id, name = session._id, session._name
+        if (
+            self.closed
+            or session_id in self.at_hand
+            or len(self.at_hand) >= self._maxsize
+            or (name is not None and name in self._names)
+            or self._opening
+            or session_id in self._finaliser.leaving
+            or self.active.session is not None
+        ):
+            return False
+        session._created_at = session._last_active = now
+        if name is not None:
+            self._names[name] = session
+        self._table.enter(session, now)
+        self.created += 1
+        return True
+
+    def make_way(self, session: Session, now: float, limit: int) -> list[Session] | None:
+        """Decide that there is room for a new session, its id and its name.
+
+        Those who had to leave for it are claimed from the finaliser and returned. None if that takes more than `limit`
+        looks at those that are to be evicted: then nothing is decided, and it is to be called again.
+        """
+        session_id, name = session._id, session._name
         self.check_open()
+        full = len(self.at_hand) + len(self._opening) >= self._maxsize
+        if full and self._config.on_full == "evict" and not self._table.put_head_right(limit):
+            return None
         self.active.current(now)
-        leavers = self._end_if_over(self._table.get(session.id), now)
-        if session.name is not None:
-            leavers += self._end_if_over(self._names.get(session.name), now)
-            if session.name in self._names:
-                raise SessionExistsError(f"a live session has the name {session.name!r} already; choose another name")
-        if session.id in self._table or session.id in self._opening:
-            raise SessionExistsError(f"a live session has the id {session.id!r} already; choose another id")
-        former = self._finaliser.leaving(session.id)
+        leavers = self._end_if_over(self.at_hand.get(session_id), now)
+        if name is not None:
+            leavers += self._end_if_over(self._names.get(name), now)
+            if name in self._names:
+                raise SessionExistsError(f"a live session has the name {name!r} already; choose another name")
+        if session_id in self.at_hand or session_id in self._opening:
+            raise SessionExistsError(f"a live session has the id {session_id!r} already; choose another id")
+        former = self._finaliser.leaving.get(session_id)
         if former is not None:
             if not self._finaliser.is_ready(former):
-                raise SessionExistsError(f"the former session with the id {session.id!r} is still closing; try again")
+                raise SessionExistsError(f"the former session with the id {session_id!r} is still closing; try again")
             leavers.append(former)
-        while len(self._table) + len(self._opening) >= self._table.maxsize:
+        while len(self.at_hand) + len(self._opening) >= self._maxsize:
             leavers.append(self._make_room(now))
+        return [claimed for leaver in leavers for claimed in self._finaliser.claim(leaver)]
+
+    def reserve(self, session: Session, now: float) -> None:
+        """Keep the session's id, name and place until `open` or `unreserve`."""
         session._created_at = session._last_active = now
         session._hold = Hold()
-        self._opening[session.id] = session
-        if session.name is not None:
-            self._names[session.name] = session
-        return [claimed for leaver in leavers for claimed in self._finaliser.claim(leaver)]
+        self._opening[session._id] = session
+        if session._name is not None:
+            self._names[session._name] = session
 
     def unreserve(self, session: Session) -> None:
         """Forget a session that could not be made."""
-        self._opening.pop(session.id, None)
-        if session.name is not None:
-            self._names.pop(session.name, None)
+        self._opening.pop(session._id, None)
+        if session._name is not None:
+            self._names.pop(session._name, None)
 
     def open(self, session: Session, now: float) -> None:
         """The session is ready: its time begins."""
-        self.active.current(now)
-        self._opening.pop(session.id, None)
+        if self.active.session is not None:
+            self.active.current(now)
+        if self._opening:
+            self._opening.pop(session._id, None)
+        if session._name is not None:
+            self._names[session._name] = session
         session._hold = None
         session._created_at = session._last_active = now
-        self._table[session.id] = session
-        self._table.rest(session)
+        self._table.enter(session, now)
         self.created += 1
 
     def _make_room(self, now: float) -> Session:
@@ -93,7 +134,7 @@ class Roster(Directory):
         if self._config.on_full == "evict":
             with contextlib.suppress(KeyError):
                 evicted = self._table.popitem()[1]
-                self.end(evicted, Ending(RemovalCause.CAPACITY, now, self._table.maxsize), now)
+                self.end(evicted, (RemovalCause.CAPACITY, now, self._maxsize), now)
                 return evicted
         raise SessionLimitError(
             f"max_active_sessions={self._config.max_active_sessions} live sessions exist"
@@ -102,84 +143,136 @@ class Roster(Directory):
 
     # ---- Being used
 
+    def keep_order(self, now: float) -> None:
+        """From now on, note every touch in the order of activity: whose turn is it after the active session?"""
+        if self._table.in_order_since is None:
+            self._table.in_order_since = now
+
     def touch(self, session: Session, now: float) -> None:
         """The session is active now."""
-        self.active.current(now)
-        session._last_active = now
-        self._table.touched(session)
+        if self.active.session is not None:
+            self.active.current(now)
+        self._table.touched(session, now)
+
+    def take(self, session: Session, holder: Holder, now: float) -> bool:
+        """Check the session out if that can be done at once; that is a touch."""
+        if session._hold is None and holder.exclusive:
+            session._checkout = holder if session._checkout is None else session._checkout  # one step
+            if session._checkout is holder:
+                self.taken(session, now)
+                return True
+        if self.hold(session).take(holder):
+            self.taken(session, now)
+            return True
+        return False
+
+    def taken(self, session: Session, now: float) -> None:
+        """A checkout has got the session, perhaps after a wait; that is a touch."""
+        self.touch(session, now)
+        self.out.add(session._id)
 
     def hold(self, session: Session) -> Hold:
-        """The session's hold; from now on it is busy."""
+        """The books of the session's checkouts; the one that had it to itself, if any, is the first entry."""
         hold = session._hold
         if hold is None:
+            # From here on nobody takes it without the lock, and who gives it back does so with the lock.
+            session._until = -inf
             hold = session._hold = Hold()
-            self._table.occupy(session)
-            self.checked_out += 1
+            alone = session._checkout
+            if alone is not None:
+                # Before it is taken off: who has been taken off must know.
+                alone.in_books = True
+                found, session._checkout = session._checkout, None  # one step
+                if found is not alone:
+                    # It was given back in between; and another one may have begun to take it, which will fail.
+                    alone.in_books = False
+                if found is not None:
+                    hold.take(found)
         return hold
 
-    def give_back(self, session: Session, holder: object, exclusive: bool, now: float) -> list[Session]:
-        """Undo one checkout. When it was the last, the session rests, or ends if that was due and is then claimed.
+    def give_back(self, session: Session, holder: Holder, now: float) -> list[Session]:
+        """Undo one checkout, or do what is left to do after that was done without the lock.
 
-        Does nothing in a forked child that gives back what its parent had checked out.
+        When it was the last, the session rests, or ends if that was due and is then claimed. Does nothing in a forked
+        child that gives back what its parent had checked out.
         """
-        hold = session._hold
-        if hold is None or not self._knows(session):
+        if not self._knows(session):
             return []
-        hold.give_back(holder, exclusive)
+        if session._checkout is holder:
+            session._checkout = None
+        elif holder.in_books and session._hold is not None:
+            session._hold.give_back(holder)
+        return self.leave_hold(session, now)
+
+    def leave_hold(self, session: Session, now: float) -> list[Session]:
+        """Somebody has given the session back, or has given up waiting for it: see whether anybody has it still."""
+        if session._hold is not None and session._hold.free:
+            session._hold = None
         self.touch(session, now)
-        if not hold.free:
+        if session.checked_out:
+            self.out.add(session._id)
             return []
+        self.out.discard(session._id)
         ending = self.ending_of(session, now)
-        session._hold = None
-        self.checked_out -= 1
-        if session._ending is not None:
-            self._finaliser.release(session)
-        elif ending is not None:
+        if ending is None:
+            self._table.rested(session, now)
+        elif self.at_hand.get(session._id) is session:
             self.end(session, ending, now)
         else:
-            self._table.rest(session)
+            self._finaliser.release(session)
         return self._finaliser.claim(session)
 
     # ---- Leaving
 
-    def end(self, session: Session, ending: Ending, now: float) -> None:
-        """The session has ended: nobody finds it any more, its name is free, and the finaliser has it."""
-        self._table.pop(session.id, None)
+    def end(self, session: Session, ending: Ending, now: float) -> bool:
+        """The session has ended: nobody finds it any more, its name is free, and the finaliser has it.
+
+        Whether it can be claimed there: not while it is checked out, nor if there was nothing to close.
+        """
+        if self.at_hand.get(session._id) is session:
+            del self._table[session._id]
         session._ending = ending
-        if session.name is not None:
-            del self._names[session.name]
-        self._tombstones.add(session, ending)
-        self.active.leave(session, now)
+        if session._name is not None:
+            del self._names[session._name]
+        self._tombstones.add(session, ending, now)
+        if self.active.session is not None:
+            self.active.leave(session, now)
         if session._hold is not None:
             session._hold.dismiss()
-        self._finaliser.admit(session)
+        return self._finaliser.admit(session, ending)
 
     def shut_down(self, sessions: list[Session], now: float) -> list[Session]:
         """End those that have not ended yet, and claim those of them that nobody has checked out."""
         claimed: list[Session] = []
         for session in sessions:
-            if session._ending is None:
-                self.end(session, self.ending_of(session, now) or Ending(RemovalCause.SHUTDOWN, now), now)
+            if self.at_hand.get(session._id) is session:
+                self.end(session, self.ending_of(session, now) or (RemovalCause.SHUTDOWN, now, None), now)
                 claimed += self._finaliser.claim(session)
         return claimed
 
-    def end_due(self, now: float, age: float | None, limit: int) -> int:
-        """End up to `limit` sessions that are due, or at rest and idle for more than `age`; how many that were."""
-        self.active.current(now)
-        self._table.settle(now, limit)
-        ended = 0
-        while ended < limit and (session := self._table.next_overdue()) is not None:
+    def end_due(self, now: float, age: float | None, limit: int) -> bool:
+        """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit` of each.
+
+        True if there may be more.
+        """
+        if self.active.session is not None:
+            self.active.current(now)
+        more = self._table.settle(now, limit)
+        for _ in range(limit):
+            session = self._table.next_overdue()
+            if session is None:
+                break
             self._end_if_over(session, now)
-            ended += 1
         if age is not None:
-            for session in self._table.idle_for(age, now, limit - ended):
-                self.end(session, Ending(RemovalCause.IDLE, now, age), now)
-                ended += 1
-        return ended
+            idle, more_idle = self._table.pop_idle(age, now, limit)
+            for session in idle:
+                self.end(session, (RemovalCause.IDLE, now, age), now)
+            more = more or more_idle
+        return more or self._table.overdue > 0
 
     def _end_if_over(self, session: Session | None, now: float) -> list[Session]:
         # A session that is still being made has a name, but no place in the table yet: it cannot be over.
-        if session is None or session.id not in self._table:
+        if session is None or session._id not in self.at_hand:
             return []
         ending = self.ending_of(session, now)
         if ending is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 from weakref import ref
 
 from .checks import shown
 from .ending import Ending
 from .errors import CoordinatorClosedError, InvalidSessionError
-from .hold import Hold
+from .pulse import Pulse
 
 # Only type checkers need the default, which typing's own TypeVar has from Python 3.13 on.
 if TYPE_CHECKING:
@@ -60,12 +61,19 @@ class Activity(enum.Enum):
 class Keeper(Protocol):
     """What a session asks of its coordinator."""
 
+    def _touch_without_lock(self, session: ManagedSession[Any]) -> bool: ...
+
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
     ) -> None: ...
 
 
-class ManagedSession(Generic[R]):
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_ACTIVE = SessionState.ACTIVE
+_NEVER = -inf
+
+
+class ManagedSession(Pulse, Generic[R]):
     """A live session. Made by `SessionCoordinator.create_session`, never by hand.
 
     Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity; calling `touch`,
@@ -82,9 +90,8 @@ class ManagedSession(Generic[R]):
         "_created_at",
         "_data",
         "_ending",
-        "_hold",
+        "_filed",
         "_id",
-        "_last_active",
         "_message_count",
         "_name",
         "_resource",
@@ -98,7 +105,7 @@ class ManagedSession(Generic[R]):
         session_id: str,
         name: str | None,
         timeout: float,
-        data: dict[str, Any],
+        data: dict[str, Any] | None,
         resource: R | None,
     ) -> None:
         self._coordinator = coordinator
@@ -107,12 +114,14 @@ class ManagedSession(Generic[R]):
         self._timeout = timeout
         self._data = data
         self._resource = resource
-        self._state = SessionState.ACTIVE
+        self._state = _ACTIVE
         self._message_count = 0
-        # Set by the coordinator when it takes the session in, and guarded by its lock from then on.
-        self._created_at = self._last_active = float("-inf")
+        # Guarded by the coordinator's lock from when it takes the session in, which is also when the instants are set.
+        self._until = _NEVER
+        self._checkout = self._hold = None
         self._ending: Ending | None = None
-        self._hold: Hold | None = None
+        self._created_at: float
+        self._filed: float
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} id={self.id!r} name={self.name!r} {self._state.name}>"
@@ -140,6 +149,10 @@ class ManagedSession(Generic[R]):
     @property
     def data(self) -> dict[str, Any]:
         """The session's own dict, always the same one; keep to what JSON can say."""
+        if self._data is None:
+            # Most sessions have none. Two threads may come here at once, and must get the same: mypy knows of one.
+            fresh: dict[str, Any] = {}
+            self._data = fresh if self._data is None else self._data  # type: ignore[redundant-expr]  # one step
         return self._data
 
     @property
@@ -149,7 +162,9 @@ class ManagedSession(Generic[R]):
 
     def touch(self) -> None:
         """Note activity: idle time starts again."""
-        self._keeper()._note_activity(self, Activity.TOUCH)
+        keeper = self._keeper()
+        if not keeper._touch_without_lock(self):
+            keeper._note_activity(self, Activity.TOUCH)
 
     def record_message(self) -> None:
         """Count one message."""

@@ -59,10 +59,13 @@ class Sweep:
         removed = 0
         while True:
             with self._lock:
-                ended = self._roster.end_due(self._clock.advance(reading), age, BATCH)
+                before = sum(self._finaliser.removed.values())
+                more = self._roster.end_due(self._clock.advance(reading), age, BATCH)
                 claimed = self._finaliser.claim_batch(BATCH)
+                # Those that had nothing to close.
+                removed += sum(self._finaliser.removed.values()) - before
             removed += self.finish(claimed)
-            if max(ended, len(claimed)) < BATCH:
+            if not more and len(claimed) < BATCH:
                 return removed
             time.sleep(LET_IN_SECONDS)
 

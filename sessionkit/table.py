@@ -1,16 +1,16 @@
 """The session table: all live sessions by id, and the order in which they are due.
 
-Sessions with the same timeout stand in one line, least recently active first. A touch moves a session to the end of
-its line, so whoever is due stands at the head of one, and finding the due costs what is due and one look at each line:
-as many looks as there are different timeouts, however many sessions. A session that is checked out stands in no line
-at all: it can be neither expired for idleness nor evicted. Where there is a maximum lifetime, all sessions stand in
-order of creation as well.
+Sessions with the same timeout stand in one line, least recently active first as far as the table knows. Whoever is due
+stands at the head of one, so that finding the due costs what is due, one look at each line, and one more for each
+session that had moved on since it was filed, or is checked out: those are put right when they are met. Where there is a
+maximum lifetime, all sessions stand in order of creation as well.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from itertools import chain, islice, takewhile
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from math import inf
 from typing import Any
 
@@ -18,152 +18,273 @@ import cachetools
 
 from .clock import SLACK
 from .ending import Ending, RemovalCause
+from .line import Line
 from .session import ManagedSession
 
 Session = ManagedSession[Any]
-Line = OrderedDict[str, Session]
+
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_IDLE = RemovalCause.IDLE
+_LIFETIME = RemovalCause.LIFETIME
 
 
 class SessionTable(cachetools.Cache[str, Session]):
     """Sessions by id; `popitem` takes the least recently active one at rest.
 
     No lock, no clock and no I/O: the coordinator's lock guards it, and instants are passed in. They must never go back.
-    A session is put in by `table[session.id] = session` and is busy until `rest` is called. There must be room:
-    the table would make it with `popitem`, past the one door out.
+    A session is put in by `enter`. Whoever does that has made room: the table does not do it, past the one door out.
     """
 
     def __init__(self, maxsize: int | None, max_lifetime: float | None) -> None:
         super().__init__(inf if maxsize is None else maxsize)
         self._max_lifetime = max_lifetime
+        self.at_hand: dict[str, Session] = {}
+        """Where the sessions are: a dict, because that can be read without the lock while it is changed."""
+        self.in_order_since: float | None = None
+        """Since when every touch has been noted in the lines; None while some are not."""
         self._lines: dict[float, Line] = {}
-        self._busy: Line = OrderedDict()
-        self._births: Line = OrderedDict()
-        self._overdue: Line = OrderedDict()
-
-    @property
-    def overdue(self) -> int:
-        """How many sessions `settle` has found past their end and nobody has taken out yet."""
-        return len(self._overdue)
+        # Checked out when they were met: they stand in no line until they are given back.
+        self._parked: OrderedDict[str, Session] = OrderedDict()
+        self._births: OrderedDict[str, Session] = OrderedDict()
+        # Their time ran out, as `_ending` says. One that leaves some other way is skipped when it comes up.
+        self._overdue: deque[Session] = deque()
+        self._overdue_out: set[str] = set()
+        self.overdue = 0
+        """How many sessions have been found past their end and nobody has taken out yet."""
 
     @property
     def removable(self) -> int:
         """How many of the overdue are not checked out."""
-        return len(self._overdue) - sum(session_id in self._overdue for session_id in self._busy)
+        return self.overdue - len(self._overdue_out)
+
+    def __getitem__(self, session_id: str) -> Session:
+        return self.at_hand[session_id]
 
     def __setitem__(self, session_id: str, session: Session) -> None:
-        super().__setitem__(session_id, session)
-        self._busy[session_id] = session
-        if self._max_lifetime is not None:
-            self._births[session_id] = session
+        raise TypeError("a session is put in with enter(), which is told the time")
 
     def __delitem__(self, session_id: str) -> None:
-        session = self[session_id]
-        super().__delitem__(session_id)
-        self._leave_line(session)
-        self._births.pop(session_id, None)
-        self._busy.pop(session_id, None)
-        self._overdue.pop(session_id, None)
+        session = self.at_hand.pop(session_id)
+        session._until = -inf
+        if session._ending is not None:
+            self.overdue -= 1
+            self._overdue_out.discard(session_id)
+            return
+        line = self._lines.get(session._timeout)
+        if line is not None and line.ordered.pop(session_id, None) is not None and line.ordered and not self._births:
+            return
+        self._leave_order(session)
+
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self.at_hand
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.at_hand)
+
+    def __len__(self) -> int:
+        return len(self.at_hand)
+
+    @property
+    def currsize(self) -> int:
+        """How many sessions there are; each has the size 1."""
+        return len(self.at_hand)
 
     def popitem(self) -> tuple[str, Session]:
-        """Take out the session at rest that was active least recently. Raises `KeyError` if all are busy."""
-        session = min(map(_first, self._lines.values()), key=_last_active, default=None)
-        if session is None:
-            raise KeyError("no session is at rest")
-        del self[session.id]
-        return session.id, session
+        """Take out the session at rest that was active least recently. Raises `KeyError` if all are checked out."""
+        while (session := self._head()) is not None:
+            if self._claim(session):
+                del self[session._id]
+                return session._id, session
+        raise KeyError("no session is at rest")
 
-    def touched(self, session: Session) -> None:
-        """The session was active just now: it goes to the end of its line, or of those who are busy."""
-        line = self._busy if session.id in self._busy else self._lines.get(session._timeout)
-        if line is not None and session.id in line:
-            line.move_to_end(session.id)
+    def put_head_right(self, limit: int) -> bool:
+        """Look for the least recently active session at rest, at up to `limit`; whether that was enough."""
+        for _ in range(limit):
+            head = self._head()
+            if head is None or not (head.checked_out or head._last_active > head._filed):
+                return True
+            until = head._until
+            if self._claim(head):
+                head._until = until
+        return False
 
-    def occupy(self, session: Session) -> None:
-        """The session is busy now: it stands in no line."""
-        self._leave_line(session)
-        self._busy[session.id] = session
+    def enter(self, session: Session, now: float) -> None:
+        """Put in a new session, which is at rest and active now."""
+        self.at_hand[session._id] = session
+        line = self._lines.get(session._timeout)
+        if line is not None and self._max_lifetime is None:
+            line.add(session, now)
+            return
+        if self._max_lifetime is not None:
+            self._births[session._id] = session
+        self.file(session, now)
 
-    def rest(self, session: Session) -> None:
-        """The session was active just now and is no longer busy: it goes to the end of its line."""
-        del self._busy[session.id]
+    def file(self, session: Session, now: float) -> None:
+        """The session is at rest, and active now: it stands at the end of its line."""
         line = self._lines.get(session._timeout)
         if line is None:
-            line = self._lines[session._timeout] = OrderedDict()
-        line[session.id] = session
+            line = self._lines[session._timeout] = Line(session._timeout)
+        line.add(session, now)
+        if self._max_lifetime is not None:
+            session._until = min(session._until, session._created_at + self._max_lifetime)
 
-    def ending_of(self, session: Session, now: float) -> Ending | None:
-        """How and when the session's time ran out, or None while it has time left.
+    def touched(self, session: Session, now: float) -> None:
+        """The session is active now: it goes to the end of its line."""
+        session._last_active = now if now > session._last_active else session._last_active  # one step
+        line = self._lines.get(session._timeout)
+        if line is not None and line.renew(session, now):
+            if self._max_lifetime is not None:
+                session._until = min(session._until, session._created_at + self._max_lifetime)
+        elif session._id in self._parked:
+            self._parked.move_to_end(session._id)
+
+    def rested(self, session: Session, now: float) -> None:
+        """Nobody has the session any more, and it was active just now."""
+        if self._parked.pop(session._id, None) is not None:
+            self.file(session, now)
+        else:
+            self.touched(session, now)
+
+    def over(self, session: Session, now: float) -> Ending | None:
+        """How and when the session's time ran out, or None while it has time left; once over, it stays so.
 
         A session that is checked out has no idle time. Whichever limit was reached first is the cause.
         """
-        idle_end = session._last_active + session._timeout if session._hold is None else inf
-        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
-        if now - min(idle_end, life_end) <= SLACK:
+        if now < session._until:
             return None
-        if idle_end <= life_end:
-            return Ending(RemovalCause.IDLE, idle_end, session._timeout)
-        return Ending(RemovalCause.LIFETIME, life_end, self._max_lifetime)
+        if session._ending is None and self._ending_at(session, now) is not None:
+            until, session._until = session._until, -inf
+            # Only now can nobody use it without the lock.
+            session._ending = self._ending_at(session, now)
+            if session._ending is None:
+                session._until = until
+            else:
+                self._set_aside(session)
+        return session._ending
 
     def settle(self, now: float, limit: int) -> bool:
-        """Set aside up to `limit` sessions whose time ran out; True if there may be more."""
-        found = 0
-        for line in (self._births, *self._lines.values()):
-            while found < limit and line and self.ending_of(head := _first(line), now) is not None:
-                self._leave_line(head)
-                self._births.pop(head.id, None)
-                self._overdue[head.id] = head
-                found += 1
-        return found == limit
+        """Set aside sessions whose time ran out, looking at up to `limit`; True if there may be more."""
+        looks = 0
+        while looks < limit and self._births and self.over(next(iter(self._births.values())), now) is not None:
+            looks += 1
+        for line in list(self._lines.values()):
+            while looks < limit and (head := line.head()) is not None and now - head._filed - line.timeout > SLACK:
+                looks += 1
+                if self._claim(head):
+                    self.over(head, now)
+        return looks == limit
 
     def next_overdue(self) -> Session | None:
         """The session that was set aside first; it stays in the table."""
-        return _first(self._overdue) if self._overdue else None
+        while self._overdue:
+            session = self._overdue[0]
+            if self.at_hand.get(session._id) is session:
+                return session
+            self._overdue.popleft()
+        return None
 
-    def idle_for(self, age: float, now: float, limit: int) -> list[Session]:
-        """Up to `limit` sessions at rest that were last active more than `age` seconds ago; they stay in the table."""
-        old = (takewhile(lambda head: idle_for_more(head, age, now), line.values()) for line in self._lines.values())
-        return list(islice(chain.from_iterable(old), limit))
+    def pop_idle(self, age: float, now: float, limit: int) -> tuple[list[Session], bool]:
+        """Take out those at rest that were last active more than `age` seconds ago, looking at up to `limit`.
+
+        Least recently active first within a line. Returns them, and True if there may be more.
+        """
+        popped: list[Session] = []
+        looks = 0
+        for line in list(self._lines.values()):
+            while looks < limit and (head := line.head()) is not None and now - head._filed - age > SLACK:
+                looks += 1
+                if self._claim(head):
+                    del self[head._id]
+                    popped.append(head)
+        return popped, looks == limit
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
-        last = [self._last_live(line, now, but) for line in (self._busy, *self._lines.values())]
-        return max((session for session in last if session is not None), key=_last_active, default=None)
-
-    def everyone(self) -> list[Session]:
-        """All sessions, those set aside included: first those, then those at rest, then the busy."""
-        return [*self._overdue.values(), *self.snapshot()]
+        latest_first = [reversed(self._parked.values()), *map(reversed, self._lines.values())]
+        last = [self._last_live(group, now, but) for group in latest_first]
+        found = max((session for session in last if session is not None), key=_last_active, default=None)
+        since = inf if self.in_order_since is None else self.in_order_since
+        if since == -inf or (found is not None and found._last_active >= since):
+            return found
+        live = (session for session in self.snapshot() if self._is_live(session, now, but))
+        return max(live, key=_last_active, default=None)
 
     def snapshot(self) -> list[Session]:
         """All sessions that were not set aside, in no particular order."""
         # One list() a line, and no generator: the caller holds the lock.
         sessions: list[Session] = []
         for line in self._lines.values():
-            sessions += line.values()
-        return sessions + [session for session in self._busy.values() if session.id not in self._overdue]
+            sessions += line
+        return sessions + list(self._parked.values())
+
+    def _head(self) -> Session | None:
+        heads = [line.head() for line in self._lines.values()]
+        return min((head for head in heads if head is not None), key=_filed, default=None)
+
+    def _claim(self, session: Session) -> bool:
+        """Keep the head of a line from being used without the lock, for the caller to take out.
+
+        False if it was used since it was filed: then it is put right instead.
+        """
+        until, session._until = session._until, -inf
+        if session.checked_out:
+            # What is given back without the lock is not filed: `_until` stays as it is.
+            self._leave_line(session)
+            self._parked[session._id] = session
+            return False
+        if session._last_active > session._filed:
+            self._lines[session._timeout].move_on(session)
+            session._until = until
+            return False
+        return True
+
+    def _ending_at(self, session: Session, now: float) -> Ending | None:
+        idle_end = inf if session.checked_out else session._last_active + session._timeout
+        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
+        if now - min(idle_end, life_end) <= SLACK:
+            return None
+        if idle_end <= life_end:
+            return (_IDLE, idle_end, session._timeout)
+        return (_LIFETIME, life_end, self._max_lifetime)
+
+    def _set_aside(self, session: Session) -> None:
+        self._leave_order(session)
+        self._overdue.append(session)
+        self.overdue += 1
+        if session.checked_out:
+            self._overdue_out.add(session._id)
 
     def _is_live(self, session: Session, now: float, but: Session) -> bool:
-        return session is not but and self.ending_of(session, now) is None
+        return session is not but and self._ending_at(session, now) is None
 
-    def _last_live(self, line: Line, now: float, but: Session) -> Session | None:
+    def _last_live(self, latest_first: Iterable[Session], now: float, but: Session) -> Session | None:
         # Once one has been idle for too long, all before it in the line have been for longer still.
-        in_time = takewhile(lambda s: not idle_for_more(s, s._timeout, now), reversed(line.values()))
+        in_time = takewhile(lambda s: not idle_for_more(s, s._timeout, now), latest_first)
         return next((session for session in in_time if self._is_live(session, now, but)), None)
+
+    def _leave_order(self, session: Session) -> None:
+        if self._max_lifetime is not None:
+            self._births.pop(session._id, None)
+        if not self._parked or self._parked.pop(session._id, None) is None:
+            self._leave_line(session)
 
     def _leave_line(self, session: Session) -> None:
         line = self._lines.get(session._timeout)
-        if line is not None and line.pop(session.id, None) is not None and not line:
-            # A line nobody stands in would be looked at for ever.
-            del self._lines[session._timeout]
+        if line is not None:
+            line.discard(session)
+            if not line.ordered and not line.moved:
+                # A line nobody stands in would be looked at for ever.
+                del self._lines[session._timeout]
 
 
 def idle_for_more(session: Session, age: float, now: float) -> bool:
     """Whether a session is at rest and was last active more than `age` seconds ago."""
-    return session._hold is None and now - session._last_active - age > SLACK
-
-
-def _first(line: Line) -> Session:
-    return next(iter(line.values()))
+    return not session.checked_out and now - session._last_active - age > SLACK
 
 
 def _last_active(session: Session) -> float:
     return session._last_active
+
+
+def _filed(session: Session) -> float:
+    return session._filed

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import cachetools
+from collections import OrderedDict
+from typing import Any, TypeVar
 
 from .ending import Ending
 from .session import ManagedSession
@@ -16,24 +14,46 @@ LIMIT = 1024
 SECONDS = 3600.0
 """How long each of them is remembered, in seconds of the coordinator's clock."""
 
+T = TypeVar("T")
+
 
 class Tombstones:
-    """The endings of the sessions that ended last, by id and by name. Guarded by the coordinator's lock."""
+    """The endings of the sessions that ended last, by id and by name. Guarded by the coordinator's lock.
 
-    def __init__(self, timer: Callable[[], float]) -> None:
-        self._by_id: cachetools.TTLCache[str, Ending] = cachetools.TTLCache(LIMIT, SECONDS, timer)
-        self._id_by_name: cachetools.TTLCache[str, str] = cachetools.TTLCache(LIMIT, SECONDS, timer)
+    Not a `cachetools.TTLCache`, which looks for what has expired at every entry and would take most of the time of a
+    `close_session`: these are bounded in number, and their age is looked at when somebody asks.
+    """
 
-    def add(self, session: ManagedSession[Any], ending: Ending) -> None:
+    def __init__(self) -> None:
+        self._by_id: OrderedDict[str, tuple[float, Ending]] = OrderedDict()
+        self._id_by_name: OrderedDict[str, tuple[float, str]] = OrderedDict()
+
+    def add(self, session: ManagedSession[Any], ending: Ending, now: float) -> None:
         """Remember how a session ended."""
-        self._by_id[session.id] = ending
-        if session.name is not None:
-            self._id_by_name[session.name] = session.id
+        by_id = self._by_id
+        by_id[session._id] = (now, ending)
+        if len(by_id) > LIMIT:
+            by_id.popitem(last=False)
+        if session._name is not None:
+            _enter(self._id_by_name, session._name, (now, session._id))
 
-    def ending_of(self, session_id: str) -> Ending | None:
+    def ending_of(self, session_id: str, now: float) -> Ending | None:
         """How the session with this id ended, if that is remembered."""
-        return self._by_id.get(session_id)
+        return _recall(self._by_id, session_id, now)
 
-    def id_of(self, name: str) -> str | None:
+    def id_of(self, name: str, now: float) -> str | None:
         """The id of the last session of this name that ended, if that is remembered."""
-        return self._id_by_name.get(name)
+        return _recall(self._id_by_name, name, now)
+
+
+def _enter(entries: OrderedDict[str, tuple[float, T]], key: str, entry: tuple[float, T]) -> None:
+    if key in entries:
+        entries.move_to_end(key)
+    entries[key] = entry
+    if len(entries) > LIMIT:
+        entries.popitem(last=False)
+
+
+def _recall(entries: OrderedDict[str, tuple[float, T]], key: str, now: float) -> T | None:
+    noted_at, what = entries.get(key, (None, None))
+    return what if noted_at is not None and now - noted_at < SECONDS else None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 from sessionkit import ManagedSession, RemovalCause, SessionCoordinator
+from sessionkit.clock import BUILTIN_CLOCKS, system_clock
 from sessionkit.testing import ManualClock
 
 WAIT = 20.0
@@ -79,6 +82,13 @@ class HeldUpClock(ManualClock):
             self.held_up.set()
             assert self.go_on.wait(WAIT)
         return reading
+
+
+@contextmanager
+def system_time(clock: ManualClock) -> Iterator[None]:
+    """Make the clock the system's own, which coordinators also read on their paths without the lock."""
+    with patch.object(time, "monotonic", clock), patch.dict(BUILTIN_CLOCKS, {system_clock: clock}):
+        yield
 
 
 def in_child(function: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from sessionkit import (
     SessionExpiredError,
     SessionState,
 )
-from sessionkit.hold import Hold, Waiter
+from sessionkit.hold import Hold, Holder, Waiter
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.testing import ManualClock
 
@@ -48,8 +48,8 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     semaphore = threading.Semaphore(0)
     queue = Hold.queue
 
-    def queue_and_tell(hold: Hold, thread: int, exclusive: bool) -> Waiter:
-        waiter = queue(hold, thread, exclusive)
+    def queue_and_tell(hold: Hold, holder: Holder) -> Waiter:
+        waiter = queue(hold, holder)
         semaphore.release()
         return waiter
 

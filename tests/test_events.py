@@ -172,13 +172,13 @@ def test_channels_that_come_and_go_cost_no_writer(session_coordinator: Coordinat
     kept = coordinator.subscribe()
     for _ in range(100):
         coordinator.subscribe().close()
-    assert len(coordinator._bus._channels) <= 2
+    assert len(coordinator._bus.channels) <= 2
     closed = [coordinator.subscribe() for _ in range(100)]
     for channel in closed:
         channel.close()
     for _ in range(2):
         coordinator.create_session()
-    assert len(coordinator._bus._channels) == 1
+    assert len(coordinator._bus.channels) == 1
     assert len(drain(kept)) == 2
 
 
@@ -219,7 +219,7 @@ def test_a_handler_that_closes_during_subscribe(
     monkeypatch.setattr("sessionkit.events.filter", close_and_filter, raising=False)
     with pytest.raises(CoordinatorClosedError):
         bus.subscribe(1)
-    assert bus._channels == ()
+    assert bus.channels == ()
 
 
 def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:
@@ -260,8 +260,8 @@ def test_a_dropped_channel_costs_nothing(session_coordinator: CoordinatorFactory
     gc.collect()
     coordinator.create_session()
 
-    assert len(coordinator._bus._channels) == 0
-    assert len(coordinator._bus._posted) == 0
+    assert len(coordinator._bus.channels) == 0
+    assert len(coordinator._bus.posted) == 0
 
 
 def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordinator: CoordinatorFactory) -> None:

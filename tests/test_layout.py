@@ -16,10 +16,11 @@ PACKAGE = Path(sessionkit.__file__).parent
 # From the bottom to the top; the modules of one line know nothing of each other.
 LAYERS = [
     ["ending", "clock", "hold", "log"],
-    ["errors", "stats"],
+    ["errors", "stats", "pulse"],
     ["checks"],
     ["config", "session", "events"],
-    ["table", "tombstones", "cleanup", "finaliser", "fork"],
+    ["line", "tombstones", "cleanup", "finaliser", "fork"],
+    ["table"],
     ["active", "directory"],
     ["roster"],
     ["sweep"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ from sessionkit import (
     SessionLimitError,
 )
 from sessionkit.testing import ManualClock
+
+from .support import system_time
 
 NAMES = st.sampled_from([None, None, "a", "b", "raises"])
 TIMEOUTS = st.sampled_from([None, None, 5, 20])
@@ -61,8 +63,10 @@ class CoordinatorMachine(RuleBasedStateMachine):
         lifetime=st.sampled_from([None, 30]),
         on_full=st.sampled_from(["reject", "evict"]),
         has_factory=st.booleans(),
+        switches=st.booleans(),
     )
-    def start(self, limit: int | None, lifetime: int | None, on_full: Any, has_factory: bool) -> None:
+    def start(self, limit: int | None, lifetime: int | None, on_full: Any, has_factory: bool, switches: bool) -> None:
+        self.switches = switches
         self.config = CoordinatorConfig(10, 1, max_active_sessions=limit, max_lifetime=lifetime, on_full=on_full)
         self.clock = ManualClock()
         self.now = 0.0
@@ -72,12 +76,15 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.factory_raises = False
         self.coordinator: SessionCoordinator[Any] = SessionCoordinator(
             self.config,
-            clock=self.clock,
+            clock=self.given_clock(),
             resource_factory=self.make_resource if has_factory else None,
             on_close=self.note_close,
         )
         self.has_factory = has_factory
         self.channel = self.coordinator.subscribe(1000)
+
+    def given_clock(self) -> ManualClock | None:
+        return self.clock
 
     def make_resource(self, session: ManagedSession[Any]) -> str:
         if self.factory_raises:
@@ -191,7 +198,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     @rule(naive=known, way=st.sampled_from(["touch_session", "touch", "record_message", "switch"]))
     def be_active(self, naive: NaiveSession | None, way: str) -> None:
-        if naive is None:
+        if naive is None or (way == "switch" and not self.switches):
             return
         calls = {
             "touch_session": self.coordinator.touch_session,
@@ -323,3 +330,27 @@ def test_the_coordinator_does_what_a_dict_and_a_full_scan_would_do(caplog: pytes
     """Random lives of random sessions: both agree on who is live, who is active, who left, when and why."""
     with caplog.at_level("CRITICAL", logger="sessionkit"):
         run_state_machine_as_test(CoordinatorMachine, settings=settings(max_examples=200, stateful_step_count=40))
+
+
+class MachineWithoutLock(CoordinatorMachine):
+    """The same on the system's clock: looks, touches and checkouts go without the lock until the first switch."""
+
+    def given_clock(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(system_time(self.clock))
+
+    @rule()
+    def the_clock_goes_back(self) -> None:
+        """The system's clock does not."""
+
+    def teardown(self) -> None:
+        super().teardown()
+        if hasattr(self, "stack"):
+            self.stack.close()
+
+
+@pytest.mark.filterwarnings("ignore:cleanup_interval")
+def test_the_paths_without_the_lock_do_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """The same random lives, on the paths that a coordinator with the system's clock takes."""
+    with caplog.at_level("CRITICAL", logger="sessionkit"):
+        run_state_machine_as_test(MachineWithoutLock, settings=settings(max_examples=200, stateful_step_count=40))

@@ -23,6 +23,7 @@ from sessionkit import (
     SessionNotFoundError,
 )
 from sessionkit.hold import Waiter
+from sessionkit.line import Line
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.table import SessionTable
 from sessionkit.testing import ManualClock
@@ -338,7 +339,7 @@ def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: Co
     removed = [event.session_id for event in channel if event.kind is EventKind.REMOVED]
     assert sorted(removed) == sorted(made)
     assert not coordinator._roster._names
-    assert not coordinator._finaliser._leaving
+    assert not coordinator._finaliser.leaving
 
 
 def test_rule_4_a_session_leaves_everything_behind(
@@ -357,7 +358,7 @@ def test_rule_4_a_session_leaves_everything_behind(
     roster, table = coordinator._roster, coordinator._roster._table
     assert session.resource is None
     assert coordinator.active_session is None
-    assert not any((roster._names, roster._opening, table._lines, table._busy, table._births, table._overdue))
+    assert not any((roster._names, roster._opening, table._lines, table._parked, table._births, table._overdue))
     assert len(table) == 0
     assert coordinator.stats().removed[RemovalCause.IDLE] == 1
 
@@ -502,15 +503,21 @@ def test_rule_5_who_interrupts_a_decision_does_not_decide(
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the sessions that the table has looked at, to see whether their time has run out."""
+    """The ids of the sessions that the table has met at the head of a line, or computed the end of."""
     looks: list[str] = []
-    ending_of = SessionTable.ending_of
+    head, ending_at = Line.head, SessionTable._ending_at
 
-    def look(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
+    def meet(line: Line) -> ManagedSession[Any] | None:
+        met = head(line)
+        looks.extend([] if met is None else [met.id])
+        return met
+
+    def compute(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
         looks.append(session.id)
-        return ending_of(table, session, now)
+        return ending_at(table, session, now)
 
-    monkeypatch.setattr(SessionTable, "ending_of", look)
+    monkeypatch.setattr(Line, "head", meet)
+    monkeypatch.setattr(SessionTable, "_ending_at", compute)
     return looks
 
 
@@ -536,7 +543,7 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
 def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
     busy: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
-    """When the active session expires, the number of checked-out sessions that are looked at does not grow either."""
+    """Who is checked out is met once at the head of its line, and then stands in none until it is given back."""
     coordinator = session_coordinator(CONFIG)
     checkouts = [coordinator.checkout(coordinator.create_session().id) for _ in range(busy)]
     coordinator.switch_session(coordinator.create_session().id)
@@ -547,8 +554,12 @@ def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
     session_clock.advance(31)
     looks.clear()
     assert coordinator.cleanup_inactive_sessions() == 1
-    assert len(looks) <= 8
+    assert len(looks) <= busy + 8
     assert coordinator.active_session is held[1]
+    session_clock.advance(1000)
+    looks.clear()
+    assert coordinator.cleanup_inactive_sessions() == 0
+    assert len(looks) <= 8
     for checkout in checkouts:
         checkout.__exit__()
 
@@ -629,7 +640,8 @@ def test_stress_table_orders_agree_with_last_activity(session_coordinator: Coord
 
     assert all_at_once(*[lambda offset=offset: work(offset) for offset in range(0, 30, 8)]) == [None] * 4
     lines = coordinator._roster._table._lines
-    assert sorted(session_id for line in lines.values() for session_id in line) == sorted(ids)
+    assert sorted(session.id for line in lines.values() for session in line) == sorted(ids)
     for line in lines.values():
-        activity = [session._last_active for session in line.values()]
+        assert not line.moved
+        activity = [session._last_active for session in line]
         assert activity == sorted(activity)

@@ -1,0 +1,404 @@
+"""The paths without the lock: what holds however another thread comes in between."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import itertools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+import sessionkit
+from sessionkit import (
+    Checkout,
+    CoordinatorConfig,
+    RemovalCause,
+    SessionBusyError,
+    SessionCoordinator,
+    SessionExpiredError,
+    SessionLimitError,
+)
+from sessionkit.pulse import HAS_STEPS, clock_without_lock
+from sessionkit.testing import ManualClock
+
+from .support import WAIT, Closings, all_at_once, in_thread, system_time
+
+TIMEOUT = 60
+CONFIG = CoordinatorConfig(TIMEOUT, 10, max_active_sessions=2, on_full="evict", max_lifetime=1000)
+
+
+class World:
+    """A coordinator on a system clock that is set by hand, with one session that was active at 0."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.closings = Closings()
+        self.coordinator: SessionCoordinator[Any] = SessionCoordinator(CONFIG, on_close=self.closings)
+        self.session = self.coordinator.create_session(session_id="it")
+
+    def to(self, instant: float) -> None:
+        self.clock.advance(instant - self.clock())
+
+    def clean_up(self) -> None:
+        self.coordinator.cleanup_inactive_sessions()
+
+    def clean_up_when_due(self) -> None:
+        self.to(70)
+        self.clean_up()
+
+    def look_when_due(self) -> None:
+        self.to(70)
+        assert self.coordinator.stats().live == len(self.coordinator)
+
+    def clean_up_by_age(self) -> None:
+        self.coordinator.cleanup_inactive_sessions(max_age=58)
+
+    def clean_up_after_the_lifetime(self) -> None:
+        self.to(1001)
+        self.clean_up()
+
+    def close_it(self) -> None:
+        self.coordinator.close_session("it")
+
+    def evict(self) -> None:
+        with suppress(SessionLimitError):
+            for number in range(3):
+                self.coordinator.create_session(session_id=f"other-{number}")
+
+    def touch_it(self) -> None:
+        self.to(69)
+        self.coordinator.touch_session("it")
+
+    def switch_to_it(self) -> None:
+        self.coordinator.switch_session("it")
+
+    def shut_down(self) -> None:
+        self.coordinator.close()
+
+    def check_it_out_and_back(self) -> None:
+        with suppress(SessionBusyError), self.coordinator.checkout("it", timeout=0):
+            pass
+
+    def share_it(self) -> None:
+        with suppress(SessionBusyError), self.coordinator.checkout("it", exclusive=False, timeout=0):
+            pass
+
+    def ended(self) -> bool:
+        """Whether the session is gone for good; then it was closed, once."""
+        left = [cause for name, cause in self.closings if name == "it"]
+        assert len(left) <= 1
+        assert ("it" in self.coordinator) <= (not left)
+        return bool(left)
+
+
+INTERRUPTIONS = [
+    World.clean_up_when_due,
+    World.look_when_due,
+    World.clean_up_by_age,
+    World.clean_up_after_the_lifetime,
+    World.close_it,
+    World.evict,
+    World.touch_it,
+    World.switch_to_it,
+    World.shut_down,
+    World.check_it_out_and_back,
+    World.share_it,
+]
+
+
+@contextmanager
+def interrupted(code: CodeType, at: int, act: Callable[[], None], world: World) -> Iterator[list[int]]:
+    """Before the line numbered `at` of those that a function runs, let another thread act, unless the lock is taken.
+
+    Gives the list of lines at which it acted: one at most. Python may let another thread in before any line.
+    """
+    acted: list[int] = []
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code is not code:
+            return None
+        if event == "line" and next(lines) == at and not world.coordinator._lock_is_owned():
+            acted.append(frame.f_lineno)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(act).result(WAIT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield acted
+    finally:
+        sys.settrace(before)
+
+
+def every_place(code: CodeType, interruption: Callable[[World], None]) -> Iterator[tuple[World, Callable[[], Any]]]:
+    """A new world for each place at which a function can be interrupted, and a context manager that interrupts it."""
+    for at in range(100):
+        with system_time(ManualClock()):
+            world = World()
+            with system_time(world.clock):
+                acted: list[int] = []
+
+                def interrupt(world: World = world, at: int = at, acted: list[int] = acted) -> Any:
+                    @contextmanager
+                    def block() -> Iterator[None]:
+                        with interrupted(code, at, lambda: interruption(world), world) as lines:
+                            yield
+                        acted.extend(lines)
+
+                    return block()
+
+                yield world, interrupt
+                world.coordinator.close()
+                if not acted and at > 30:
+                    return
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_rule_2_a_touch_that_returned_holds_on_every_interleaving(interruption: Callable[[World], None]) -> None:
+    """A touch that returned normally buys a full timeout, wherever a removal comes in between; else it says why not."""
+    for world, interrupt in every_place(SessionCoordinator.touch_session.__code__, interruption):
+        world.to(59)
+        try:
+            with interrupt():
+                world.coordinator.touch_session("it")
+        except (SessionExpiredError, sessionkit.CoordinatorClosedError):
+            assert "it" not in world.coordinator
+            world.coordinator.close()
+            assert world.ended()
+            continue
+        bought_until = world.session.metadata.last_active + TIMEOUT
+        assert bought_until >= 59 + TIMEOUT
+        ended_on_purpose = world.ended()
+        if ended_on_purpose:
+            # After the touch: on purpose, or because time has passed its end in the meantime.
+            assert world.closings[0][1] is not RemovalCause.IDLE or interruption is World.clean_up_by_age
+        else:
+            assert "it" in world.coordinator
+            world.to(max(bought_until, world.clock()))
+            world.clean_up()
+            assert world.ended() is (world.clock() > 1000)
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_rule_3_a_checkout_that_was_taken_holds_on_every_interleaving(interruption: Callable[[World], None]) -> None:
+    """A session that is checked out is never expired for idleness or evicted, wherever a removal comes in between."""
+    for world, interrupt in every_place(Checkout.__enter__.__code__, interruption):
+        world.to(59)
+        checkout = world.coordinator.checkout("it", timeout=0)
+        try:
+            with interrupt():
+                checkout.__enter__()
+        except SessionBusyError:
+            raise AssertionError("nobody has it any more") from None
+        except (SessionExpiredError, sessionkit.CoordinatorClosedError):
+            assert "it" not in world.coordinator
+            assert world.coordinator.stats().checked_out == 0
+            world.coordinator.close()
+            assert world.ended()
+            continue
+        assert not world.ended()
+        assert world.coordinator.stats().checked_out == 1
+        with in_thread(world.check_it_out_and_back) as other:
+            assert isinstance(other.exception(WAIT), SessionExpiredError | sessionkit.CoordinatorClosedError | None)
+        world.to(500)
+        world.clean_up() if not world.coordinator._roster.closed else None
+        world.evict() if not world.coordinator._roster.closed else None
+        assert not world.ended()
+        checkout.__exit__()
+        assert world.coordinator.stats().checked_out == 0
+        ended_meanwhile = interruption in (World.close_it, World.shut_down, World.clean_up_after_the_lifetime)
+        assert world.ended() or not ended_meanwhile or "it" in world.coordinator
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+def test_rule_3_giving_back_does_what_was_decided_on_every_interleaving(interruption: Callable[[World], None]) -> None:
+    """What was decided of a checked-out session is done when it is given back, wherever the decision comes."""
+    for world, interrupt in every_place(Checkout.__exit__.__code__, interruption):
+        world.to(30)
+        checkout = world.coordinator.checkout("it")
+        checkout.__enter__()
+        world.to(59)
+        with interrupt():
+            checkout.__exit__()
+        assert world.coordinator.stats().checked_out == 0
+        if interruption in (World.close_it, World.shut_down):
+            assert world.ended() or "it" in world.coordinator
+        if not world.ended() and "it" in world.coordinator:
+            with in_thread(world.coordinator.checkout("it", timeout=0).__enter__) as taken:
+                assert taken.result(WAIT) is world.session
+            continue
+        if world.coordinator._roster.closed or world.clock() > 1000:
+            world.coordinator.close()
+        assert world.ended()
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_waiter_is_let_in_wherever_the_session_is_given_back(exclusive: bool) -> None:
+    """Whoever begins to wait while the session is being given back gets it: no wake-up is lost."""
+    waiters: list[Any] = []
+
+    def wait(world: World) -> None:
+        entered = threading.Event()
+        begun = threading.Event()
+
+        def take() -> None:
+            begun.set()
+            with world.coordinator.checkout("it", exclusive=exclusive, timeout=WAIT):
+                entered.set()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        assert begun.wait(WAIT)
+        # Until it waits, or is through.
+        while thread.is_alive() and not (world.session._hold and world.session._hold._waiters):
+            time.sleep(0)
+        waiters.append((thread, entered))
+
+    for world, interrupt in every_place(Checkout.__exit__.__code__, wait):
+        waiters.clear()
+        checkout = world.coordinator.checkout("it")
+        checkout.__enter__()
+        with interrupt():
+            checkout.__exit__()
+        for thread, entered in waiters:
+            thread.join(WAIT)
+            assert entered.is_set()
+        assert world.coordinator.stats().checked_out == 0
+        assert world.session._hold is None
+
+
+def test_last_active_never_moves_back_between_threads_without_the_lock() -> None:
+    """A touch that was held up between its reading and its store does not undo a later one."""
+    held_up, go_on = threading.Event(), threading.Event()
+    slow: list[int] = []
+
+    class HeldUp(ManualClock):
+        def __call__(self) -> float:
+            reading = super().__call__()
+            if threading.get_ident() in slow:
+                held_up.set()
+                assert go_on.wait(WAIT)
+            return reading
+
+    clock = HeldUp()
+    with system_time(clock), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+
+        def touch_late() -> None:
+            slow.append(threading.get_ident())
+            coordinator.touch_session(session.id)
+
+        with in_thread(touch_late) as touched:
+            assert held_up.wait(WAIT)
+            clock.advance(30)
+            coordinator.touch_session(session.id)
+            go_on.set()
+            touched.result(WAIT)
+        assert session.metadata.last_active == 30
+
+
+ALLOWED = {
+    "LOAD_FAST", "LOAD_FAST_LOAD_FAST", "LOAD_FAST_CHECK",
+    "STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST",
+    "LOAD_ATTR", "STORE_ATTR", "LOAD_CONST", "COMPARE_OP", "IS_OP", "SWAP", "COPY", "POP_TOP", "NOP", "CACHE",
+    "POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_FORWARD_IF_TRUE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE",
+    "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "JUMP_FORWARD", "TO_BOOL",
+}  # fmt: skip
+"""Instructions between which CPython 3.11 to 3.13 never lets another thread in: no call, no way back, no return."""
+
+
+def codes_of(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_of(constant)
+
+
+def test_one_step_is_one_step() -> None:
+    """Lines marked so have no instruction at which CPython lets another thread in, or collects garbage."""
+    marked = 0
+    for path in Path(sessionkit.__file__).parent.glob("*.py"):
+        source = path.read_text()
+        numbers = {number for number, line in enumerate(source.splitlines(), 1) if line.rstrip().endswith("# one step")}
+        seen: set[int] = set()
+        for code in codes_of(compile(source, str(path), "exec")):
+            for instruction in dis.get_instructions(code):
+                line = instruction.positions.lineno if instruction.positions else None
+                if line in numbers:
+                    assert instruction.opname in ALLOWED, f"{path.name}:{line} has {instruction.opname}"
+                    seen.add(line)
+        assert seen == numbers
+        marked += len(numbers)
+    assert marked >= 8
+
+
+def test_what_is_written_without_the_lock_is_one_step() -> None:
+    """Wherever `_last_active` or `_checkout` is stored while others may do so too, the line is marked."""
+    alone = {"roster.py": 4, "session.py": 1}
+    for path in Path(sessionkit.__file__).parent.glob("*.py"):
+        source = path.read_text()
+        lines = source.splitlines()
+        stores = [
+            node.lineno
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and node.attr in ("_last_active", "_checkout")
+        ]
+        unmarked = [number for number in stores if not lines[number - 1].endswith("# one step")]
+        # Before the session is in the table, or where whoever stores has it to himself.
+        assert len(unmarked) <= alone.get(path.name, 0), (path.name, unmarked)
+
+
+def test_the_lock_is_taken_where_time_or_threads_are_not_the_systems() -> None:
+    """A clock that was passed in may go back, and without the GIL there are no steps: every call takes the lock."""
+    assert (clock_without_lock(sessionkit.clock.system_clock) is time.monotonic) is HAS_STEPS
+    assert clock_without_lock(time.monotonic) is None
+    assert clock_without_lock(ManualClock()) is None
+
+
+def test_without_steps_every_session_has_its_data_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two threads could make the dict at once, it is made when nobody else has the session."""
+    monkeypatch.setattr("sessionkit.coordinator.HAS_STEPS", False)
+    with SessionCoordinator() as coordinator:
+        assert coordinator.create_session()._data == {}
+
+
+def test_data_is_the_same_dict_for_all() -> None:
+    """However many threads ask first, they get the same dict."""
+    with SessionCoordinator() as coordinator:
+        session = coordinator.create_session()
+        dicts = all_at_once(*[lambda: id(session.data)] * 8)
+        assert len(set(dicts)) == 1
+        assert session.data is session.data
+
+
+def test_the_usual_calls_do_without_the_lock() -> None:
+    """A look, a touch and a checkout of a live session go on while another thread holds the lock."""
+    with system_time(ManualClock()), SessionCoordinator() as coordinator:
+        session = coordinator.create_session()
+
+        def use() -> None:
+            coordinator.get_session(session.id)
+            coordinator.touch_session(session.id)
+            session.touch()
+            with coordinator.checkout(session.id):
+                pass
+
+        if HAS_STEPS:
+            with coordinator._lock, in_thread(use) as used:
+                assert used.result(WAIT) is None
+        coordinator.switch_session(session.id)
+        assert coordinator._clock_without_lock is None
+        use()
