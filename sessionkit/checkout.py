@@ -72,14 +72,13 @@ class Checkout(Generic[R]):
                             lender._roster.out.add(self._session_id)
                             self._session = session
                             return session
-                        self._give_back(session)
+                    self._undo(session)
             self._session = session = self._enter_with_lock()
             return session
         except BaseException:
-            # An interruption, if it was taken without the lock.
             self.thread = self._session = None
-            if session is not None and session._checkout is self:
-                self._give_back(session)
+            if session is not None:
+                self._undo(session)
             raise
 
     def __exit__(self, exc_type: object = None, exc: object = None, traceback: object = None) -> None:
@@ -106,6 +105,11 @@ class Checkout(Generic[R]):
             raise AttributeError(
                 f"{self!r} has no {name!r}; write `with coordinator.checkout(...) as session:` and use the session"
             )
+
+    def _undo(self, session: ManagedSession[R]) -> None:
+        # Another thread may have put it in the books as soon as it had begun to take the session.
+        if session._checkout is self or self.in_books:
+            self._give_back(session)
 
     def _enter_with_lock(self) -> ManagedSession[R]:
         queued: tuple[ManagedSession[R], Waiter] | None = None
