@@ -206,13 +206,17 @@ class Roster(Directory):
 
     def leave_hold(self, session: Session, now: float) -> list[Session]:
         """Somebody has given the session back, or has given up waiting for it: see whether anybody has it still."""
+        # Until it is filed again, nobody takes it without the lock.
+        session._until = -inf
         if session._hold is not None and session._hold.free:
             session._hold = None
+        if session._hold is not None:
+            self.out.add(session._id)
+        elif session._checkout is None:
+            self.out.discard(session._id)
         self.touch(session, now)
         if session.checked_out:
-            self.out.add(session._id)
             return []
-        self.out.discard(session._id)
         ending = self.ending_of(session, now)
         if ending is None:
             self._table.rested(session, now)

@@ -73,12 +73,12 @@ class HeldUpClock(ManualClock):
         self._thread: int | None = None
 
     def hold_up_this_thread(self) -> None:
-        """From now on, this thread stops after each reading until `go_on` is set."""
+        """This thread stops after its next reading until `go_on` is set."""
         self._thread = threading.get_ident()
 
     def __call__(self) -> float:
         reading = super().__call__()
-        if threading.get_ident() == self._thread:
+        if threading.get_ident() == self._thread and not self.go_on.is_set():
             self.held_up.set()
             assert self.go_on.wait(WAIT)
         return reading

@@ -14,12 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import sessionkit
 from sessionkit import (
     Checkout,
+    CoordinatorClosedError,
     CoordinatorConfig,
     RemovalCause,
     SessionBusyError,
@@ -27,10 +29,13 @@ from sessionkit import (
     SessionExpiredError,
     SessionLimitError,
 )
+from sessionkit.finaliser import Finaliser
 from sessionkit.pulse import HAS_STEPS, clock_without_lock
+from sessionkit.roster import Roster
+from sessionkit.table import SessionTable
 from sessionkit.testing import ManualClock
 
-from .support import WAIT, Closings, all_at_once, in_thread, system_time
+from .support import WAIT, Closings, HeldUpClock, all_at_once, in_thread, system_time
 
 TIMEOUT = 60
 CONFIG = CoordinatorConfig(TIMEOUT, 10, max_active_sessions=2, on_full="evict", max_lifetime=1000)
@@ -162,15 +167,19 @@ def every_place(code: CodeType, interruption: Callable[[World], None]) -> Iterat
             return
 
 
+@pytest.mark.parametrize("way", ["touch_session", "touch"])
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
-def test_rule_2_a_touch_that_returned_holds_on_every_interleaving(interruption: Callable[[World], None]) -> None:
+def test_rule_2_a_touch_that_returned_holds_on_every_interleaving(
+    way: str, interruption: Callable[[World], None]
+) -> None:
     """A touch that returned normally buys a full timeout, wherever a removal comes in between; else it says why not."""
-    for world, interrupt in every_place(SessionCoordinator.touch_session.__code__, interruption):
+    function = SessionCoordinator.touch_session if way == "touch_session" else SessionCoordinator._touch_without_lock
+    for world, interrupt in every_place(function.__code__, interruption):
         world.to(59)
         try:
             with interrupt():
-                world.coordinator.touch_session("it")
-        except (SessionExpiredError, sessionkit.CoordinatorClosedError):
+                TOUCHES[way](world)
+        except (SessionExpiredError, CoordinatorClosedError):
             assert "it" not in world.coordinator
             world.coordinator.close()
             assert world.ended()
@@ -200,7 +209,7 @@ def test_rule_3_a_checkout_that_was_taken_holds_on_every_interleaving(interrupti
                 checkout.__enter__()
         except SessionBusyError:
             raise AssertionError("nobody has it any more") from None
-        except (SessionExpiredError, sessionkit.CoordinatorClosedError):
+        except (SessionExpiredError, CoordinatorClosedError):
             assert "it" not in world.coordinator
             assert world.coordinator.stats().checked_out == 0
             world.coordinator.close()
@@ -209,7 +218,7 @@ def test_rule_3_a_checkout_that_was_taken_holds_on_every_interleaving(interrupti
         assert not world.ended()
         assert world.coordinator.stats().checked_out == 1
         with in_thread(world.check_it_out_and_back) as other:
-            assert isinstance(other.exception(WAIT), SessionExpiredError | sessionkit.CoordinatorClosedError | None)
+            assert isinstance(other.exception(WAIT), SessionExpiredError | CoordinatorClosedError | None)
         world.to(500)
         world.clean_up() if not world.coordinator._roster.closed else None
         world.evict() if not world.coordinator._roster.closed else None
@@ -221,7 +230,9 @@ def test_rule_3_a_checkout_that_was_taken_holds_on_every_interleaving(interrupti
 
 
 @pytest.mark.parametrize("interruption", INTERRUPTIONS)
-def test_rule_3_giving_back_does_what_was_decided_on_every_interleaving(interruption: Callable[[World], None]) -> None:
+def test_rule_3_giving_back_does_what_was_decided_on_every_interleaving(
+    interruption: Callable[[World], None],
+) -> None:
     """What was decided of a checked-out session is done when it is given back, wherever the decision comes."""
     for world, interrupt in every_place(Checkout.__exit__.__code__, interruption):
         world.to(30)
@@ -277,32 +288,201 @@ def test_a_waiter_is_let_in_wherever_the_session_is_given_back(exclusive: bool) 
         assert world.session._hold is None
 
 
+class TellingLock:
+    """The coordinator's lock, which tells when a thread has to wait for it."""
+
+    def __init__(self) -> None:
+        self._lock = REAL_LOCK()
+        self.waits = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self.waits.set()
+            assert self._lock.acquire(timeout=WAIT)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+    def _is_owned(self) -> bool:
+        return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # typeshed does not know it
+
+
+REAL_LOCK = threading.RLock
+DECISIONS = {
+    function.__code__
+    for function in (
+        SessionTable.over,
+        SessionTable._claim,
+        SessionTable.popitem,
+        SessionTable.settle,
+        SessionTable.pop_idle,
+        SessionTable.__delitem__,
+        Roster.take,
+        Roster.hold,
+        Roster.end,
+        Roster.give_back,
+        Roster.leave_hold,
+        Finaliser.admit,
+    )
+}
+
+
+def every_moment(
+    use: Callable[[World], Any], decide: Callable[[World], None], prepare: Callable[[World], None]
+) -> Iterator[tuple[World, Any]]:
+    """A new world for each line of a decision at which another thread goes on that had read the clock before.
+
+    Gives the world after all that, and what the other thread's call gave or raised.
+    """
+    for at in itertools.count():
+        clock = HeldUpClock()
+        with system_time(clock):
+            with patch("sessionkit.coordinator.threading.RLock", TellingLock):
+                world = World(clock)
+            with world.coordinator:
+                prepare(world)
+                world.to(59)
+                moment = Moment(at, world, use, clock)
+                moment.decide(decide)
+                yield world, moment.outcome
+        if not moment.came:
+            assert at > 5
+            return
+
+
+class Moment:
+    """One line of a decision, and another thread that goes on when it is about to run."""
+
+    def __init__(self, at: int, world: World, use: Callable[[World], Any], clock: HeldUpClock) -> None:
+        self._lines_to_go = at
+        self._world = world
+        self._use = use
+        self._clock = clock
+        self.came = False
+        self.outcome: Any = None
+
+    def decide(self, decide: Callable[[World], None]) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            self._used = pool.submit(self._use_late)
+            assert self._clock.held_up.wait(WAIT)
+            before = sys.gettrace()
+            sys.settrace(self._trace)
+            try:
+                decide(self._world)
+            finally:
+                sys.settrace(before)
+                self._clock.go_on.set()
+            self.outcome = self._used.result(WAIT)
+
+    def _use_late(self) -> Any:
+        self._clock.hold_up_this_thread()
+        try:
+            return self._use(self._world)
+        except (SessionExpiredError, SessionBusyError, CoordinatorClosedError) as error:
+            return error
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code not in DECISIONS:
+            return None
+        if event == "line":
+            if self._lines_to_go == 0:
+                self._go_on()
+            self._lines_to_go -= 1
+        return self._trace
+
+    def _go_on(self) -> None:
+        """Let the other thread run to its end, or until it has to wait for the lock."""
+        self.came = True
+        lock: Any = self._world.coordinator._lock
+        lock.waits.clear()
+        self._clock.go_on.set()
+        while not (self._used.done() or lock.waits.is_set()):
+            time.sleep(0)
+
+
+REMOVALS = [
+    World.clean_up_when_due,
+    World.look_when_due,
+    World.clean_up_by_age,
+    World.clean_up_after_the_lifetime,
+    World.close_it,
+    World.evict,
+]
+TOUCHES = {
+    "touch_session": lambda world: world.coordinator.touch_session("it"),
+    "touch": lambda world: world.session.touch(),
+}
+
+
+@pytest.mark.parametrize("way", TOUCHES)
+@pytest.mark.parametrize("removal", REMOVALS[:3])
+def test_rule_2_a_removal_sees_a_touch_that_comes_in_at_any_line(way: str, removal: Callable[[World], None]) -> None:
+    """No removal for idleness takes a session whose touch returned, at whatever line of the decision it came in."""
+    returned = 0
+    for world, error in every_moment(TOUCHES[way], removal, lambda _: None):
+        world.clean_up()
+        assert world.ended() is (error is not None)
+        assert ("it" in world.coordinator) is (error is None)
+        returned += error is None
+    assert returned or not HAS_STEPS
+
+
+def take(world: World) -> Any:
+    checkout = world.coordinator.checkout("it", timeout=0)
+    checkout.__enter__()
+    return checkout
+
+
+@pytest.mark.parametrize("removal", [*REMOVALS, World.share_it])
+def test_rule_3_a_removal_sees_a_checkout_that_comes_in_at_any_line(removal: Callable[[World], None]) -> None:
+    """Whoever got the session has it until it is given back, at whatever line of a decision the checkout came in."""
+    for world, outcome in every_moment(take, removal, lambda _: None):
+        if isinstance(outcome, Exception):
+            assert removal is not World.share_it or isinstance(outcome, SessionBusyError)
+            assert world.coordinator.stats().checked_out == 0
+            continue
+        assert not world.ended()
+        assert world.coordinator.stats().checked_out == 1
+        outcome.__exit__()
+        assert world.coordinator.stats().checked_out == 0
+        assert (world.session._checkout, world.session._hold) == (None, None)
+        assert world.ended() is ("it" not in world.coordinator)
+        assert removal is not World.close_it or world.ended()
+
+
+@pytest.mark.parametrize("removal", [*REMOVALS, World.share_it, World.check_it_out_and_back])
+def test_rule_4_a_decision_is_done_when_it_is_given_back_at_any_line(removal: Callable[[World], None]) -> None:
+    """A session given back in the middle of a decision is finalised once, or goes on, with nothing left over."""
+    taken: list[Any] = []
+    for world, error in every_moment(lambda _: taken[-1].__exit__(), removal, lambda world: taken.append(take(world))):
+        assert error is None
+        assert (world.session._checkout, world.session._hold) == (None, None)
+        assert world.coordinator.stats().checked_out == 0
+        assert world.ended() is ("it" not in world.coordinator)
+        assert removal is not World.close_it or world.ended()
+        if not world.ended():
+            with world.coordinator.checkout("it", timeout=0):
+                pass
+            world.to(world.clock() + TIMEOUT + 1)
+            world.clean_up()
+            assert world.ended()
+
+
 def test_last_active_never_moves_back_between_threads_without_the_lock() -> None:
     """A touch that was held up between its reading and its store does not undo a later one."""
-    held_up, go_on = threading.Event(), threading.Event()
-    slow: list[int] = []
-
-    class HeldUp(ManualClock):
-        def __call__(self) -> float:
-            reading = super().__call__()
-            if threading.get_ident() in slow:
-                held_up.set()
-                assert go_on.wait(WAIT)
-            return reading
-
-    clock = HeldUp()
+    clock = HeldUpClock()
     with system_time(clock), SessionCoordinator(CONFIG) as coordinator:
         session = coordinator.create_session()
 
         def touch_late() -> None:
-            slow.append(threading.get_ident())
+            clock.hold_up_this_thread()
             coordinator.touch_session(session.id)
 
         with in_thread(touch_late) as touched:
-            assert held_up.wait(WAIT)
+            assert clock.held_up.wait(WAIT)
             clock.advance(30)
             coordinator.touch_session(session.id)
-            go_on.set()
+            clock.go_on.set()
             touched.result(WAIT)
         assert session.metadata.last_active == 30
 
