@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check format clean
+.PHONY: demo test check bench bench-quick format clean
 
 demo: $(READY)  ## replay an access log, then show the life of a session
 	$(BIN)/python -m examples.demo
@@ -20,9 +20,19 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written there; takes a quarter of an hour
+	$(BIN)/python -m benchmarks
+
+bench-quick: $(VENV)/ready-to-bench  ## the same with fewer sessions, only printed
+	$(BIN)/python -m benchmarks --quick
+
 format: $(READY)  ## let ruff put the source in form
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+$(VENV)/ready-to-bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -468,6 +468,27 @@ def test_rule_4_a_decision_is_done_when_it_is_given_back_at_any_line(removal: Ca
             assert world.ended()
 
 
+def test_nobody_joins_those_who_share_a_session_without_the_lock() -> None:
+    """While a session is shared, or held twice, nobody gets it alone, also after it was touched."""
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+
+        def take_alone() -> None:
+            with coordinator.checkout(session.id, timeout=0):
+                pass
+
+        for exclusive in (False, True):
+            with (
+                coordinator.checkout(session.id, exclusive=exclusive),
+                coordinator.checkout(session.id, exclusive=exclusive),
+            ):
+                coordinator.touch_session(session.id)
+                with in_thread(take_alone) as taken:
+                    assert isinstance(taken.exception(WAIT), SessionBusyError)
+            with in_thread(take_alone) as taken:
+                assert taken.exception(WAIT) is None
+
+
 def test_last_active_never_moves_back_between_threads_without_the_lock() -> None:
     """A touch that was held up between its reading and its store does not undo a later one."""
     clock = HeldUpClock()

@@ -1,0 +1,54 @@
+"""`python -m benchmarks` measures everything and writes docs/performance.md; `--quick` only prints, in under a minute."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from . import report, work
+from .bars import bars
+from .measure import Table
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer sessions and rounds; writes nothing")
+    quick = parser.parse_args().quick
+    scale = work.QUICK if quick else work.FULL
+    began = time.perf_counter()
+    print(report.machine())
+    tables: dict[str, Table] = {}
+
+    def show(name: str, table: Table) -> None:
+        tables[name] = table
+        print(report.markdown(table), flush=True)
+
+    for name, table in zip(
+        ("touch", "look", "check_out", "create_and_close", "clean_up"), work.everyday(scale), strict=True
+    ):
+        show(name, table)
+    for name, table in zip(("some_due", "all_due"), work.cleaning(scale), strict=True):
+        show(name, table)
+    show("moved_on", work.cleaning_after_touches(scale))
+    show("stall", work.stall(scale))
+    show("threads", work.throughput(scale))
+    show("memory", work.memory(scale))
+    show("import", work.importing(scale))
+    show("replay", work.replaying(scale))
+    found = bars(tables)
+    print(report.bars_in_markdown(found))
+    print(f"{time.perf_counter() - began:.0f} seconds.")
+    if not quick:
+        images = report.charts(tables, DOCS)
+        shown = "\n".join(f"![{path.stem}]({path.name})\n" for path in images)
+        parts = [report.machine(), report.bars_in_markdown(found), shown, *map(report.markdown, tables.values())]
+        report.write_into(DOCS / "performance.md", "\n".join(parts))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
