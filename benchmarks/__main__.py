@@ -1,4 +1,4 @@
-"""`python -m benchmarks` measures everything and writes docs/performance.md; `--quick` only prints, in under a minute."""
+"""`python -m benchmarks` measures everything and writes docs/performance.md; `--quick` measures less, only prints."""
 
 from __future__ import annotations
 

@@ -116,3 +116,14 @@ def checked_count(what: str, value: object) -> int:
     if value < 1:
         raise ValueError(f"{what} must be at least 1, not {shown(value)}")
     return value
+
+
+def checked_function(what: str, value: object) -> object:
+    """Something to call, and not a coroutine function, whose calls would do nothing."""
+    import inspect  # only where a function is passed: it takes a sixth of the package's import
+
+    if not callable(value):
+        raise TypeError(f"{what} must be callable, not {shown(value)}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{what} must be a plain function, not the coroutine function {shown(value)}")
+    return value

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from .checks import Duration, checked_count, checked_seconds, shown
 
@@ -12,14 +12,8 @@ OnFull = Literal["reject", "evict"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
 
 
-@dataclass(frozen=True, slots=True, init=False)
-class CoordinatorConfig:
-    """The settings of a `SessionCoordinator`; they do not change once made.
-
-    Durations are seconds, or a `datetime.timedelta`, above 0 and finite. Out of range raises `ValueError`, a wrong
-    type `TypeError`. A cleanup interval longer than the session timeout only warns (`UserWarning`): sessions still
-    expire in time, their memory comes back later.
-    """
+class Settings(NamedTuple):
+    """What a `CoordinatorConfig` holds. A tuple, because importing dataclasses takes a quarter of the import."""
 
     session_timeout: float
     """How long a session may be idle, in seconds; it is expired when idle for more. Default: 1 hour."""
@@ -35,32 +29,47 @@ class CoordinatorConfig:
     event_capacity: int
     """How many unread events a channel keeps before it drops the oldest. Default: 100."""
 
-    def __init__(
-        self,
+
+class CoordinatorConfig(Settings):
+    """The settings of a `SessionCoordinator`; they do not change once made.
+
+    Durations are seconds, or a `datetime.timedelta`, above 0 and finite. Out of range raises `ValueError`, a wrong
+    type `TypeError`. A cleanup interval longer than the session timeout only warns (`UserWarning`): sessions still
+    expire in time, their memory comes back later.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
         session_timeout: Duration = 3600,
         cleanup_interval: Duration = 300,
         max_active_sessions: int | None = 1000,
         max_lifetime: Duration | None = None,
         on_full: OnFull = "reject",
         event_capacity: int = 100,
-    ) -> None:
+    ) -> Self:
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
-        # A frozen dataclass sets its own fields this way too.
-        put = object.__setattr__
-        put(self, "session_timeout", checked_seconds("session_timeout", session_timeout))
-        put(self, "cleanup_interval", checked_seconds("cleanup_interval", cleanup_interval))
-        if max_active_sessions is not None:
-            max_active_sessions = checked_count("max_active_sessions", max_active_sessions)
-        put(self, "max_active_sessions", max_active_sessions)
-        if max_lifetime is not None:
-            max_lifetime = checked_seconds("max_lifetime", max_lifetime)
-        put(self, "max_lifetime", max_lifetime)
-        put(self, "on_full", on_full)
-        put(self, "event_capacity", checked_count("event_capacity", event_capacity))
-        if self.cleanup_interval > self.session_timeout:
+        config = super().__new__(
+            cls,
+            checked_seconds("session_timeout", session_timeout),
+            checked_seconds("cleanup_interval", cleanup_interval),
+            None if max_active_sessions is None else checked_count("max_active_sessions", max_active_sessions),
+            None if max_lifetime is None else checked_seconds("max_lifetime", max_lifetime),
+            on_full,
+            checked_count("event_capacity", event_capacity),
+        )
+        if config.cleanup_interval > config.session_timeout:
             warnings.warn(
-                f"cleanup_interval={self.cleanup_interval!r} is longer than session_timeout={self.session_timeout!r}: "
+                f"cleanup_interval={config.cleanup_interval!r} is longer than "
+                f"session_timeout={config.session_timeout!r}: "
                 "sessions expire in time, but stay in memory until the next cleanup; choose a shorter interval",
                 stacklevel=2,
             )
+        return config
+
+    @classmethod
+    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # mypy takes the one it makes up for a method of its own kind
+        # What `_replace`, and `copy.replace`, make is checked too.
+        return cls(*iterable)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import secrets
 import sys
 import threading
@@ -19,6 +18,7 @@ from .checkout import Checkout
 from .checks import (
     Duration,
     checked_flag,
+    checked_function,
     checked_id,
     checked_name,
     checked_seconds,
@@ -83,10 +83,8 @@ class SessionCoordinator(Generic[R]):
         if config is not None and not isinstance(config, CoordinatorConfig):
             raise TypeError(f"config must be a CoordinatorConfig, not {shown(config)}")
         for what, function in (("clock", clock), ("resource_factory", resource_factory), ("on_close", on_close)):
-            if function is not None and not callable(function):
-                raise TypeError(f"{what} must be callable, not {shown(function)}")
-            if inspect.iscoroutinefunction(function):
-                raise TypeError(f"{what} must be a plain function, not the coroutine function {shown(function)}")
+            if function is not None:
+                checked_function(what, function)
         self.config = CoordinatorConfig() if config is None else config
         """The settings it was made with."""
         self._clock = SteadyClock(system_clock if clock is None else clock)

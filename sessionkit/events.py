@@ -6,9 +6,8 @@ import enum
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Self
+from typing import NamedTuple, Self
 from weakref import ref
 
 from .checks import Duration, checked_count, checked_wait
@@ -29,8 +28,7 @@ class EventKind(enum.Enum):
     """It left; `cause` says why. Told after its close callback has run."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEvent:
+class SessionEvent(NamedTuple):
     """One thing that happened to one session."""
 
     kind: EventKind

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-
-_log = logging.getLogger("sessionkit")
 
 
 def report_failure(message: str, *arguments: object) -> None:
@@ -14,10 +11,14 @@ def report_failure(message: str, *arguments: object) -> None:
     Whatever a log handler raises is dropped: a session is closed, and a cleanup goes on, also where logging fails.
     """
     with contextlib.suppress(BaseException):
-        _log.exception(message, *arguments)
+        import logging  # only now: it takes a tenth of the package's import
+
+        logging.getLogger("sessionkit").exception(message, *arguments)
 
 
 def report_problem(message: str, *arguments: object) -> None:
     """Log a warning; drops what a log handler raises, as `report_failure` does."""
     with contextlib.suppress(BaseException):
-        _log.warning(message, *arguments)
+        import logging
+
+        logging.getLogger("sessionkit").warning(message, *arguments)

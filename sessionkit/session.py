@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
 from .checks import shown
@@ -37,8 +36,7 @@ class SessionState(enum.Enum):
     """Ended; there is no way back."""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionMetadata:
+class SessionMetadata(NamedTuple):
     """The figures of one session as they stood when they were asked for."""
 
     created_at: float

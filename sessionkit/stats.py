@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .ending import RemovalCause
 
 
-@dataclass(frozen=True, slots=True)
-class CleanupStats:
+class CleanupStats(NamedTuple):
     """The cleanup task. Counts run on when it is stopped and started again."""
 
     alive: bool
@@ -28,8 +27,7 @@ class CleanupStats:
     """How long the last run took, in seconds of `time.perf_counter`; None before the first."""
 
 
-@dataclass(frozen=True, slots=True)
-class CoordinatorStats:
+class CoordinatorStats(NamedTuple):
     """A coordinator at one moment. Counts run from its creation (after a fork: from the fork)."""
 
     live: int
