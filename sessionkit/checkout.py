@@ -18,7 +18,8 @@ from .sweep import Sweep
 class Lender(Protocol):
     """What a checkout needs of its coordinator."""
 
-    _clock_without_lock: Clock | None
+    _goes_without_lock: Clock | None
+    _quick_clock: Clock
     _lock: threading.RLock
     _clock: SteadyClock
     _roster: Roster
@@ -61,9 +62,9 @@ class Checkout(Generic[R]):
         lender = self._lender
         session: ManagedSession[R] | None = None
         try:
-            if self.exclusive and time.monotonic is lender._clock_without_lock:
+            if self.exclusive and time.monotonic is lender._goes_without_lock:
                 session = lender._at_hand.get(self._session_id)
-                now = time.monotonic()
+                now = lender._quick_clock()
                 if session is not None and now < session._until:
                     session._checkout = self if session._checkout is None else session._checkout  # one step
                     if session._checkout is self:
@@ -86,8 +87,8 @@ class Checkout(Generic[R]):
         if session is None:
             return
         lender = self._lender
-        if time.monotonic is lender._clock_without_lock and not self.in_books:
-            now = time.monotonic()
+        if time.monotonic is lender._goes_without_lock and not self.in_books:
+            now = lender._quick_clock()
             session._last_active = now if now > session._last_active else session._last_active  # one step
             lender._roster.out.discard(self._session_id)
             session._checkout = None if session._checkout is self else session._checkout  # one step

@@ -27,7 +27,7 @@ from .checks import (
     shown,
 )
 from .cleanup import CleanupRun, CleanupTask, call_weakly
-from .clock import Clock, SteadyClock, system_clock
+from .clock import BUILTIN_CLOCKS, Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
 from .ending import RemovalCause
 from .errors import CoordinatorClosedError, SessionNotFoundError
@@ -91,7 +91,9 @@ class SessionCoordinator(Generic[R]):
         self._resource_factory = resource_factory
         self._on_close = on_close
         self._self: weakref.ref[Keeper] = weakref.ref(self)
-        self._clock_without_lock: Clock | None = None
+        # The system's clock while calls may go without the lock, and what they read then.
+        self._goes_without_lock: Clock | None = None
+        self._quick_clock: Clock = time.monotonic
         self._make_parts()
         start_clean_after_fork(self)
 
@@ -259,13 +261,13 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
         """
-        if time.monotonic is self._clock_without_lock:
+        if time.monotonic is self._goes_without_lock:
             try:
                 session = self._at_hand[session_id]
             except (KeyError, TypeError):
                 pass
             else:
-                if time.monotonic() < session._until:
+                if self._quick_clock() < session._until:
                     return session
         checked_str("session id", session_id)
         reading = self._begin_call()
@@ -275,13 +277,13 @@ class SessionCoordinator(Generic[R]):
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does."""
         # The steps that sessionkit.pulse describes.
-        if time.monotonic is self._clock_without_lock:
+        if time.monotonic is self._goes_without_lock:
             try:
                 session = self._at_hand[session_id]
             except (KeyError, TypeError):
                 pass
             else:
-                now = time.monotonic()
+                now = self._quick_clock()
                 if now < session._until:
                     session._last_active = now if now > session._last_active else session._last_active  # one step
                     if now < session._until:
@@ -320,7 +322,7 @@ class SessionCoordinator(Generic[R]):
             now = self._clock.advance(reading)
             session = self._roster.find_named(name_or_id, now)
             self._roster.keep_order(now)
-            self._clock_without_lock = None
+            self._goes_without_lock = None
             self._roster.touch(session, now)
             self._roster.active.put_on(session)
             self._bus.post(EventKind.SWITCHED, session.id, now)
@@ -465,8 +467,8 @@ class SessionCoordinator(Generic[R]):
         return self._read_clock()
 
     def _read_clock(self) -> float:
-        if time.monotonic is self._clock_without_lock:
-            return time.monotonic()
+        if time.monotonic is self._goes_without_lock:
+            return self._quick_clock()
         reading = self._clock.read()
         if self._cleanup_task.wants_callers and self._cleanup_task.falls_to_caller(reading):
             self._choose_path()
@@ -479,7 +481,10 @@ class SessionCoordinator(Generic[R]):
         """Use the paths without the lock if nothing speaks against it."""
         with self._lock:
             takes_lock = self._roster.closed or self._roster.keeps_order or self._cleanup_task.wants_callers
-            self._clock_without_lock = None if takes_lock else clock_without_lock(self._clock.read)
+            quick_clock = None if takes_lock else clock_without_lock(self._clock.read)
+            if quick_clock is not None:
+                self._quick_clock = quick_clock
+            self._goes_without_lock = BUILTIN_CLOCKS[system_clock] if quick_clock is not None else None
 
     def _advance(self, reading: float) -> None:
         with self._lock:
@@ -504,12 +509,18 @@ class SessionCoordinator(Generic[R]):
 
     def _touch_without_lock(self, session: ManagedSession[Any]) -> bool:
         # In a forked child, a session may be the parent's.
-        if time.monotonic is self._clock_without_lock and self._at_hand.get(session._id) is session:
-            now = time.monotonic()
+        if time.monotonic is self._goes_without_lock and self._at_hand.get(session._id) is session:
+            now = self._quick_clock()
             if now < session._until:
                 session._last_active = now if now > session._last_active else session._last_active  # one step
                 return now < session._until
         return False
+
+    def _count_without_lock(self, session: ManagedSession[Any]) -> bool:
+        if self._bus.channels or not self._touch_without_lock(session):
+            return False
+        session._message_count += 1  # one step
+        return True
 
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
@@ -522,7 +533,7 @@ class SessionCoordinator(Generic[R]):
             if activity is _TOUCH or state is session._state:
                 return
             if activity is _MESSAGE:
-                session._message_count += 1
+                session._message_count += 1  # one step
             if state is not None:
                 session._state = state
             if self._bus.channels and not self._roster.is_opening(session):

@@ -71,6 +71,8 @@ HAS_STEPS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabl
 def clock_without_lock(clock: Clock) -> Clock | None:
     """The clock to read on paths without the lock, or None if every call must take the lock.
 
-    Only the system's own clock will do, because it never goes back.
+    Only a clock that never goes back will do: the system's own, or one that says `never_goes_back = True` of itself.
     """
-    return BUILTIN_CLOCKS.get(clock) if HAS_STEPS else None
+    if not HAS_STEPS or not BUILTIN_CLOCKS:
+        return None
+    return clock if getattr(clock, "never_goes_back", False) else BUILTIN_CLOCKS.get(clock)

@@ -124,23 +124,36 @@ class _Traffic:
         return ((instants[place], clients[place]) for place in order)
 
 
+class _LogTime:
+    """The time of the request that is being replayed; requests are in time order."""
+
+    never_goes_back = True
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class _Run:
     """One replay: the coordinator, its clock, and what is noted on the way."""
 
     def __init__(self, traffic: _Traffic, config: CoordinatorConfig, on_progress: Progress | None) -> None:
         self._traffic = traffic
         self._on_progress = on_progress
-        self._now = traffic.first
+        self._clock = _LogTime(traffic.first)
         self._interval = config.cleanup_interval
         self._coordinator: SessionCoordinator[Any] = SessionCoordinator(
-            config, clock=lambda: self._now, on_close=self._note_end
+            config, clock=self._clock, on_close=self._note_end
         )
         self._live: dict[int, ManagedSession[Any]] = {}
         self._seconds, self._messages = array("d"), array("L")
         self._cleanups = self._rejected = 0
         self._peak, self._peak_at = 0, traffic.first
-        # The most that were live in each slice of time, so far.
+        # The most that were live in each slice of time, so far; and how many are live at most.
         self._slices = [0]
+        self._at_most = 0
 
     def report(self) -> ReplayReport:
         """Replay everything, and say what happened."""
@@ -169,13 +182,13 @@ class _Run:
         )
 
     def _replay(self) -> None:
-        live, stop = self._live, self._now
+        live, clock, stop = self._live, self._clock, self._clock.now
         for done, (instant, client) in enumerate(self._traffic):
             if instant >= stop:
                 stop = self._pass_time(instant)
                 if self._on_progress is not None:
                     self._on_progress(done, len(self._traffic))
-            self._now = instant
+            clock.now = instant
             session = live.get(client)
             if session is None:
                 self._begin(client)
@@ -193,10 +206,14 @@ class _Run:
             return
         session.record_message()
         self._live[client] = session
-        live = len(self._coordinator)
+        # Some may have expired since that was counted, but no others have come.
+        self._at_most += 1
+        if self._at_most <= self._slices[-1]:
+            return
+        live = self._at_most = len(self._coordinator)
         self._slices[-1] = max(self._slices[-1], live)
         if live > self._peak:
-            self._peak, self._peak_at = live, self._now
+            self._peak, self._peak_at = live, self._clock.now
 
     def _note_end(self, session: ManagedSession[Any], _cause: RemovalCause) -> None:
         del self._live[int(session.id)]
@@ -209,9 +226,10 @@ class _Run:
         first = self._traffic.first
         # Only creations add to those that are live, so a slice's most are live at its start or at a creation in it.
         while self._next_slice() <= instant:
-            self._now = self._next_slice()
-            self._slices.append(len(self._coordinator))
-        self._now = instant
+            self._clock.now = self._next_slice()
+            self._at_most = len(self._coordinator)
+            self._slices.append(self._at_most)
+        self._clock.now = instant
         due = int((instant - first) / self._interval)
         if due > self._cleanups:
             self._coordinator.cleanup_inactive_sessions()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -255,24 +256,25 @@ class Roster(Directory):
         return claimed
 
     def end_due(self, now: float, age: float | None, limit: int) -> bool:
-        """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit` of each.
+        """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit`.
 
         True if there may be more.
         """
         if self.active.session is not None:
             self.active.current(now)
-        more = self._table.settle(now, limit)
-        for _ in range(limit):
-            session = self._table.next_overdue()
-            if session is None:
-                break
-            self._end_if_over(session, now)
-        if age is not None:
-            idle, more_idle = self._table.pop_idle(age, now, limit)
-            for session in idle:
+        looks = 0
+        while looks < limit and (overdue := self._table.next_overdue()) is not None:
+            looks += 1
+            self._end_if_over(overdue, now)
+        for found in islice(self._table.due(now), limit - looks):
+            looks += 1
+            if found is not None:
+                self.end(*found, now)
+        for session in islice(self._table.idle(age, now) if age is not None else (), limit - looks):
+            looks += 1
+            if session is not None:
                 self.end(session, (RemovalCause.IDLE, now, age), now)
-            more = more or more_idle
-        return more or self._table.overdue > 0
+        return looks == limit
 
     def _end_if_over(self, session: Session | None, now: float) -> list[Session]:
         # A session that is still being made has a name, but no place in the table yet: it cannot be over.

@@ -61,6 +61,8 @@ class Keeper(Protocol):
 
     def _touch_without_lock(self, session: ManagedSession[Any]) -> bool: ...
 
+    def _count_without_lock(self, session: ManagedSession[Any]) -> bool: ...
+
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
     ) -> None: ...
@@ -166,7 +168,9 @@ class ManagedSession(Pulse, Generic[R]):
 
     def record_message(self) -> None:
         """Count one message."""
-        self._keeper()._note_activity(self, Activity.MESSAGE)
+        keeper = self._keeper()
+        if not keeper._count_without_lock(self):
+            keeper._note_activity(self, Activity.MESSAGE)
 
     def record_tool_execution(self) -> None:
         """Note that a tool was executed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import inf
 from typing import Any
 
@@ -152,27 +152,42 @@ class SessionTable(cachetools.Cache[str, Session]):
         """
         if now < session._until:
             return None
-        if session._ending is None and self._ending_at(session, now) is not None:
-            until, session._until = session._until, -inf
-            # Only now can nobody use it without the lock.
-            session._ending = self._ending_at(session, now)
-            if session._ending is None:
-                session._until = until
-            else:
-                self._set_aside(session)
+        if session._ending is None:
+            ending = self._final_ending(session, now)
+            if ending is not None:
+                self._set_aside(session, ending)
         return session._ending
 
     def settle(self, now: float, limit: int) -> bool:
         """Set aside sessions whose time ran out, looking at up to `limit`; True if there may be more."""
         looks = 0
-        while looks < limit and self._births and self.over(next(iter(self._births.values())), now) is not None:
+        for found in islice(self.due(now), limit):
             looks += 1
-        for line in list(self._lines.values()):
-            while looks < limit and (head := line.head()) is not None and now - head._filed - line.timeout > SLACK:
-                looks += 1
-                if self._claim(head):
-                    self.over(head, now)
+            if found is not None:
+                self._set_aside(*found)
         return looks == limit
+
+    def due(self, now: float) -> Iterator[tuple[Session, Ending] | None]:
+        """Those whose time ran out and who were not set aside, one a look; None for a look at one that was put right.
+
+        Whoever asks for the next one has taken the one before out, or set it aside.
+        """
+        while self._births:
+            oldest = next(iter(self._births.values()))
+            ending = self._final_ending(oldest, now)
+            if ending is None:
+                break
+            yield oldest, ending
+        for line in list(self._lines.values()):
+            while (head := line.head()) is not None and now - head._filed - line.timeout > SLACK:
+                ending = self._ending_at(head, now) if self._claim(head) else None
+                yield None if ending is None else (head, ending)
+
+    def idle(self, age: float, now: float) -> Iterator[Session | None]:
+        """Those at rest that were last active more than `age` seconds ago, as `due` gives those whose time ran out."""
+        for line in list(self._lines.values()):
+            while (head := line.head()) is not None and now - head._filed - age > SLACK:
+                yield head if self._claim(head) else None
 
     def next_overdue(self) -> Session | None:
         """The session that was set aside first; it stays in the table."""
@@ -182,21 +197,6 @@ class SessionTable(cachetools.Cache[str, Session]):
                 return session
             self._overdue.popleft()
         return None
-
-    def pop_idle(self, age: float, now: float, limit: int) -> tuple[list[Session], bool]:
-        """Take out those at rest that were last active more than `age` seconds ago, looking at up to `limit`.
-
-        Least recently active first within a line. Returns them, and True if there may be more.
-        """
-        popped: list[Session] = []
-        looks = 0
-        for line in list(self._lines.values()):
-            while looks < limit and (head := line.head()) is not None and now - head._filed - age > SLACK:
-                looks += 1
-                if self._claim(head):
-                    del self[head._id]
-                    popped.append(head)
-        return popped, looks == limit
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
@@ -238,6 +238,16 @@ class SessionTable(cachetools.Cache[str, Session]):
             return False
         return True
 
+    def _final_ending(self, session: Session, now: float) -> Ending | None:
+        if self._ending_at(session, now) is None:
+            return None
+        until, session._until = session._until, -inf
+        # Only now can nobody use it without the lock.
+        ending = self._ending_at(session, now)
+        if ending is None:
+            session._until = until
+        return ending
+
     def _ending_at(self, session: Session, now: float) -> Ending | None:
         idle_end = inf if session.checked_out else session._last_active + session._timeout
         life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
@@ -247,7 +257,8 @@ class SessionTable(cachetools.Cache[str, Session]):
             return (_IDLE, idle_end, session._timeout)
         return (_LIFETIME, life_end, self._max_lifetime)
 
-    def _set_aside(self, session: Session) -> None:
+    def _set_aside(self, session: Session, ending: Ending) -> None:
+        session._ending = ending
         self._leave_order(session)
         self._overdue.append(session)
         self.overdue += 1

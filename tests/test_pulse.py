@@ -315,7 +315,10 @@ DECISIONS = {
         SessionTable._claim,
         SessionTable.popitem,
         SessionTable.settle,
-        SessionTable.pop_idle,
+        SessionTable.due,
+        SessionTable.idle,
+        SessionTable._final_ending,
+        SessionTable._set_aside,
         SessionTable.__delitem__,
         Roster.take,
         Roster.hold,
@@ -513,7 +516,8 @@ ALLOWED = {
     "STORE_FAST", "STORE_FAST_LOAD_FAST", "STORE_FAST_STORE_FAST",
     "LOAD_ATTR", "STORE_ATTR", "LOAD_CONST", "COMPARE_OP", "IS_OP", "SWAP", "COPY", "POP_TOP", "NOP", "CACHE",
     "POP_JUMP_FORWARD_IF_FALSE", "POP_JUMP_FORWARD_IF_TRUE", "POP_JUMP_FORWARD_IF_NONE", "POP_JUMP_FORWARD_IF_NOT_NONE",
-    "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE", "JUMP_FORWARD", "TO_BOOL",
+    "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE", "POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE",
+    "JUMP_FORWARD", "TO_BOOL", "BINARY_OP",
 }  # fmt: skip
 """Instructions between which CPython 3.11 to 3.13 never lets another thread in: no call, no way back, no return."""
 
@@ -600,5 +604,5 @@ def test_the_usual_calls_do_without_the_lock() -> None:
             with coordinator._lock, in_thread(use) as used:
                 assert used.result(WAIT) is None
         coordinator.switch_session(session.id)
-        assert coordinator._clock_without_lock is None
+        assert coordinator._goes_without_lock is None
         use()

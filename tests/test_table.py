@@ -92,21 +92,24 @@ def test_looks_at_who_has_moved_on_are_bounded_too() -> None:
     assert table.overdue == 0
 
 
-def test_pop_idle_takes_no_more_than_its_limit() -> None:
-    """pop_idle takes out at most as many as asked for, least recently active first within a line."""
+def test_idle_gives_the_least_recently_active_first() -> None:
+    """idle gives those at rest for longer, in order within a line, for whoever takes them out."""
     table = table_of(100, 100, 100, 100)
-    sessions, more = table.pop_idle(5, 8, 2)
-    assert ([session.id for session in sessions], more) == (["0", "1"], True)
-    sessions, more = table.pop_idle(5, 8, 2)
-    assert ([session.id for session in sessions], more) == (["2"], False)
+    found = []
+    for session in table.idle(5, 8):
+        assert session is not None
+        found.append(session.id)
+        del table[session.id]
+    assert found == ["0", "1", "2"]
 
 
-def test_pop_idle_leaves_who_has_moved_on() -> None:
-    """A session that was touched without the lock is not idle, whatever its place says."""
+def test_idle_leaves_who_has_moved_on() -> None:
+    """A session that was touched without the lock is not idle, whatever its place says: that is a look for nothing."""
     table = table_of(100, 100)
     touch_without_lock(table["0"], 7)
-    sessions, more = table.pop_idle(5, 8, 10)
-    assert ([session.id for session in sessions], more) == (["1"], False)
+    idle = table.idle(5, 8)
+    assert next(idle) is None
+    assert next(idle) is table["1"]
 
 
 def test_popitem_takes_the_least_recently_active_at_rest() -> None:
