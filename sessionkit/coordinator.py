@@ -219,7 +219,8 @@ class SessionCoordinator(Generic[R]):
         If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
-        checked_str("session id", session_id)
+        if not isinstance(session_id, str):
+            checked_str("session id", session_id)
         if self._lock_is_owned():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
@@ -464,6 +465,8 @@ class SessionCoordinator(Generic[R]):
                 "a signal handler or finaliser that interrupts the coordinator in the middle of a decision may only "
                 "call close() and close_session(); do the rest in another thread"
             )
+        if time.monotonic is self._goes_without_lock:
+            return self._quick_clock()
         return self._read_clock()
 
     def _read_clock(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from itertools import islice
 from math import inf
 from typing import Any
@@ -30,7 +31,8 @@ class Roster(Directory):
     def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
         super().__init__(config, finaliser)
         self._config = config
-        self._maxsize = self._table.maxsize
+        # No limit is a whole number too: comparing with infinity takes longer.
+        self._maxsize = config.max_active_sessions or sys.maxsize
         self.active = ActiveMark(self._table)
         """The mark of the active session."""
         self.created = 0
@@ -53,20 +55,21 @@ class Roster(Directory):
 
         False changes nothing, and says nothing yet of whether there is room: `make_way` decides that.
         """
-        session_id, name = session._id, session._name
+        session_id, name, at_hand = session._id, session._name, self.at_hand
         if (
-            self.closed
-            or session_id in self.at_hand
-            or len(self.at_hand) >= self._maxsize
-            or (name is not None and name in self._names)
+            session_id in at_hand
+            or len(at_hand) >= self._maxsize
+            or self.closed
             or self._opening
             or session_id in self._finaliser.leaving
             or self.active.session is not None
         ):
             return False
-        session._created_at = session._last_active = now
         if name is not None:
+            if name in self._names:
+                return False
             self._names[name] = session
+        session._created_at = session._last_active = now
         self._table.enter(session, now)
         self.created += 1
         return True
@@ -117,8 +120,7 @@ class Roster(Directory):
         """The session is ready: its time begins."""
         if self.active.session is not None:
             self.active.current(now)
-        if self._opening:
-            self._opening.pop(session._id, None)
+        self._opening.pop(session._id, None)
         if session._name is not None:
             self._names[session._name] = session
         session._hold = None

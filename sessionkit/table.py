@@ -101,11 +101,12 @@ class SessionTable(cachetools.Cache[str, Session]):
         """Look for the least recently active session at rest, at up to `limit`; whether that was enough."""
         for _ in range(limit):
             head = self._head()
-            if head is None or not (head.checked_out or head._last_active > head._filed):
+            if head is None:
                 return True
             until = head._until
             if self._claim(head):
                 head._until = until
+                return True
         return False
 
     def enter(self, session: Session, now: float) -> None:
@@ -280,12 +281,11 @@ class SessionTable(cachetools.Cache[str, Session]):
             self._leave_line(session)
 
     def _leave_line(self, session: Session) -> None:
-        line = self._lines.get(session._timeout)
-        if line is not None:
-            line.discard(session)
-            if not line.ordered and not line.moved:
-                # A line nobody stands in would be looked at for ever.
-                del self._lines[session._timeout]
+        line = self._lines[session._timeout]
+        line.discard(session)
+        if not line.ordered and not line.moved:
+            # A line nobody stands in would be looked at for ever.
+            del self._lines[session._timeout]
 
 
 def idle_for_more(session: Session, age: float, now: float) -> bool:

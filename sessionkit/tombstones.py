@@ -30,10 +30,7 @@ class Tombstones:
 
     def add(self, session: ManagedSession[Any], ending: Ending, now: float) -> None:
         """Remember how a session ended."""
-        by_id = self._by_id
-        by_id[session._id] = (now, ending)
-        if len(by_id) > LIMIT:
-            by_id.popitem(last=False)
+        _enter(self._by_id, session._id, (now, ending))
         if session._name is not None:
             _enter(self._id_by_name, session._name, (now, session._id))
 

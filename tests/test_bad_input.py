@@ -153,6 +153,16 @@ def test_a_config_out_of_range_is_refused(options: Any, error: type[Exception], 
         CoordinatorConfig(**options)
 
 
+def test_what_is_made_of_a_config_is_checked_too() -> None:
+    """A config does not change, and a changed copy passes the same checks."""
+    config = CoordinatorConfig()
+    with pytest.raises(AttributeError):
+        config.session_timeout = 5  # type: ignore[misc]  # that is what is tried
+    assert config._replace(max_lifetime=timedelta(hours=2)).max_lifetime == 7200
+    with pytest.raises(ValueError, match="session_timeout must be above 0"):
+        config._replace(session_timeout=-1)
+
+
 def test_an_interval_longer_than_the_timeout_only_warns() -> None:
     """A cleanup interval above the session timeout is legal, and warned about where the config is made."""
     with pytest.warns(UserWarning, match=r"cleanup_interval=300\.0 is longer than session_timeout=60\.0") as caught:

@@ -279,6 +279,22 @@ def test_tombstones_are_bounded_in_number_and_age(
     assert error(late[-1]) is SessionNotFoundError
 
 
+def test_an_id_and_a_name_that_end_again_are_remembered_anew(
+    coordinator: SessionCoordinator[Any], session_clock: ManualClock
+) -> None:
+    """Of sessions that had the same id or name one after the other, the last ending is known, and known longest."""
+    for _ in range(2):
+        coordinator.create_session("again", session_id="again")
+        coordinator.close_session("again")
+        session_clock.advance(10)
+        for _ in range(1000):
+            session = coordinator.create_session("filler")
+            coordinator.close_session(session.id)
+    with pytest.raises(SessionExpiredError) as caught:
+        coordinator.switch_session("again")
+    assert caught.value.ended_at == 10
+
+
 def test_errors_survive_pickling_and_copying() -> None:
     """An error can go to another process and comes back with its data."""
     error = SessionExpiredError("s-1", RemovalCause.IDLE, 60.0, 1800.0)

@@ -23,6 +23,7 @@ from sessionkit import (
     Checkout,
     CoordinatorClosedError,
     CoordinatorConfig,
+    ManagedSession,
     RemovalCause,
     SessionBusyError,
     SessionCoordinator,
@@ -492,6 +493,129 @@ def test_nobody_joins_those_who_share_a_session_without_the_lock() -> None:
                 assert taken.exception(WAIT) is None
 
 
+def test_nobody_gets_what_another_thread_has_to_itself_without_the_lock() -> None:
+    """Two checkouts without the lock: the second waits in line, and gets the session when it is given back."""
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+
+        def take_alone() -> None:
+            with coordinator.checkout(session.id, timeout=0):
+                pass
+
+        with coordinator.checkout(session.id), in_thread(take_alone) as taken:
+            assert isinstance(taken.exception(WAIT), SessionBusyError)
+        take_alone()
+        assert (session._checkout, session._hold, coordinator.stats().checked_out) == (None, None, 0)
+
+
+def test_an_interrupted_checkout_is_given_back() -> None:
+    """Ctrl-C while a session is being taken without the lock leaves it free."""
+
+    class Interrupting(set[str]):
+        def add(self, _: str) -> None:
+            raise KeyboardInterrupt
+
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+        coordinator._roster.out = Interrupting()
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                coordinator.checkout(session.id).__enter__()
+            assert (session._checkout, session._hold) == (None, None)
+
+
+class Sneaky(float):
+    """A reading that lets something happen in the middle of the step which stores it."""
+
+    happens: Callable[[], object] = staticmethod(lambda: None)
+
+    def __gt__(self, other: float) -> bool:
+        type(self).happens()
+        return float(self) > other
+
+
+@pytest.mark.parametrize("way", ["touch_session", "touch", "take"])
+def test_a_call_that_comes_too_late_takes_the_lock_and_says_so(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that ends between the two looks of a call without the lock is gone for that call too."""
+    clock = ManualClock()
+    with system_time(clock):
+        world = World(clock)
+        with world.coordinator:
+            monkeypatch.setattr(clock, "_reading", Sneaky(1))
+            monkeypatch.setattr(Sneaky, "happens", lambda: in_another_thread(lambda: close_once(world)))
+            with pytest.raises(SessionExpiredError):
+                {**TOUCHES, "take": take}[way](world)
+            assert world.ended()
+            assert world.coordinator.stats().checked_out == 0
+
+
+def close_once(world: World) -> None:
+    Sneaky.happens = staticmethod(lambda: None)
+    world.close_it()
+
+
+def in_another_thread(function: Callable[[], object]) -> None:
+    with in_thread(function) as done:
+        done.result(WAIT)
+
+
+def test_who_gave_back_in_between_is_not_put_in_the_books() -> None:
+    """The books are opened for whoever has the session by then: nobody, the one before, or one who just begins."""
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        roster = coordinator._roster
+        for next_one in (None, coordinator.checkout("next")):
+            session = coordinator.create_session()
+
+            class GivesBack:
+                thread: object = object()
+                exclusive = True
+
+                def __setattr__(
+                    self, name: str, value: object, session: ManagedSession[Any] = session, next_one: Any = next_one
+                ) -> None:
+                    if value is True:
+                        session._checkout = next_one
+                    super().__setattr__(name, value)
+
+            first: Any = GivesBack()
+            session._checkout = first
+            hold = roster.hold(session)
+            assert (first.in_books, session._checkout) == (False, None)
+            assert hold.free is (next_one is None)
+            if next_one is not None:
+                assert next_one.in_books
+                roster.give_back(session, next_one, 0)
+            roster.leave_hold(session, 0)
+            coordinator.close_session(session.id)
+
+
+def test_leaving_tells_nothing_of_who_has_taken_it_since() -> None:
+    """Whoever takes a session without the lock counts it, also while another one is leaving with the lock."""
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+        with coordinator.checkout(session.id):
+            assert coordinator._roster.leave_hold(session, 0) == []
+            assert coordinator.stats().checked_out == 1
+        assert coordinator.stats().checked_out == 0
+
+
+def test_eviction_finds_the_least_recently_active_among_many_that_have_moved_on() -> None:
+    """However many were touched without the lock, the right one is evicted, and the lock is let go on the way."""
+    clock = ManualClock()
+    with system_time(clock), SessionCoordinator(CONFIG._replace(max_active_sessions=350)) as coordinator:
+        sessions = [coordinator.create_session() for _ in range(350)]
+        clock.advance(1)
+        for session in sessions:
+            clock.advance(0.1)
+            if session is not sessions[300]:
+                coordinator.touch_session(session.id)
+        coordinator.create_session()
+        assert sessions[300].id not in coordinator
+        coordinator.create_session()
+        assert sessions[0].id not in coordinator
+        assert len(coordinator) == 350
+
+
 def test_last_active_never_moves_back_between_threads_without_the_lock() -> None:
     """A touch that was held up between its reading and its store does not undo a later one."""
     clock = HeldUpClock()
@@ -570,6 +694,8 @@ def test_the_lock_is_taken_where_time_or_threads_are_not_the_systems() -> None:
     assert (clock_without_lock(sessionkit.clock.system_clock) is time.monotonic) is HAS_STEPS
     assert clock_without_lock(time.monotonic) is None
     assert clock_without_lock(ManualClock()) is None
+    with patch("sessionkit.pulse.HAS_STEPS", False):
+        assert clock_without_lock(sessionkit.clock.system_clock) is None
 
 
 def test_without_steps_every_session_has_its_data_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

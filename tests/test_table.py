@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sessionkit import RemovalCause
 from sessionkit.line import Line
 from sessionkit.session import ManagedSession
 from sessionkit.table import SessionTable
@@ -142,6 +143,16 @@ def test_put_head_right_leaves_the_head_usable() -> None:
     touch_without_lock(table["0"], 5)
     assert table.put_head_right(5) is True
     assert [table[session_id]._until for session_id in "01"] == before
+
+
+def test_who_was_used_in_between_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that is found to be over, and is touched before nobody can touch it, is not over."""
+    table = table_of(10)
+    until = table["0"]._until
+    endings = iter([(RemovalCause.IDLE, 10, 10), None])
+    monkeypatch.setattr(table, "_ending_at", lambda *_: next(endings))
+    assert table.over(table["0"], 11) is None
+    assert (table["0"]._until, table.overdue) == (until, 0)
 
 
 def test_the_parked_come_back_to_the_end_of_their_line() -> None:
