@@ -113,6 +113,7 @@ class Checkout(Generic[R]):
             self._give_back(session)
 
     def _enter_with_lock(self) -> ManagedSession[R]:
+        session: ManagedSession[R] | None = None
         queued: tuple[ManagedSession[R], Waiter] | None = None
         reading = self._lender._begin_call()
         try:
@@ -126,6 +127,8 @@ class Checkout(Generic[R]):
         except BaseException:
             if queued is not None:
                 self._leave_queue(*queued)
+            elif session is not None:
+                self._undo(session)
             raise
         return session
 
