@@ -67,8 +67,8 @@ class SessionCoordinator(Generic[R]):
 
     All methods may be called from any thread. Where a signal handler or a finaliser (`__del__`) interrupts the
     coordinator in the middle of a decision, `close` and `close_session` go on in a thread of their own, and every other
-    call raises `RuntimeError`. After `os.fork`, the child's coordinator starts with no sessions and a
-    cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
+    call that needs the lock raises `RuntimeError`. After `os.fork`, the child's coordinator starts with no sessions and
+    a cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
     `ResourceWarning`, ends its thread, and leaves its sessions' resources to the garbage collector.
     """
 
@@ -315,7 +315,8 @@ class SessionCoordinator(Generic[R]):
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
         """Make the session with this id, or else this name, the active one, touch it and return it.
 
-        Raises as `get_session` does.
+        Raises as `get_session` does. From the first switch on, the coordinator keeps the exact order of activity, to
+        know which session follows the active one, and every touch takes the lock.
         """
         checked_str("session name or id", name_or_id)
         reading = self._begin_call()
