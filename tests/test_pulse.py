@@ -712,8 +712,8 @@ def test_data_is_the_same_dict_for_all() -> None:
 
 
 def test_the_usual_calls_do_without_the_lock() -> None:
-    """With the GIL and the default clock, looks, touches and checkouts go on while another thread holds the lock, until the
-    first switch.
+    """With the GIL and the default clock, looks, touches and checkouts go on while another thread holds the lock, until
+    the first switch.
     """
     with system_time(ManualClock()), SessionCoordinator() as coordinator:
         session = coordinator.create_session()
