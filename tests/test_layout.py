@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cachetools
 import pytest
 
 import sessionkit
@@ -65,6 +67,20 @@ def test_importing_the_package_brings_in_cachetools_and_no_extra() -> None:
 
     assert "cachetools" in loaded
     assert not loaded & {"pytest", "_pytest", "click", "rich", "plotext", "freezegun", "hypothesis"}
+
+
+def test_importing_the_package_leaves_slow_imports_for_later() -> None:
+    """What takes long to import, and is not needed by every program, is imported when it is."""
+    program = "import sys; before = set(sys.modules); import sessionkit; print(*set(sys.modules) - before)"
+    # Isolated from what measures the coverage of child processes, which imports them itself.
+    environment = {"PYTHONPATH": str(PACKAGE.parent) + os.pathsep + str(Path(cachetools.__file__).parent.parent)}
+    output = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    loaded = set(output.stdout.split())
+
+    assert {"sessionkit.coordinator", "cachetools"} <= loaded
+    assert not loaded & {"asyncio", "dataclasses", "inspect", "logging", "sessionkit.replay", "sqlite3"}
 
 
 def test_the_root_only_re_exports() -> None:
