@@ -35,6 +35,8 @@ def median(samples: Samples) -> float:
 
 def spread(samples: Samples) -> float:
     """How far apart the middle half of the samples is, as a part of their median."""
+    if len(samples) < 2:
+        return 0.0
     if len(samples) < 4:
         return (max(samples) - min(samples)) / median(samples)
     quarters = statistics.quantiles(samples, n=4)

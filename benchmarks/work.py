@@ -34,14 +34,16 @@ class Scale:
 
     sizes: tuple[int, ...]
     rounds: int
+    repeats: int
+    """How often is measured what takes long to set up."""
     stalled: int
     """How many sessions expire while another thread goes on touching."""
     lines: int
     """How many lines are replayed."""
 
 
-FULL = Scale((1_000, 100_000, 1_000_000), 15, 1_000_000, 1_000_000)
-QUICK = Scale((1_000, 20_000), 7, 100_000, 100_000)
+FULL = Scale((1_000, 100_000, 1_000_000), 15, 3, 1_000_000, 1_000_000)
+QUICK = Scale((1_000, 20_000), 5, 1, 100_000, 30_000)
 
 CALLS = 20_000
 """Calls a round, at most."""
@@ -165,7 +167,7 @@ def cleaning(scale: Scale) -> list[Table]:
     for size in scale.sizes:
         all_due.columns.append(name_of(size))
         all_samples: dict[str, Samples] = {}
-        for _ in range(3):
+        for _ in range(scale.repeats):
             for kind in BY_HAND:
                 with filled([kind], ids_of(size)) as contenders:
                     contender = contenders[kind.name]
@@ -195,7 +197,7 @@ def cleaning_after_touches(scale: Scale) -> Table:
     table = Table("Cleanup when every session has moved on since it was filed, for each session", [name_of(size)])
     table.remark = "No session is due; each is filed anew, which happens at most once a timeout."
     samples: Samples = []
-    for _ in range(3):
+    for _ in range(scale.repeats):
         with filled([SessionkitByHand], ids_of(size)) as contenders:
             contender = contenders[SessionkitByHand.name]
             assert isinstance(contender, SessionkitByHand)
@@ -259,7 +261,7 @@ def stall(scale: Scale) -> Table:
         contender.put("touched")
 
         def counting() -> None:
-            stop, number = time.perf_counter() + 3, 0
+            stop, number = time.perf_counter() + scale.repeats, 0
             while time.perf_counter() < stop:
                 number += 1
 
@@ -267,7 +269,7 @@ def stall(scale: Scale) -> Table:
 
     kinds = {Sessionkit.name: kit, FullScan.name: scan, TTLCacheUnderLock.name: ttl, "a thread that only counts": count}
     found: dict[str, dict[str, Samples]] = {name: {column: [] for column in columns} for name in kinds}
-    for _ in range(3):
+    for _ in range(scale.repeats):
         for name, make in kinds.items():
             work, touch = make()
             gc.collect()
@@ -332,7 +334,7 @@ def throughput(scale: Scale) -> Table:
                 name: lambda contender=contender, number=number: _by_threads(contender, ids, number, total)
                 for name, contender in contenders.items()
             }
-            samples = in_turn(min(scale.rounds, 7), timings)
+            samples = in_turn(2 * scale.repeats + 1, timings)
             rates = {name: [total / seconds / 1e6 for seconds in values] for name, values in samples.items()}
             table.add(str(number), rates)
     return table
@@ -369,8 +371,10 @@ def memory(scale: Scale) -> Table:
         size = min(scale.sizes[-1], kind.largest)
         for column, how in zip(table.columns, ("traced", "resident"), strict=True):
             number = min(size, 100_000) if how == "traced" else size
-            values = [_run("benchmarks.memory", kind.__name__, how, str(number)) for _ in range(3)]
-            table.samples.setdefault(kind.name, {})[column] = values
+            # Once is enough: it comes out the same each time.
+            table.samples.setdefault(kind.name, {})[column] = [
+                _run("benchmarks.memory", kind.__name__, how, str(number))
+            ]
     return table
 
 
@@ -387,7 +391,7 @@ def importing(scale: Scale) -> Table:
         )
         for name, program in programs.items()
     }
-    table.add(table.columns[0], in_turn(scale.rounds * 2, timings))
+    table.add(table.columns[0], in_turn(scale.repeats * 10, timings))
     return table
 
 
@@ -418,5 +422,5 @@ def replaying(scale: Scale) -> Table:
         replay(AccessLog(lines), CoordinatorConfig(1800, max_active_sessions=None))
         return (time.perf_counter() - begin) / len(lines)
 
-    table.add(table.columns[0], in_turn(3, {"sessionkit replay": drive, "the bare parsing loop": parse}))
+    table.add(table.columns[0], in_turn(scale.repeats, {"sessionkit replay": drive, "the bare parsing loop": parse}))
     return table
