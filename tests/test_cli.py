@@ -17,6 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from sessionkit.__main__ import main
 from sessionkit.cli import parse_duration, sessionkit
 from sessionkit.report import format_duration
 
@@ -354,6 +355,21 @@ def test_interrupted_while_starting() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         interrupted(process)
+
+
+def test_an_interruption_anywhere_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever the interruption strikes, the status is 130 and stderr has one line."""
+
+    def interrupt() -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sessionkit.__main__._run", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130
+    assert only_line(capsys.readouterr().err) == "Error: interrupted"
 
 
 @pytest.mark.parametrize("missing", ["click", "rich", "plotext"])
