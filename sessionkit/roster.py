@@ -201,6 +201,8 @@ class Roster(Directory):
         """
         if not self._knows(session):
             return []
+        # While it is still checked out: only then can it not have been idle for too long.
+        self.touch(session, now)
         if session._checkout is holder:
             session._checkout = None
         elif holder.in_books and session._hold is not None:
@@ -217,8 +219,8 @@ class Roster(Directory):
             self.out.add(session._id)
         elif session._checkout is None:
             self.out.discard(session._id)
-        self.touch(session, now)
         if session.checked_out:
+            self._table.touched(session, now)
             return []
         ending = self.ending_of(session, now)
         if ending is None:

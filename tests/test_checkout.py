@@ -22,7 +22,7 @@ from sessionkit.hold import Hold, Holder, Waiter
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.testing import ManualClock
 
-from .support import WAIT, Closings, in_thread
+from .support import WAIT, Closings, in_thread, system_time
 
 
 @pytest.fixture
@@ -112,6 +112,32 @@ def test_several_threads_share_without_exclusive(coordinator: SessionCoordinator
         for future in [pool.submit(share) for _ in range(3)]:
             future.result(WAIT)
     assert coordinator.stats().checked_out == 0
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("switched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_session_that_was_held_for_longer_than_its_timeout_goes_on(
+    exclusive: bool, switched: bool, given: bool
+) -> None:
+    """Giving back is a touch, also of the active session, however long it was checked out."""
+    clock = ManualClock()
+    with (
+        system_time(clock),
+        SessionCoordinator(CoordinatorConfig(60, 10), clock=clock if given else None) as coordinator,
+    ):
+        session = coordinator.create_session()
+        if switched:
+            coordinator.switch_session(session.id)
+        for _ in range(2):
+            with coordinator.checkout(session.id, exclusive=exclusive):
+                clock.advance(100)
+            assert session.id in coordinator
+            assert coordinator.active_session is (session if switched else None)
+        clock.advance(60)
+        assert session.id in coordinator
+        clock.advance(1)
+        assert session.id not in coordinator
 
 
 def test_whoever_waits_gets_it_when_it_is_given_back(
