@@ -184,9 +184,10 @@ class SessionCoordinator(Generic[R]):
                 roster.unreserve(session)
             raise
         try:
-            # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
-            with contextlib.suppress(Exception):
-                self._advance(self._clock.read())
+            if made or displaced:
+                # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
+                with contextlib.suppress(Exception):
+                    self._advance(self._clock.read())
         finally:
             self._open(session, roster, made)
 

@@ -46,8 +46,8 @@ class Pulse:
     The coordinator's lock guards all writes but those of the steps above.
     """
 
-    # The first slots of an object share a cache line with its head: touching a session reads one line of it.
-    __slots__ = ("_last_active", "_until", "_checkout", "_hold")  # noqa: RUF023  in that order
+    # A base class's slots come first, in the cache line of the object's head: touching a session reads one line of it.
+    __slots__ = ("_checkout", "_hold", "_last_active", "_until")
 
     _last_active: float
     """When it was last active; never moves back."""

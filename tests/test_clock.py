@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -230,3 +231,13 @@ def test_the_manual_clock_moves_only_by_hand() -> None:
         list(pool.map(lambda _: [clock.advance(1) for _ in range(1000)], range(4)))
     assert clock() == 100 + 60 + 4000
     assert repr(clock) == "ManualClock(4160.0)"
+
+
+def test_rule_10_creating_beside_an_active_session_reads_the_clock_once() -> None:
+    """A session for which nobody is called takes one reading, also where others have to be looked at first."""
+    readings = itertools.count()
+    with SessionCoordinator(clock=lambda: float(next(readings))) as coordinator:
+        coordinator.switch_session(coordinator.create_session().id)
+        before = next(readings)
+        coordinator.create_session()
+        assert next(readings) == before + 2

@@ -472,14 +472,15 @@ def test_rule_4_a_decision_is_done_when_it_is_given_back_at_any_line(removal: Ca
             assert world.ended()
 
 
+def take_alone(coordinator: SessionCoordinator[Any], session_id: str) -> None:
+    with coordinator.checkout(session_id, timeout=0):
+        pass
+
+
 def test_nobody_joins_those_who_share_a_session_without_the_lock() -> None:
     """While a session is shared, or held twice, nobody gets it alone, also after it was touched."""
     with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
         session = coordinator.create_session()
-
-        def take_alone() -> None:
-            with coordinator.checkout(session.id, timeout=0):
-                pass
 
         for exclusive in (False, True):
             with (
@@ -487,9 +488,9 @@ def test_nobody_joins_those_who_share_a_session_without_the_lock() -> None:
                 coordinator.checkout(session.id, exclusive=exclusive),
             ):
                 coordinator.touch_session(session.id)
-                with in_thread(take_alone) as taken:
+                with in_thread(take_alone, coordinator, session.id) as taken:
                     assert isinstance(taken.exception(WAIT), SessionBusyError)
-            with in_thread(take_alone) as taken:
+            with in_thread(take_alone, coordinator, session.id) as taken:
                 assert taken.exception(WAIT) is None
 
 
@@ -498,13 +499,9 @@ def test_nobody_gets_what_another_thread_has_to_itself_without_the_lock() -> Non
     with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
         session = coordinator.create_session()
 
-        def take_alone() -> None:
-            with coordinator.checkout(session.id, timeout=0):
-                pass
-
-        with coordinator.checkout(session.id), in_thread(take_alone) as taken:
+        with coordinator.checkout(session.id), in_thread(take_alone, coordinator, session.id) as taken:
             assert isinstance(taken.exception(WAIT), SessionBusyError)
-        take_alone()
+        take_alone(coordinator, session.id)
         assert (session._checkout, session._hold, coordinator.stats().checked_out) == (None, None, 0)
 
 
