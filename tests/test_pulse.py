@@ -29,6 +29,7 @@ from sessionkit import (
     SessionCoordinator,
     SessionExpiredError,
     SessionLimitError,
+    SessionNotFoundError,
 )
 from sessionkit.finaliser import Finaliser
 from sessionkit.pulse import HAS_STEPS, clock_without_lock
@@ -728,3 +729,18 @@ def test_the_usual_calls_do_without_the_lock() -> None:
         coordinator.switch_session(session.id)
         assert coordinator._goes_without_lock is None
         use()
+
+
+def test_unknown_ids_are_told_on_the_paths_without_the_lock_too() -> None:
+    """Nothing is known of an id that was never given, and what is no id is refused, as with the lock."""
+    with SessionCoordinator(CONFIG) as coordinator:
+        for call in (
+            coordinator.get_session,
+            coordinator.touch_session,
+            lambda it: coordinator.checkout(it).__enter__(),
+        ):
+            with pytest.raises(SessionNotFoundError):
+                call("nobody")
+            for wrong in (None, ["list"]):
+                with pytest.raises(TypeError, match="must be a str"):
+                    call(wrong)  # type: ignore[arg-type]  # that is what is tried
