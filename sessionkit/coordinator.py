@@ -522,10 +522,19 @@ class SessionCoordinator(Generic[R]):
         return False
 
     def _count_without_lock(self, session: ManagedSession[Any]) -> bool:
-        if self._bus.channels or not self._touch_without_lock(session):
-            return False
-        session._message_count += 1  # one step
-        return True
+        # A touch, whose steps stand here again: a call would be a third of it.
+        if (
+            time.monotonic is self._goes_without_lock
+            and not self._bus.channels
+            and self._at_hand.get(session._id) is session
+        ):
+            now = self._quick_clock()
+            if now < session._until:
+                session._last_active = now if now > session._last_active else session._last_active  # one step
+                if now < session._until:
+                    session._message_count += 1  # one step
+                    return True
+        return False
 
     def _note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from array import array
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, islice
+from operator import le
 from typing import Any, Literal
 
 from .accesslog import Entry
@@ -16,6 +19,7 @@ from .config import CoordinatorConfig
 from .coordinator import SessionCoordinator
 from .ending import RemovalCause
 from .errors import SessionLimitError, SessionNotFoundError
+from .population import Population
 from .session import ManagedSession
 
 Key = Literal["address", "address+agent"]
@@ -26,6 +30,9 @@ Progress = Callable[[int, int], object]
 
 SLICES = 400
 """Into how many equal slices of time `ReplayReport.live_over_time` is cut."""
+
+STEPS = 400
+"""How many times progress is reported at least, if there are as many requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +98,8 @@ def replay(
     that are due there only one is run, though each is counted.
 
     `on_progress(done, total)` is called now and then with the number of requests. Raises `ValueError` if there are no
-    entries. Memory: 16 bytes a request, two numbers a session, the clients, and the live sessions; if the entries are
-    not in time order, one more number a request.
+    entries. Memory: 16 bytes a request, four numbers a session, the clients, and the live sessions; if the entries are
+    not in time order, one more number a request until they are.
     """
     return _Run(_Traffic(entries, key), config, on_progress).report()
 
@@ -101,27 +108,31 @@ class _Traffic:
     """All requests in time order, as two columns: instant, and number of the client."""
 
     def __init__(self, entries: Iterable[Entry], key: Key) -> None:
-        self._instants = array("d")
-        self._clients = array("L")
-        numbers: dict[str | tuple[str, str], int] = {}
+        instants, clients = array("d"), array("L")
+        numbers: defaultdict[str | tuple[str, str], int] = defaultdict(count().__next__)
         for instant, address, agent in entries:
-            client = address if key == "address" else (address, agent)
-            self._instants.append(instant)
-            self._clients.append(numbers.setdefault(client, len(numbers)))
-        if not self._instants:
+            instants.append(instant)
+            clients.append(numbers[address if key == "address" else (address, agent)])
+        if not instants:
             raise ValueError("there is nothing to replay: no entries")
+        if not all(map(le, instants, islice(instants, 1, None))):
+            order = sorted(range(len(instants)), key=instants.__getitem__)
+            instants = array("d", map(instants.__getitem__, order))
+            clients = array("L", map(clients.__getitem__, order))
+        self.instants = instants
+        self._clients = clients
         self.client_count = len(numbers)
-        self.first, self.last = min(self._instants), max(self._instants)
+        self.first, self.last = instants[0], instants[-1]
 
     def __len__(self) -> int:
-        return len(self._instants)
+        return len(self.instants)
 
     def __iter__(self) -> Iterator[tuple[float, int]]:
-        instants, clients = self._instants, self._clients
-        if all(before <= after for before, after in pairwise(instants)):
-            return zip(instants, clients, strict=True)
-        order = sorted(range(len(instants)), key=instants.__getitem__)
-        return ((instants[place], clients[place]) for place in order)
+        return zip(self.instants, self._clients, strict=True)
+
+    def index_of(self, instant: float) -> int:
+        """How many requests came before this instant."""
+        return bisect_left(self.instants, instant)
 
 
 class _LogTime:
@@ -143,17 +154,14 @@ class _Run:
         self._traffic = traffic
         self._on_progress = on_progress
         self._clock = _LogTime(traffic.first)
-        self._interval = config.cleanup_interval
+        self._config = config
         self._coordinator: SessionCoordinator[Any] = SessionCoordinator(
             config, clock=self._clock, on_close=self._note_end
         )
         self._live: dict[int, ManagedSession[Any]] = {}
+        self._population = Population()
         self._seconds, self._messages = array("d"), array("L")
         self._cleanups = self._rejected = 0
-        self._peak, self._peak_at = 0, traffic.first
-        # The most that were live in each slice of time, so far; and how many are live at most.
-        self._slices = [0]
-        self._at_most = 0
 
     def report(self) -> ReplayReport:
         """Replay everything, and say what happened."""
@@ -163,6 +171,8 @@ class _Run:
             self._coordinator.cleanup_inactive_sessions()
             live_at_end = len(self._coordinator)
         stats = self._coordinator.stats()
+        peak, peak_at = self._population.peak()
+        first, last = self._traffic.first, self._traffic.last
         return ReplayReport(
             requests=len(self._traffic),
             clients=self._traffic.client_count,
@@ -171,32 +181,38 @@ class _Run:
             rejected=self._rejected,
             evicted=stats.removed[RemovalCause.CAPACITY],
             live_at_end=live_at_end,
-            peak_live=self._peak,
-            peak_live_at=self._peak_at,
+            peak_live=peak,
+            peak_live_at=peak_at,
             cleanups=self._cleanups,
-            first_at=self._traffic.first,
-            last_at=self._traffic.last,
+            first_at=first,
+            last_at=last,
             session_seconds=Distribution.of(self._seconds),
             session_requests=Distribution.of(self._messages),
-            live_over_time=tuple(self._slices),
+            live_over_time=self._population.over_time(first, last, SLICES),
         )
 
     def _replay(self) -> None:
-        live, clock, stop = self._live, self._clock, self._clock.now
-        for done, (instant, client) in enumerate(self._traffic):
-            if instant >= stop:
-                stop = self._pass_time(instant)
-                if self._on_progress is not None:
-                    self._on_progress(done, len(self._traffic))
-            clock.now = instant
-            session = live.get(client)
-            if session is None:
+        live, clock, total = self._live, self._clock, len(self._traffic)
+        requests = iter(self._traffic)
+        done = 0
+        while done < total:
+            if self._on_progress is not None:
+                self._on_progress(done, total)
+            due = self._pass_time(self._traffic.instants[done])
+            upto = min(self._traffic.index_of(due), done + total // STEPS)
+            # One at least: where instants are far apart, the next cleanup may be due at this very one, rounded.
+            upto = max(upto, done + 1)
+            for clock.now, client in islice(requests, upto - done):
+                session = live.get(client)
+                if session is not None:
+                    try:
+                        session.record_message()
+                    except SessionNotFoundError:
+                        pass
+                    else:
+                        continue
                 self._begin(client)
-                continue
-            try:
-                session.record_message()
-            except SessionNotFoundError:
-                self._begin(client)
+            done = upto
 
     def _begin(self, client: int) -> None:
         try:
@@ -206,37 +222,26 @@ class _Run:
             return
         session.record_message()
         self._live[client] = session
-        # Some may have expired since that was counted, but no others have come.
-        self._at_most += 1
-        if self._at_most <= self._slices[-1]:
-            return
-        live = self._at_most = len(self._coordinator)
-        self._slices[-1] = max(self._slices[-1], live)
-        if live > self._peak:
-            self._peak, self._peak_at = live, self._clock.now
+        self._population.come(self._clock.now)
 
-    def _note_end(self, session: ManagedSession[Any], _cause: RemovalCause) -> None:
+    def _note_end(self, session: ManagedSession[Any], cause: RemovalCause) -> None:
         del self._live[int(session.id)]
-        metadata = session.metadata
-        self._seconds.append(metadata.last_active - metadata.created_at)
-        self._messages.append(metadata.message_count)
+        created_at, last_active, messages = session.metadata
+        self._seconds.append(last_active - created_at)
+        self._messages.append(messages)
+        if cause is RemovalCause.IDLE:
+            self._population.expire(last_active + self._config.session_timeout)
+        elif cause is RemovalCause.LIFETIME:
+            self._population.expire(created_at + (self._config.max_lifetime or math.inf))
+        elif cause is RemovalCause.CAPACITY:
+            self._population.evict(self._clock.now)
 
     def _pass_time(self, instant: float) -> float:
-        """Do what is due up to `instant`, and say when something is due next."""
-        first = self._traffic.first
-        # Only creations add to those that are live, so a slice's most are live at its start or at a creation in it.
-        while self._next_slice() <= instant:
-            self._clock.now = self._next_slice()
-            self._at_most = len(self._coordinator)
-            self._slices.append(self._at_most)
-        self._clock.now = instant
-        due = int((instant - first) / self._interval)
+        """Do the cleanup if one is due at this instant, and say when the next one is."""
+        first, interval = self._traffic.first, self._config.cleanup_interval
+        due = int((instant - first) / interval)
         if due > self._cleanups:
+            self._clock.now = instant
             self._coordinator.cleanup_inactive_sessions()
             self._cleanups = due
-        return min(first + (due + 1) * self._interval, self._next_slice())
-
-    def _next_slice(self) -> float:
-        first, last, number = self._traffic.first, self._traffic.last, len(self._slices)
-        # A single instant is one slice.
-        return first + number * (last - first) / SLICES if number < SLICES and first < last else math.inf
+        return first + (due + 1) * interval

@@ -77,13 +77,13 @@ class Roster(Directory):
     def make_way(self, session: Session, now: float, limit: int) -> list[Session] | None:
         """Decide that there is room for a new session, its id and its name.
 
-        Those who had to leave for it are claimed from the finaliser and returned. None if that takes more than `limit`
-        looks at those that are to be evicted: then nothing is decided, and it is to be called again.
+        Those who had to leave for it are claimed from the finaliser and returned. None if it takes more than `limit`
+        looks to find who is to leave: then nothing is decided, and it is to be called again.
         """
         session_id, name = session._id, session._name
         self.check_open()
         full = len(self.at_hand) + len(self._opening) >= self._maxsize
-        if full and self._config.on_full == "evict" and not self._table.put_head_right(limit):
+        if full and not self._find_leaver(now, limit):
             return None
         self.active.current(now)
         leavers = self._end_if_over(self.at_hand.get(session_id), now)
@@ -98,7 +98,7 @@ class Roster(Directory):
             if not self._finaliser.is_ready(former):
                 raise SessionExistsError(f"the former session with the id {session_id!r} is still closing; try again")
             leavers.append(former)
-        while len(self.at_hand) + len(self._opening) >= self._maxsize:
+        if len(self.at_hand) + len(self._opening) >= self._maxsize:
             leavers.append(self._make_room(now))
         return [claimed for leaver in leavers for claimed in self._finaliser.claim(leaver)]
 
@@ -128,8 +128,16 @@ class Roster(Directory):
         self._table.enter(session, now)
         self.created += 1
 
+    def _find_leaver(self, now: float, limit: int) -> bool:
+        """See to it that the next one to leave is known, if there is one; whether `limit` looks were enough for that."""
+        table = self._table
+        if table.next_overdue() is None:
+            more = table.settle(now, limit)
+            if table.next_overdue() is None:
+                return not more and (self._config.on_full != "evict" or table.put_head_right(limit))
+        return True
+
     def _make_room(self, now: float) -> Session:
-        self._table.settle(now, 1)
         overdue = self._table.next_overdue()
         if overdue is not None:
             self._end_if_over(overdue, now)

@@ -28,7 +28,7 @@ LAYERS = [
     ["sweep"],
     ["checkout"],
     ["coordinator"],
-    ["testing", "accesslog"],
+    ["testing", "accesslog", "population"],
     ["pytest_plugin", "replay"],
     ["report"],
     ["cli"],

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from sessionkit import CoordinatorConfig, RemovalCause, SessionExpiredError, SessionLimitError
+from sessionkit import CoordinatorConfig, RemovalCause, SessionCoordinator, SessionExpiredError, SessionLimitError
+from sessionkit.config import OnFull
 from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.sweep import BATCH
 from sessionkit.testing import ManualClock
 
-from .support import Closings, all_at_once
+from .support import Closings, all_at_once, system_time
 
 
 def test_reject_refuses_the_session_that_is_too_many(session_coordinator: CoordinatorFactory) -> None:
@@ -41,6 +44,24 @@ def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, s
     assert closings == [("first", RemovalCause.IDLE)]
     with pytest.raises(SessionLimitError):
         coordinator.create_session("fourth")
+
+
+@pytest.mark.parametrize("on_full", ["reject", "evict"])
+def test_an_expired_session_makes_room_wherever_it_stands(on_full: OnFull) -> None:
+    """It need not be the one that the order of sessions has first: those before it may have moved on unnoticed."""
+    clock, closings, limit = ManualClock(), Closings(), 2 * BATCH
+    config = CoordinatorConfig(60, 10, max_active_sessions=limit, on_full=on_full)
+    with system_time(clock), closing(SessionCoordinator[Any](config, on_close=closings)) as coordinator:
+        sessions = [coordinator.create_session(f"{number}") for number in range(limit)]
+        clock.advance(30)
+        for session in sessions[:-1]:
+            session.touch()
+        clock.advance(31)
+
+        coordinator.create_session("new")
+
+        assert closings == [(sessions[-1].name, RemovalCause.IDLE)]
+        assert len(coordinator) == limit
 
 
 def test_memory_is_bounded_by_the_limit_without_any_cleanup(
