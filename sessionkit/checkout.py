@@ -70,32 +70,39 @@ class Checkout(Generic[R]):
                     if session._checkout is self:
                         session._last_active = now if now > session._last_active else session._last_active  # one step
                         if now < session._until:
-                            lender._roster.out.add(self._session_id)
+                            lender._roster.out.add(session)
                             self._session = session
                             return session
-                    self._undo(session)
+                    # Even if it never had it: another thread may be putting it in the books at this moment.
+                    self._give_back(session)
             self._session = session = self._enter_with_lock()
             return session
         except BaseException:
-            self.thread = self._session = None
             if session is not None:
                 self._undo(session)
+            self.thread = self._session = None
             raise
 
     def __exit__(self, exc_type: object = None, exc: object = None, traceback: object = None) -> None:
-        session, self._session = self._session, None
+        session = self._session
         if session is None:
             return
-        lender = self._lender
-        if time.monotonic is lender._goes_without_lock and not self.in_books:
-            now = lender._quick_clock()
-            session._last_active = now if now > session._last_active else session._last_active  # one step
-            lender._roster.out.discard(self._session_id)
-            session._checkout = None if session._checkout is self else session._checkout  # one step
-            # Another thread may have put it in the books meanwhile, which mypy does not expect.
-            if not self.in_books and now < session._until:  # type: ignore[redundant-expr]
-                return
-        self._give_back(session)
+        try:
+            self._session = None
+            lender = self._lender
+            if time.monotonic is lender._goes_without_lock and not self.in_books:
+                now = lender._quick_clock()
+                session._last_active = now if now > session._last_active else session._last_active  # one step
+                lender._roster.out.discard(session)
+                session._checkout = None if session._checkout is self else session._checkout  # one step
+                # Another thread may have put it in the books meanwhile, which mypy does not expect.
+                if not self.in_books and now < session._until:  # type: ignore[redundant-expr]
+                    return
+            self._give_back(session)
+        except KeyboardInterrupt:
+            # Whatever it interrupted, here or in a callback: what was done already is not done twice.
+            self._give_back(session)
+            raise
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self._session_id!r}, for a with block>"
@@ -124,13 +131,14 @@ class Checkout(Generic[R]):
                     queued = session, self._queue(self._lender._roster.hold(session))
             if queued is not None:
                 self._wait(*queued)
+            # Within the try: an interruption here gives it back too.
+            return session
         except BaseException:
             if queued is not None:
                 self._leave_queue(*queued)
             elif session is not None:
                 self._undo(session)
             raise
-        return session
 
     def _queue(self, hold: Hold) -> Waiter:
         if hold.would_deadlock(self):
@@ -174,6 +182,8 @@ class Checkout(Generic[R]):
         finally:
             # Even a clock that fails must not keep the session checked out for ever.
             with self._lender._lock:
-                now = self._lender._clock.advance(reading)
-                claimed = self._lender._roster.give_back(session, self, now)
-            self._lender._sweep.finish(claimed)
+                try:
+                    self._lender._clock.advance(reading)
+                finally:
+                    self._lender._roster.give_back(session, self, self._lender._clock.latest)
+            self._lender._sweep.finish()

@@ -163,17 +163,9 @@ class SessionCoordinator(Generic[R]):
     def _make(self, session: ManagedSession[R], resource: R | None, reading: float) -> None:
         """Create a session for which others have to leave, or a resource has to be made."""
         roster = self._roster
-        while True:
-            with self._lock:
-                now = self._clock.advance(reading)
-                displaced = roster.make_way(session, now, BATCH)
-                if displaced is not None:
-                    roster.reserve(session, now)
-                    break
-            time.sleep(LET_IN_SECONDS)
         made = False
         try:
-            self._sweep.finish(displaced)
+            displaced = self._make_way(session, reading)
             # In a child that one of these callbacks forked, there is nothing to make: `_open` tells the caller.
             forked = roster is not self._roster
             if resource is None and self._resource_factory is not None and not forked:
@@ -191,8 +183,21 @@ class SessionCoordinator(Generic[R]):
         finally:
             self._open(session, roster, made)
 
+    def _make_way(self, session: ManagedSession[R], reading: float) -> bool:
+        """Reserve the session's place, and finalise those who have to leave for it; whether there were any."""
+        try:
+            while True:
+                with self._lock:
+                    now = self._clock.advance(reading)
+                    if self._roster.knows_leaver(now, BATCH):
+                        displaced = self._roster.make_way(session, now)
+                        self._roster.reserve(session, now)
+                        return displaced
+                time.sleep(LET_IN_SECONDS)
+        finally:
+            self._sweep.finish()
+
     def _open(self, session: ManagedSession[R], roster: Roster, made: bool) -> None:
-        claimed: list[ManagedSession[R]] = []
         with self._lock:
             if roster is not self._roster:
                 # A callback that forks returns in the child too, where the session and its resource are the parent's.
@@ -204,10 +209,10 @@ class SessionCoordinator(Generic[R]):
                 self._bus.post(EventKind.CREATED, session.id, now)
             if closed and made:
                 roster.end(session, (RemovalCause.SHUTDOWN, now, None), now)
-                claimed = self._finaliser.claim(session)
+                self._finaliser.claim(session)
             elif closed:
                 roster.unreserve(session)
-        self._sweep.finish(claimed)
+        self._sweep.finish()
         if closed:
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
@@ -231,10 +236,9 @@ class SessionCoordinator(Generic[R]):
             session = self._roster.find(session_id, now)
             if self._roster.active.session is not None:
                 self._roster.active.current(now)
-            ready = self._roster.end(session, (_WAS_CLOSED, now, None), now)
-            claimed = self._finaliser.claim(session) if ready else []
+            claimed = self._roster.end(session, (_WAS_CLOSED, now, None), now) and self._finaliser.claim(session)
         if claimed or self._bus.posted:
-            self._sweep.finish(claimed)
+            self._sweep.finish()
 
     def close(self) -> None:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
@@ -433,9 +437,8 @@ class SessionCoordinator(Generic[R]):
         warn: Callable[..., None] = warnings.warn,
         is_finalizing: Callable[[], bool] = sys.is_finalizing,
     ) -> None:
-        # Both are bound early: modules may be gone when the interpreter exits. `_roster` is missing if __init__ raised.
-        roster: Roster | None = getattr(self, "_roster", None)
-        if roster is None or roster.closed:
+        # Both are bound early: modules may be gone when the interpreter exits. If __init__ raised, not all is there.
+        if not hasattr(self, "_cleanup_task") or self._roster.closed:
             return
         if not is_finalizing():
             self._cleanup_task.cancel()
@@ -455,6 +458,8 @@ class SessionCoordinator(Generic[R]):
         closed, wanted = self._roster.closed, self._cleanup_task.wanted
         self._make_parts()
         self._roster.closed = closed
+        if closed:
+            self._bus.close()
         if wanted:
             self.start_cleanup_task()
 

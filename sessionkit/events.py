@@ -6,6 +6,7 @@ import enum
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self
 from weakref import ref
@@ -154,7 +155,9 @@ class EventBus:
         self.channels: Channels = ()
         """Who listens."""
         self._changing = threading.RLock()
-        self._delivering = threading.Lock()
+        self._delivering = threading.RLock()
+        # threading.Condition asks the lock the same way.
+        self._is_delivering: Callable[[], bool] = self._delivering._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
         self._closed = False
         self._dropped = 0
 
@@ -182,19 +185,23 @@ class EventBus:
 
     def deliver(self) -> None:
         """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
-        while self.posted and self._delivering.acquire(blocking=False):
-            try:
+        if self._is_delivering():
+            # This is a finaliser or a signal handler, which interrupts this very thread.
+            return
+        try:
+            while self.posted and self._delivering.acquire(blocking=False):
                 for _ in range(min(len(self.posted), TURN)):
                     self._bring(*self.posted.popleft())
-            except BaseException:
-                # An interruption strikes one event; the others, and the end, are brought all the same.
+                self._delivering.release()
+                if self.posted:
+                    # Others post as fast as this thread delivers: let one of them have its turn.
+                    time.sleep(0)
+        except BaseException:
+            # An interruption strikes one event; the others, and the end, are brought all the same.
+            if self._is_delivering():
                 self._delivering.release()
                 self.deliver()
-                raise
-            self._delivering.release()
-            if self.posted:
-                # Others post as fast as this thread delivers: let one of them have its turn.
-                time.sleep(0)
+            raise
 
     def close(self) -> None:
         """Close every channel once what was posted before is delivered."""

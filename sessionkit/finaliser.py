@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 
 from .ending import Ending, RemovalCause
@@ -25,8 +26,9 @@ class Finaliser:
 
     `admit`, `release` and `claim` are decisions and are called under the coordinator's lock. `run` does the work, with
     the lock free: it runs the close callback, lets go of the resource, counts, and posts the event. Only a session that
-    was claimed is run, and claiming takes it out of the queue, so no session is finalised twice. A session that has
-    nothing to close leaves within the decision.
+    was claimed is run, and claiming takes it out of the queue, so no session is finalised twice. A thread that was
+    interrupted between a claim and its `run` still has what it claimed, and finalises it in its next `run`. A session
+    that has nothing to close leaves within the decision.
     """
 
     def __init__(self, lock: threading.RLock, bus: EventBus, on_close: CloseCallback | None) -> None:
@@ -38,7 +40,10 @@ class Finaliser:
         # Of these, those that somebody has checked out, and those that can be claimed.
         self._detained: dict[str, Session] = {}
         self._ready: OrderedDict[str, Session] = OrderedDict()
-        self._abandoned = False
+        # What each thread has claimed, by the thread's ident. Nobody touches another one's.
+        self._claims: dict[int, deque[Session]] = {}
+        self.abandoned = False
+        """Whether this is a forked child's copy, and finalises nothing any more."""
         self.removed = dict.fromkeys(RemovalCause, 0)
         self.failures = 0
         self.interruptions = 0
@@ -72,64 +77,87 @@ class Finaliser:
         if self._detained.pop(session._id, None) is not None:
             self._ready[session._id] = session
 
-    def is_ready(self, session: Session) -> bool:
-        """Whether the session can be claimed."""
-        return session.id in self._ready
+    def claim(self, session: Session) -> bool:
+        """Claim the session for this thread, if it is ready and nobody else has; whether that was so."""
+        if not self._ready or self._ready.pop(session._id, None) is None:
+            return False
+        self._claims.setdefault(get_ident(), deque()).append(session)
+        return True
 
-    def claim(self, session: Session) -> list[Session]:
-        """The session for `run`, if it is ready and nobody else claimed it; else nothing."""
-        return [session] if self._ready and self._ready.pop(session._id, None) is not None else []
+    def claim_batch(self, limit: int) -> int:
+        """Claim up to `limit` sessions, in the order in which they became ready; how many there were."""
+        number = min(limit, len(self._ready))
+        if number:
+            mine = self._claims.setdefault(get_ident(), deque())
+            for _ in range(number):
+                mine.append(self._ready.popitem(last=False)[1])
+        return number
 
-    def claim_batch(self, limit: int) -> list[Session]:
-        """Up to `limit` ready sessions for `run`, in the order in which they became ready."""
-        return [self._ready.popitem(last=False)[1] for _ in range(min(limit, len(self._ready)))]
-
-    def run(self, claimed: list[Session]) -> int:
-        """Finalise what was claimed, in order, with the lock free, and return how many that were.
+    def run(self) -> int:
+        """Finalise what this thread has claimed, in order, with the lock free, and return how many that were.
 
         A close callback that raises is logged and counted, and the rest goes on. Where one is interrupted, the
         interruption goes to the caller, and those after it are ready again for whoever claims next.
         """
-        rest = deque(claimed)
+        mine = self._claims.get(get_ident())
+        if mine is None:
+            return 0
+        finalised = 0
         try:
-            while rest and not self._abandoned:
-                self._finalise(rest.popleft())
+            # A callback may claim others, and run those.
+            del self._claims[get_ident()]
+            while mine and not self.abandoned:
+                self._finalise_first(mine)
+                finalised += 1
         finally:
-            if rest and not self._abandoned:
+            if mine and not self.abandoned:
                 with self._lock:
-                    self._ready.update((session.id, session) for session in rest)
-        return len(claimed) - len(rest)
+                    self._ready.update((session._id, session) for session in mine)
+                    mine.clear()
+        return finalised
 
     def abandon(self) -> None:
         """Finalise nothing any more: this is a forked child's copy, and the sessions are its parent's."""
-        self._abandoned = True
+        self.abandoned = True
 
-    def _finalise(self, session: Session) -> None:
-        ending = session._ending
-        assert ending is not None, "only sessions that have ended are admitted"  # noqa: S101  tells mypy
-        session._state = _CLOSED
+    def _finalise_first(self, mine: deque[Session]) -> None:
+        session: Session | None = None
         failed = interrupted = False
         try:
-            if self._on_close is not None:
-                self._on_close(session, ending[0])
-        except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
-            failed = True
-            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, ending[0].value)
+            session = mine.popleft()
+            session._state = _CLOSED
+            failed = not self._close(session)
         except BaseException:
             interrupted = True
             raise
         finally:
-            self._leave(session, ending, failed, interrupted)
-
-    def _leave(self, session: Session, ending: Ending, failed: bool, interrupted: bool) -> None:
-        if self._abandoned:
             # A callback that forks comes back twice; in the child nothing of this is ours.
-            return
+            if session is not None and not self.abandoned:
+                self._leave(session, failed, interrupted)
+
+    def _close(self, session: Session) -> bool:
+        """Run the close callback; whether it went well."""
+        cause = _ending_of(session)[0]
+        try:
+            if self._on_close is not None:
+                self._on_close(session, cause)
+        except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
+            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, cause.value)
+            return False
+        return True
+
+    def _leave(self, session: Session, failed: bool, interrupted: bool) -> None:
+        cause, ended_at, _ = _ending_of(session)
         session._resource = None
         with self._lock:
             del self.leaving[session._id]
             self.failures += failed
             self.interruptions += interrupted
-            self.removed[ending[0]] += 1
+            self.removed[cause] += 1
             # Before the id is free for another session, whose creation is an event too.
-            self._bus.post(_REMOVED, session._id, ending[1], ending[0])
+            self._bus.post(_REMOVED, session._id, ended_at, cause)
+
+
+def _ending_of(session: Session) -> Ending:
+    assert session._ending is not None, "only sessions that have ended are admitted"  # noqa: S101  tells mypy
+    return session._ending

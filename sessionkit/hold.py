@@ -74,13 +74,12 @@ class Hold:
 
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once."""
-        if holder.thread in self._threads:
-            if self.would_deadlock(holder):
-                return False
-        elif self._waiters or not self._admits(holder.exclusive):
-            return False
-        self._add(holder)
-        return True
+        if self._has_already(holder) or (
+            holder.thread not in self._threads and not self._waiters and self._admits(holder.exclusive)
+        ):
+            self._add(holder)
+            return True
+        return False
 
     def would_deadlock(self, holder: Holder) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
@@ -115,11 +114,25 @@ class Hold:
             self._waiters.popleft().wake()
 
     def _admit(self) -> None:
-        while self._waiters and self._admits(self._waiters[0].holder.exclusive):
-            waiter = self._waiters.popleft()
+        while (waiter := self._next()) is not None:
+            self._waiters.remove(waiter)
             self._add(waiter.holder)
             waiter.granted = True
             waiter.wake()
+
+    def _next(self) -> Waiter | None:
+        """Whoever waits can be let in now."""
+        if not self._waiters:
+            return None
+        first = self._waiters[0]
+        if self._admits(first.holder.exclusive):
+            return first
+        # A thread may wait twice, when a signal handler or a finaliser that interrupts its wait checks out too. It must
+        # not wait for itself.
+        return next((waiter for waiter in self._waiters if self._has_already(waiter.holder)), None)
+
+    def _has_already(self, holder: Holder) -> bool:
+        return holder.thread in self._threads and not self.would_deadlock(holder)
 
     def _admits(self, exclusive: bool) -> bool:
         return not self._threads or not (exclusive or self._exclusive)

@@ -51,16 +51,17 @@ class Line:
         """Latest first, as far as sessions were not touched without the lock."""
         return chain(reversed(self.ordered.values()), self.moved.values())
 
-    def add(self, session: Session, now: float) -> None:
-        """File a session at rest that is active now: at the end."""
+    def add(self, session: Session, now: float, life_end: float = inf) -> None:
+        """File a session at rest that is active now, and lives until `life_end` at most: at the end."""
         if now > self._horizon_holds_until:
             self._raise_horizon(now)
-        session._until = self._horizon
+        # In one store: a look without the lock may come right after it.
+        session._until = self._horizon if self._horizon < life_end else life_end
         session._filed = now
         self.ordered[session._id] = session
 
-    def renew(self, session: Session, now: float) -> bool:
-        """A session is active now: if it stands in this line, file it at the end, and say so."""
+    def renew(self, session: Session, now: float, life_end: float = inf) -> bool:
+        """A session is active now: if it stands in this line, file it at the end as `add` does, and say so."""
         try:
             self.ordered.move_to_end(session._id)
         except KeyError:
@@ -70,7 +71,7 @@ class Line:
         if now > self._horizon_holds_until:
             self._raise_horizon(now)
         if session._hold is None:
-            session._until = self._horizon
+            session._until = self._horizon if self._horizon < life_end else life_end
         session._filed = now
         return True
 

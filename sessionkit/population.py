@@ -10,7 +10,7 @@ from .clock import SLACK
 
 
 class Population:
-    """Sessions that came, in time order, and how each went. Memory: two numbers a session, and some more while it is asked.
+    """Sessions that came, in time order, and how each went. Memory: two numbers a session.
 
     All that goes by anything but its own time goes to make room for one that comes at the same instant.
     """

@@ -34,7 +34,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from .clock import BUILTIN_CLOCKS, Clock
+from .clock import BUILTIN_CLOCKS, Clock, system_clock
 
 if TYPE_CHECKING:
     from .hold import Hold, Holder
@@ -75,4 +75,6 @@ def clock_without_lock(clock: Clock) -> Clock | None:
     """
     if not HAS_STEPS or not BUILTIN_CLOCKS:
         return None
-    return clock if getattr(clock, "never_goes_back", False) else BUILTIN_CLOCKS.get(clock)
+    if clock is system_clock:
+        return BUILTIN_CLOCKS[system_clock]
+    return clock if getattr(clock, "never_goes_back", False) is True else None

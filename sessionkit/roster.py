@@ -36,8 +36,8 @@ class Roster(Directory):
         self.active = ActiveMark(self._table)
         """The mark of the active session."""
         self.created = 0
-        self.out: set[str] = set()
-        """The ids of sessions that are checked out; for figures, not for decisions."""
+        self.out: set[Session] = set()
+        """The sessions that are checked out; for figures, not for decisions."""
 
     @property
     def keeps_order(self) -> bool:
@@ -74,33 +74,41 @@ class Roster(Directory):
         self.created += 1
         return True
 
-    def make_way(self, session: Session, now: float, limit: int) -> list[Session] | None:
-        """Decide that there is room for a new session, its id and its name.
+    def knows_leaver(self, now: float, limit: int) -> bool:
+        """See who has to leave for the next session, if anybody has to; whether `limit` looks were enough for that.
 
-        Those who had to leave for it are claimed from the finaliser and returned. None if it takes more than `limit`
-        looks to find who is to leave: then nothing is decided, and it is to be called again.
+        If they were not, it is to be called again.
+        """
+        self.check_open()
+        if not self._full or self._table.next_overdue() is not None:
+            return True
+        more = self._table.settle(now, limit)
+        if self._table.next_overdue() is not None:
+            return True
+        return not more and (self._config.on_full != "evict" or self._table.put_head_right(limit))
+
+    def make_way(self, session: Session, now: float) -> bool:
+        """Decide that there is room for a new session, its id and its name, once `knows_leaver`.
+
+        Those who have to leave for it are claimed from the finaliser, also when it raises; whether there were any.
         """
         session_id, name = session._id, session._name
-        self.check_open()
-        full = len(self.at_hand) + len(self._opening) >= self._maxsize
-        if full and not self._find_leaver(now, limit):
-            return None
         self.active.current(now)
-        leavers = self._end_if_over(self.at_hand.get(session_id), now)
+        displaced = former_claimed = self._displace(self.at_hand.get(session_id), now)
         if name is not None:
-            leavers += self._end_if_over(self._names.get(name), now)
+            displaced |= self._displace(self._names.get(name), now)
             if name in self._names:
                 raise SessionExistsError(f"a live session has the name {name!r} already; choose another name")
         if session_id in self.at_hand or session_id in self._opening:
             raise SessionExistsError(f"a live session has the id {session_id!r} already; choose another id")
         former = self._finaliser.leaving.get(session_id)
-        if former is not None:
-            if not self._finaliser.is_ready(former):
+        if former is not None and not former_claimed:
+            if not self._finaliser.claim(former):
                 raise SessionExistsError(f"the former session with the id {session_id!r} is still closing; try again")
-            leavers.append(former)
-        if len(self.at_hand) + len(self._opening) >= self._maxsize:
-            leavers.append(self._make_room(now))
-        return [claimed for leaver in leavers for claimed in self._finaliser.claim(leaver)]
+            displaced = True
+        if self._full:
+            displaced |= self._finaliser.claim(self._make_room(now))
+        return displaced
 
     def reserve(self, session: Session, now: float) -> None:
         """Keep the session's id, name and place until `open` or `unreserve`."""
@@ -111,10 +119,11 @@ class Roster(Directory):
             self._names[session._name] = session
 
     def unreserve(self, session: Session) -> None:
-        """Forget a session that could not be made."""
-        self._opening.pop(session._id, None)
-        if session._name is not None:
-            self._names.pop(session._name, None)
+        """Forget a session that could not be made. Does nothing if its place was never reserved."""
+        if self._opening.get(session._id) is session:
+            del self._opening[session._id]
+            if session._name is not None:
+                del self._names[session._name]
 
     def open(self, session: Session, now: float) -> None:
         """The session is ready: its time begins."""
@@ -128,14 +137,13 @@ class Roster(Directory):
         self._table.enter(session, now)
         self.created += 1
 
-    def _find_leaver(self, now: float, limit: int) -> bool:
-        """See to it that the next one to leave is known, if there is one; whether `limit` looks were enough for that."""
-        table = self._table
-        if table.next_overdue() is None:
-            more = table.settle(now, limit)
-            if table.next_overdue() is None:
-                return not more and (self._config.on_full != "evict" or table.put_head_right(limit))
-        return True
+    @property
+    def _full(self) -> bool:
+        return len(self.at_hand) + len(self._opening) >= self._maxsize
+
+    def _displace(self, session: Session | None, now: float) -> bool:
+        """End a session whose time ran out, and claim it; whether that was so."""
+        return session is not None and self._end_if_over(session, now) and self._finaliser.claim(session)
 
     def _make_room(self, now: float) -> Session:
         overdue = self._table.next_overdue()
@@ -180,7 +188,7 @@ class Roster(Directory):
     def taken(self, session: Session, now: float) -> None:
         """A checkout has got the session, perhaps after a wait; that is a touch."""
         self.touch(session, now)
-        self.out.add(session._id)
+        self.out.add(session)
 
     def hold(self, session: Session) -> Hold:
         """The books of the session's checkouts; the one that had it to itself, if any, is the first entry."""
@@ -201,35 +209,36 @@ class Roster(Directory):
                     hold.take(found)
         return hold
 
-    def give_back(self, session: Session, holder: Holder, now: float) -> list[Session]:
-        """Undo one checkout, or do what is left to do after that was done without the lock.
+    def give_back(self, session: Session, holder: Holder, now: float) -> None:
+        """Undo one checkout, or do what is left after that was done without the lock; doing it again does nothing.
 
         When it was the last, the session rests, or ends if that was due and is then claimed. Does nothing in a forked
         child that gives back what its parent had checked out.
         """
         if not self._knows(session):
-            return []
-        # While it is still checked out: only then can it not have been idle for too long.
-        self.touch(session, now)
+            return
+        if session._checkout is holder or holder.in_books:
+            # While it is still checked out: only then can it not have been idle for too long.
+            self.touch(session, now)
         if session._checkout is holder:
             session._checkout = None
         elif holder.in_books and session._hold is not None:
             session._hold.give_back(holder)
-        return self.leave_hold(session, now)
+        self.leave_hold(session, now)
 
-    def leave_hold(self, session: Session, now: float) -> list[Session]:
+    def leave_hold(self, session: Session, now: float) -> None:
         """Somebody has given the session back, or has given up waiting for it: see whether anybody has it still."""
         # Until it is filed again, nobody takes it without the lock.
         session._until = -inf
         if session._hold is not None and session._hold.free:
             session._hold = None
         if session._hold is not None:
-            self.out.add(session._id)
+            self.out.add(session)
         elif session._checkout is None:
-            self.out.discard(session._id)
+            self.out.discard(session)
         if session.checked_out:
             self._table.touched(session, now)
-            return []
+            return
         ending = self.ending_of(session, now)
         if ending is None:
             self._table.rested(session, now)
@@ -237,7 +246,7 @@ class Roster(Directory):
             self.end(session, ending, now)
         else:
             self._finaliser.release(session)
-        return self._finaliser.claim(session)
+        self._finaliser.claim(session)
 
     # ---- Leaving
 
@@ -258,14 +267,12 @@ class Roster(Directory):
             session._hold.dismiss()
         return self._finaliser.admit(session, ending)
 
-    def shut_down(self, sessions: list[Session], now: float) -> list[Session]:
+    def shut_down(self, sessions: list[Session], now: float) -> None:
         """End those that have not ended yet, and claim those of them that nobody has checked out."""
-        claimed: list[Session] = []
         for session in sessions:
             if self.at_hand.get(session._id) is session:
                 self.end(session, self.ending_of(session, now) or (RemovalCause.SHUTDOWN, now, None), now)
-                claimed += self._finaliser.claim(session)
-        return claimed
+                self._finaliser.claim(session)
 
     def end_due(self, now: float, age: float | None, limit: int) -> bool:
         """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit`.
@@ -288,12 +295,10 @@ class Roster(Directory):
                 self.end(session, (RemovalCause.IDLE, now, age), now)
         return looks == limit
 
-    def _end_if_over(self, session: Session | None, now: float) -> list[Session]:
+    def _end_if_over(self, session: Session, now: float) -> bool:
         # A session that is still being made has a name, but no place in the table yet: it cannot be over.
-        if session is None or session._id not in self.at_hand:
-            return []
-        ending = self.ending_of(session, now)
+        ending = self.ending_of(session, now) if session._id in self.at_hand else None
         if ending is None:
-            return []
+            return False
         self.end(session, ending, now)
-        return [session]
+        return True

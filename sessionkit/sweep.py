@@ -36,13 +36,13 @@ class Sweep:
         self._finaliser = finaliser
         self._bus = bus
 
-    def finish(self, claimed: list[Session]) -> int:
-        """Finalise what was claimed, which is to say taken from the finaliser's queue; then bring events to channels.
+    def finish(self) -> int:
+        """Finalise what this thread has claimed from the finaliser; then bring events to channels.
 
-        Whoever claims sessions must call this with them. Returns how many were finalised.
+        Whoever claims sessions must call this once the lock is free. Returns how many were finalised.
         """
         try:
-            return self._finaliser.run(claimed)
+            return self._finaliser.run()
         finally:
             self._bus.deliver()
 
@@ -64,8 +64,9 @@ class Sweep:
                 claimed = self._finaliser.claim_batch(BATCH)
                 # Those that had nothing to close.
                 removed += sum(self._finaliser.removed.values()) - before
-            removed += self.finish(claimed)
-            if not more and len(claimed) < BATCH:
+            removed += self.finish()
+            # Where a close callback forked and this is the child, the lock is the parent's, and may be held for ever.
+            if self._finaliser.abandoned or (not more and claimed < BATCH):
                 return removed
             time.sleep(LET_IN_SECONDS)
 
@@ -84,10 +85,14 @@ class Sweep:
             sessions = self._roster.everyone()
         for start in range(0, len(sessions), BATCH):
             with self._lock:
-                claimed = self._roster.shut_down(sessions[start : start + BATCH], now)
-            self.finish(claimed)
+                self._roster.shut_down(sessions[start : start + BATCH], now)
+            self.finish()
+            if self._finaliser.abandoned:
+                return
             time.sleep(LET_IN_SECONDS)
-        while self._finaliser.ready:
+        # What an interrupted call of this thread left.
+        self.finish()
+        while self._finaliser.ready and not self._finaliser.abandoned:
             with self._lock:
-                claimed = self._finaliser.claim_batch(BATCH)
-            self.finish(claimed)
+                self._finaliser.claim_batch(BATCH)
+            self.finish()

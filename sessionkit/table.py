@@ -8,7 +8,7 @@ maximum lifetime, all sessions stand in order of creation as well.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from itertools import islice, takewhile
 from math import inf
@@ -44,13 +44,16 @@ class SessionTable(cachetools.Cache[str, Session]):
         """Since when every touch has been noted in the lines; None while some are not."""
         self._lines: dict[float, Line] = {}
         # Checked out when they were met: they stand in no line until they are given back.
-        self._parked: OrderedDict[str, Session] = OrderedDict()
+        self._parked: dict[str, Session] = {}
         self._births: OrderedDict[str, Session] = OrderedDict()
-        # Their time ran out, as `_ending` says. One that leaves some other way is skipped when it comes up.
-        self._overdue: deque[Session] = deque()
+        # Their time ran out, as `_ending` says.
+        self._overdue: OrderedDict[str, Session] = OrderedDict()
         self._overdue_out: set[str] = set()
-        self.overdue = 0
+
+    @property
+    def overdue(self) -> int:
         """How many sessions have been found past their end and nobody has taken out yet."""
+        return len(self._overdue)
 
     @property
     def removable(self) -> int:
@@ -67,7 +70,7 @@ class SessionTable(cachetools.Cache[str, Session]):
         session = self.at_hand.pop(session_id)
         session._until = -inf
         if session._ending is not None:
-            self.overdue -= 1
+            del self._overdue[session_id]
             self._overdue_out.discard(session_id)
             return
         line = self._lines.get(session._timeout)
@@ -125,19 +128,14 @@ class SessionTable(cachetools.Cache[str, Session]):
         line = self._lines.get(session._timeout)
         if line is None:
             line = self._lines[session._timeout] = Line(session._timeout)
-        line.add(session, now)
-        if self._max_lifetime is not None:
-            session._until = min(session._until, session._created_at + self._max_lifetime)
+        line.add(session, now, self._life_end(session))
 
     def touched(self, session: Session, now: float) -> None:
         """The session is active now: it goes to the end of its line."""
         session._last_active = now if now > session._last_active else session._last_active  # one step
         line = self._lines.get(session._timeout)
-        if line is not None and line.renew(session, now):
-            if self._max_lifetime is not None:
-                session._until = min(session._until, session._created_at + self._max_lifetime)
-        elif session._id in self._parked:
-            self._parked.move_to_end(session._id)
+        if line is not None:
+            line.renew(session, now, inf if self._max_lifetime is None else self._life_end(session))
 
     def rested(self, session: Session, now: float) -> None:
         """Nobody has the session any more, and it was active just now."""
@@ -180,29 +178,25 @@ class SessionTable(cachetools.Cache[str, Session]):
                 break
             yield oldest, ending
         for line in list(self._lines.values()):
-            while (head := line.head()) is not None and now - head._filed - line.timeout > SLACK:
+            while (head := line.head()) is not None and is_past(head._filed + line.timeout, now):
                 ending = self._ending_at(head, now) if self._claim(head) else None
                 yield None if ending is None else (head, ending)
 
     def idle(self, age: float, now: float) -> Iterator[Session | None]:
         """Those at rest that were last active more than `age` seconds ago, as `due` gives those whose time ran out."""
         for line in list(self._lines.values()):
-            while (head := line.head()) is not None and now - head._filed - age > SLACK:
+            while (head := line.head()) is not None and is_past(head._filed + age, now):
                 yield head if self._claim(head) else None
 
     def next_overdue(self) -> Session | None:
         """The session that was set aside first; it stays in the table."""
-        while self._overdue:
-            session = self._overdue[0]
-            if self.at_hand.get(session._id) is session:
-                return session
-            self._overdue.popleft()
-        return None
+        return next(iter(self._overdue.values()), None)
 
     def most_recent(self, now: float, but: Session) -> Session | None:
         """The live session that was active most recently, other than `but`."""
-        latest_first = [reversed(self._parked.values()), *map(reversed, self._lines.values())]
-        last = [self._last_live(group, now, but) for group in latest_first]
+        last = [self._last_live(reversed(line), now, but) for line in self._lines.values()]
+        # These stand in no order, and are no more than are checked out.
+        last += [session for session in self._parked.values() if self._is_live(session, now, but)]
         found = max((session for session in last if session is not None), key=_last_active, default=None)
         since = inf if self.in_order_since is None else self.in_order_since
         if since == -inf or (found is not None and found._last_active >= since):
@@ -217,6 +211,9 @@ class SessionTable(cachetools.Cache[str, Session]):
         for line in self._lines.values():
             sessions += line
         return sessions + list(self._parked.values())
+
+    def _life_end(self, session: Session) -> float:
+        return inf if self._max_lifetime is None else session._created_at + self._max_lifetime
 
     def _head(self) -> Session | None:
         heads = [line.head() for line in self._lines.values()]
@@ -251,8 +248,8 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def _ending_at(self, session: Session, now: float) -> Ending | None:
         idle_end = inf if session.checked_out else session._last_active + session._timeout
-        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
-        if now - min(idle_end, life_end) <= SLACK:
+        life_end = self._life_end(session)
+        if not is_past(min(idle_end, life_end), now):
             return None
         if idle_end <= life_end:
             return (_IDLE, idle_end, session._timeout)
@@ -261,8 +258,7 @@ class SessionTable(cachetools.Cache[str, Session]):
     def _set_aside(self, session: Session, ending: Ending) -> None:
         session._ending = ending
         self._leave_order(session)
-        self._overdue.append(session)
-        self.overdue += 1
+        self._overdue[session._id] = session
         if session.checked_out:
             self._overdue_out.add(session._id)
 
@@ -288,9 +284,14 @@ class SessionTable(cachetools.Cache[str, Session]):
             del self._lines[session._timeout]
 
 
+def is_past(end: float, now: float) -> bool:
+    """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
+    return now - end > SLACK
+
+
 def idle_for_more(session: Session, age: float, now: float) -> bool:
     """Whether a session is at rest and was last active more than `age` seconds ago."""
-    return not session.checked_out and now - session._last_active - age > SLACK
+    return not session.checked_out and is_past(session._last_active + age, now)
 
 
 def _last_active(session: Session) -> float:

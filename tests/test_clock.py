@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from freezegun import freeze_time
@@ -220,6 +222,41 @@ def test_a_reading_that_is_not_finite_moves_nothing(session_coordinator: Coordin
         assert session.metadata.last_active == 5
     coordinator.touch_session(session.id)
     assert session.metadata.last_active == 6
+
+
+def test_a_clock_that_fails_gives_the_session_back_all_the_same(session_coordinator: CoordinatorFactory) -> None:
+    """What is no number raises, and the session is not checked out for ever."""
+    readings: list[Any] = [0.0]
+    coordinator = session_coordinator(clock=lambda: readings[0])
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__()
+    readings[0] = None
+    with pytest.raises(TypeError, match="the clock reads None"):
+        checkout.__exit__()
+    readings[0] = 1.0
+    assert coordinator.stats().checked_out == 0
+    assert session.metadata.last_active == 0
+
+
+def test_any_callable_can_be_a_clock() -> None:
+    """One that cannot be hashed too; and one that has every attribute does not promise by that never to go back."""
+
+    @dataclass
+    class Unhashable:
+        def __call__(self) -> float:
+            return 5.0
+
+    with SessionCoordinator[Any](clock=Unhashable()) as coordinator:
+        assert coordinator.create_session().metadata.created_at == 5
+    clock = Mock(return_value=100.0)
+    with SessionCoordinator[Any](CoordinatorConfig(60, 10), clock=clock) as coordinator:
+        session = coordinator.create_session()
+        clock.return_value = 200.0
+        assert "nobody" not in coordinator
+        clock.return_value = 100.0
+        with pytest.raises(SessionExpiredError):
+            coordinator.get_session(session.id)
 
 
 def test_the_manual_clock_moves_only_by_hand() -> None:

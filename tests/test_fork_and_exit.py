@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from sessionkit import (
 )
 from sessionkit.cleanup import THREAD_NAME, CleanupRun, CleanupTask
 from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.sweep import BATCH
 from sessionkit.testing import ManualClock
 
 from .support import WAIT, Closings, in_child, in_thread
@@ -224,8 +226,66 @@ def test_a_closed_coordinator_stays_closed_in_the_child(session_coordinator: Coo
             coordinator.create_session()
         with pytest.raises(CoordinatorClosedError):
             coordinator.start_cleanup_task()
+        with pytest.raises(CoordinatorClosedError):
+            coordinator.subscribe()
 
     assert in_child(child) is None
+
+
+@fork
+def test_giving_back_what_the_parent_had_changes_no_figures_of_the_child(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """A child that has a session of the same id checked out still has it when it leaves the parent's block."""
+    coordinator = session_coordinator()
+    coordinator.create_session(session_id="it")
+    inherited = coordinator.checkout("it")
+
+    def child() -> list[int]:
+        coordinator.create_session(session_id="it")
+        figures = []
+        with coordinator.checkout("it"):
+            inherited.__exit__()
+            figures.append(coordinator.stats().checked_out)
+        return [*figures, coordinator.stats().checked_out]
+
+    with inherited:
+        assert in_child(child) == [1, 0]
+
+
+@pytest.mark.parametrize("way", ["close", "cleanup_inactive_sessions"])
+def test_what_forks_many_sessions_deep_does_not_ask_for_the_lock_of_its_parent(
+    way: str, session_clock: ManualClock
+) -> None:
+    """A close callback that forks returns in the child too: what comes after it is the parent's, and so is the lock."""
+
+    def on_close(*_: object) -> None:
+        # What happens in a child, in this process: its coordinator is new, and nobody will ever let go of the old lock.
+        if not parents_lock:
+            parents_lock.append(coordinator._lock)
+            coordinator._after_fork_in_child()
+            held.enter_context(in_thread(hold_lock))
+            assert has_lock.wait(WAIT)
+
+    def hold_lock() -> None:
+        with parents_lock[0]:
+            has_lock.set()
+            assert done.wait(WAIT)
+
+    parents_lock: list[Any] = []
+    has_lock, done = threading.Event(), threading.Event()
+    coordinator = SessionCoordinator[Any](clock=session_clock, on_close=on_close)
+    for _ in range(3 * BATCH):
+        coordinator.create_session()
+    session_clock.advance(4000)
+    with ExitStack() as held:
+        try:
+            with in_thread(getattr(coordinator, way)) as called:
+                assert called.exception(WAIT) is None
+        finally:
+            done.set()
+    assert len(coordinator) == 0
+    coordinator.close()
 
 
 @fork

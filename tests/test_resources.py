@@ -15,6 +15,7 @@ from sessionkit import (
     EventKind,
     ManagedSession,
     RemovalCause,
+    SessionCoordinator,
     SessionExistsError,
     SessionLimitError,
     SessionNotFoundError,
@@ -58,6 +59,23 @@ def test_a_factory_that_raises_leaves_nothing_behind(
     with pytest.raises(SessionNotFoundError):
         coordinator.get_session("s-1")
     assert coordinator.create_session("support", session_id="s-1", resource="given").resource == "given"
+
+
+def test_a_refused_creation_finalises_whom_it_found_expired(session_clock: ManualClock) -> None:
+    """Who has the name no more leaves, and channels are told, though another session has the id still."""
+    closings = Closings()
+    config = CoordinatorConfig(60, 10)
+    with SessionCoordinator[Any](config, clock=session_clock, on_close=closings) as coordinator:
+        coordinator.create_session("support")
+        coordinator.create_session(session_id="taken", session_timeout=1000)
+        channel = coordinator.subscribe()
+        session_clock.advance(61)
+        with pytest.raises(SessionExistsError, match="id 'taken'"):
+            coordinator.create_session("support", session_id="taken")
+        assert closings == [("support", RemovalCause.IDLE)]
+        event = channel.get(0)
+        assert event is not None
+        assert event.kind is EventKind.REMOVED
 
 
 def test_a_session_is_not_visible_before_its_resource_is_ready(session_coordinator: CoordinatorFactory) -> None:

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -562,6 +563,26 @@ def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
     assert len(looks) <= 8
     for checkout in checkouts:
         checkout.__exit__()
+
+
+def test_the_successor_is_the_most_recently_active_of_all_that_are_checked_out(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """It makes no difference when a cleanup has met each of them."""
+    coordinator = session_coordinator(CoordinatorConfig(10_000))
+    first = coordinator.create_session()
+    sooner = coordinator.create_session(session_timeout=100)
+    later = coordinator.create_session(session_timeout=1000)
+    coordinator.switch_session(first.id)
+    with ExitStack() as stack:
+        for session in (later, sooner):
+            session_clock.advance(50)
+            stack.enter_context(coordinator.checkout(session.id))
+        for seconds in (150, 1000):
+            session_clock.advance(seconds)
+            coordinator.cleanup_inactive_sessions()
+        coordinator.close_session(first.id)
+        assert coordinator.active_session is sooner
 
 
 def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(

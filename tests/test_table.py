@@ -6,11 +6,13 @@ import weakref
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sessionkit import RemovalCause
 from sessionkit.line import Line
 from sessionkit.session import ManagedSession
-from sessionkit.table import SessionTable
+from sessionkit.table import SessionTable, is_past
 
 
 class NoKeeper:
@@ -82,6 +84,54 @@ def test_settle_files_anew_who_has_moved_on() -> None:
     assert [session.id for session in table.snapshot()] == ["0"]
     assert table.settle(15.5, 10) is False
     assert table.overdue == 3
+
+
+@given(
+    st.floats(0, 2e9),
+    st.floats(0.001, 1e5),
+    st.floats(0, 2e-6),
+)
+@example(1063535.5932222926, 85.049, 0.0)
+def test_who_is_due_has_an_ending(active: float, timeout: float, later: float) -> None:
+    """The order and the ending round the same way: nobody is met again and again who is due and has not ended."""
+    table = SessionTable(None, None)
+    session = a_session("it", timeout)
+    session._created_at = session._last_active = active
+    table.enter(session, active)
+    now = active + timeout + later
+    assert table.settle(now, 3) is False
+    assert table.overdue == is_past(active + timeout, now)
+    # Without a limit, as the coordinator looks when time stands still.
+    assert len([*table.due(now)]) == 0
+
+
+def test_the_overdue_leave_nothing_behind() -> None:
+    """Who leaves after its time ran out, in whatever way, is not kept."""
+    table = table_of(10, 10, 10)
+    table.settle(100, 10)
+    assert table.overdue == 3
+    del table["1"]
+    del table["0"]
+    assert (table.overdue, [*table._overdue]) == (1, ["2"])
+
+
+def test_a_lifetime_is_never_hidden_behind_the_horizon() -> None:
+    """No store of the instant until which a look may do without the lock is later than the end of the lifetime."""
+    stored: list[float] = []
+
+    class Watched(ManagedSession[None]):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "_until":
+                stored.append(value)
+            super().__setattr__(name, value)
+
+    table = SessionTable(None, 100)
+    session = Watched(weakref.ref(KEEPER), "it", None, 60, None, None)
+    session._created_at = session._last_active = 0
+    table.enter(session, 0)
+    for now in (50, 99):
+        table.touched(session, now)
+    assert max(stored) == 100
 
 
 def test_looks_at_who_has_moved_on_are_bounded_too() -> None:
