@@ -39,13 +39,16 @@ def main() -> int:
     show("memory", work.memory(scale))
     show("import", work.importing(scale))
     show("replay", work.replaying(scale))
-    found = bars(tables)
-    print(report.bars_in_markdown(found))
+    summaries = [report.who_is_ahead(tables)]
+    if not quick:
+        # The targets are for the full sizes.
+        summaries.insert(0, report.bars_in_markdown(bars(tables)))
+    for summary in summaries:
+        print(summary)
     print(f"{time.perf_counter() - began:.0f} seconds.")
     if not quick:
-        images = report.charts(tables, DOCS)
-        shown = "\n".join(f"![{path.stem}]({path.name})\n" for path in images)
-        parts = [report.machine(), report.bars_in_markdown(found), shown, *map(report.markdown, tables.values())]
+        images = "\n\n".join(report.charts(tables, DOCS)) + "\n"
+        parts = [report.machine(), *summaries, images, *map(report.markdown, tables.values())]
         report.write_into(DOCS / "performance.md", "\n".join(parts))
     return 0
 

@@ -19,8 +19,11 @@ class Table:
     columns: list[str]
     unit: str = "ns"
     remark: str = ""
+    better: str = "lower"
     samples: dict[str, dict[str, Samples]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    unmeasured: set[tuple[str, str]] = field(default_factory=set)
+    """Contender and column, where setting up takes too long here."""
 
     def add(self, column: str, samples: Mapping[str, Samples]) -> None:
         """Note what was measured for one column."""
@@ -33,19 +36,19 @@ def median(samples: Samples) -> float:
     return statistics.median(samples)
 
 
+ENOUGH = 5
+"""With fewer samples, no spread is told."""
+
+
 def spread(samples: Samples) -> float:
-    """How far apart the middle half of the samples is, as a part of their median."""
-    if len(samples) < 2:
-        return 0.0
-    if len(samples) < 4:
-        return (max(samples) - min(samples)) / median(samples)
+    """How far apart the middle half of at least `ENOUGH` samples is, as a part of their median."""
     quarters = statistics.quantiles(samples, n=4)
     return (quarters[2] - quarters[0]) / median(samples)
 
 
 def ratio(ours: Samples, theirs: Samples) -> float:
-    """The median of the ratios within each round."""
-    return statistics.median(our / their for our, their in zip(ours, theirs, strict=False))
+    """The median of the ratios within each round: of what was measured in turn."""
+    return statistics.median(our / their for our, their in zip(ours, theirs, strict=True))
 
 
 def per_call(call: Callable[[str], object], arguments: Iterable[str], number: int) -> float:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from .bars import Bar
 from .contenders import CONTENDERS
-from .measure import Samples, Table, median, ratio, spread
+from .measure import ENOUGH, Samples, Table, median, ratio, spread
+from .work import COUNTING
 
-SCALES = {"ns": 1e9, "us": 1e6, "ms": 1e3, "bytes": 1.0, "M/s": 1.0}
+SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "bytes": 1.0, "M/s": 1.0}
 """By how much samples, which are in seconds where they are times, are multiplied for a unit."""
 
 
+def rounded(value: float) -> str:
+    """A figure with three digits that count, or all before the point."""
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
 def figure(samples: Samples, unit: str) -> str:
-    """The median in the unit, and how wide the middle half is."""
-    value = median(samples) * SCALES[unit]
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f} ±{spread(samples) * 50:.0f}%"
+    """The median in the unit, and half the width of the middle half where there are enough samples."""
+    value = rounded(median(samples) * SCALES[unit])
+    return f"{value} ±{spread(samples) * 50:.0f}%" if len(samples) >= ENOUGH else value
 
 
 def markdown(table: Table) -> str:
     """The table, with ratios to its first row in brackets."""
     first = next(iter(table.samples))
-    lines = [f"### {table.title}", "", f"{table.unit}; in brackets, times {first}. {table.remark}".strip(), ""]
+    rounds = max(len(samples) for row in table.samples.values() for samples in row.values())
+    counted = "Measured once" if rounds == 1 else f"Medians of {rounds}"
+    scale = f"{table.unit}, {table.better} is better; in brackets, times {first}. {counted}. {table.remark}"
+    lines = [f"### {table.title}", "", scale.strip(), ""]
     lines.append(f"| | {' | '.join(table.columns)} |")
     lines.append(f"|---|{'---:|' * len(table.columns)}")
     for name, by_column in table.samples.items():
@@ -34,22 +44,54 @@ def markdown(table: Table) -> str:
         for column in table.columns:
             samples, base = by_column.get(column), table.samples[first].get(column)
             if samples is None:
-                cells.append("-")
+                cells.append("not measured" if (name, column) in table.unmeasured else "-")
             elif name == first or base is None:
                 cells.append(figure(samples, table.unit))
             else:
-                cells.append(f"{figure(samples, table.unit)} ({ratio(samples, base):.3g}x)")
+                cells.append(f"{figure(samples, table.unit)} ({rounded(ratio(samples, base))}x)")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def bars_in_markdown(found: list[Bar]) -> str:
-    """Each bar with its ratio."""
-    lines = ["### The bars", "", "| | ratio | asked | |", "|---|---:|---:|---|"]
+    """Each target with its ratio, and those that are missed first of all."""
+    missed = [bar.what for bar in found if not bar.met]
+    summary = f"{len(found) - len(missed)} of {len(found)} are met." + (
+        f" Missed: {'; '.join(missed)}." if missed else ""
+    )
+    lines = ["### Targets", "", summary, "", "| | ratio | target | |", "|---|---:|---:|---|"]
     for bar in found:
-        asked = f"{'at least' if bar.at_least else 'at most'} {bar.limit:g}"
-        lines.append(f"| {bar.what} | {bar.ratio:.3g} | {asked} | {'met' if bar.met else '**not met**'} |")
+        target = f"{'at least' if bar.at_least else 'at most'} {bar.limit:g}"
+        lines.append(f"| {bar.what} | {rounded(bar.ratio)} | {target} | {'met' if bar.met else '**missed**'} |")
     return "\n".join(lines) + "\n"
+
+
+LESS = 0.95
+"""Who takes less than this part of sessionkit's figure is told of as ahead of it."""
+
+
+def who_is_ahead(tables: Mapping[str, Table]) -> str:
+    """In which table who is ahead of sessionkit, and by how much in each column."""
+    lines = ["### Where others are ahead", ""]
+    for name, table in tables.items():
+        if name in ("import", "replay", "moved_on"):
+            continue
+        (_, ours), *others = table.samples.items()
+        ahead = []
+        for other, theirs in others:
+            ratios = {
+                column: ratio(theirs[column], ours[column])
+                for column in table.columns
+                if column in theirs and column in ours
+            }
+            if other == COUNTING or all(
+                (part if table.better == "lower" else 1 / part) >= LESS for part in ratios.values()
+            ):
+                continue
+            ahead.append(f"{other} ({', '.join(rounded(part) + 'x' for part in ratios.values())})")
+        if ahead:
+            lines.append(f"* **{table.title}**: {', '.join(ahead)}.")
+    return "\n".join([*lines, "", "In brackets, each column of the table in turn, times sessionkit."]) + "\n"
 
 
 def machine() -> str:
@@ -66,50 +108,51 @@ def machine() -> str:
     )
 
 
-def charts(tables: dict[str, Table], folder: Path) -> list[Path]:
-    """Draw the main figures as SVG files."""
+def charts(tables: Mapping[str, Table], folder: Path) -> list[str]:
+    """Draw the main figures as SVG files; their images in markdown."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "sessionkit", "font.size": 9, "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
-    paths = []
+    images = []
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    for name in ("touch", "clean_up", "stall"):
+    for name in ("touch", "create_and_close", "clean_up", "all_due", "stall"):
         table = tables[name]
         columns = ["p50", "p99", "p99.9", "max"] if name == "stall" else table.columns
         rows = [row for row in table.samples if any(column in table.samples[row] for column in columns)]
-        chart, axes = plt.subplots(figsize=(8, 0.5 + 0.42 * len(rows)), layout="constrained")
-        height = 0.8 / len(columns)
+        chart, axes = plt.subplots(figsize=(8, 0.9 + 0.3 * len(rows)), layout="constrained")
         for number, column in enumerate(columns):
-            places = [row - 0.4 + height * (number + 0.5) for row in range(len(rows))]
-            values = [
-                median(table.samples[row][column]) * SCALES[table.unit] if column in table.samples[row] else 0
-                for row in rows
-            ]
-            label = column if name == "stall" else f"{column} sessions"
-            axes.barh(
+            # Dots: on a logarithmic axis the length of a bar says nothing.
+            places = [place for place, row in enumerate(rows) if column in table.samples[row]]
+            axes.scatter(
+                [median(table.samples[rows[place]][column]) * SCALES[table.unit] for place in places],
                 places,
-                values,
-                height * 0.9,
-                label=label,
-                color=plt.get_cmap("viridis")(0.15 + number / len(columns) * 0.75),
+                36,
+                label=column if name == "stall" else f"{column} sessions",
+                color=plt.get_cmap("viridis")(0.1 + number / len(columns) * 0.8),
+                zorder=3,
             )
         axes.set_yticks(range(len(rows)), rows)
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlabel(f"{table.unit}, logarithmic; CPython {version}")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.grid(color="0.9", zorder=0)
+        axes.set_xlabel(f"{table.unit}, logarithmic: further left is better; CPython {version}")
         axes.set_title(table.title, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
         path = folder / f"performance-{name.replace('_', '-')}-{version}.svg"
         chart.savefig(path, metadata={"Date": None})
         plt.close(chart)
         # Lines that end in spaces are nobody's friend.
         path.write_text("\n".join(line.rstrip() for line in path.read_text().splitlines()) + "\n")
-        paths.append(path)
-    return paths
+        images.append(
+            f"![{table.title}, in {table.unit} by contender: the table of that name has the figures]({path.name})"
+        )
+    return images
 
 
 def write_into(document: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from .contenders import (
     TIMEOUT,
     Contender,
     FullScan,
+    InOrder,
     LiveSession,
     MokaPy,
     Sessionkit,
@@ -76,21 +77,42 @@ def filled(kinds: Sequence[type[Contender]], ids: Sequence[str]) -> Iterator[dic
         gc.collect()
 
 
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep what there is out of the garbage collector's rounds, which come when they like."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def everyday(scale: Scale) -> list[Table]:
     """Touch, look, check out and give back, create and close; at each size, with random access."""
     columns = [name_of(size) for size in scale.sizes]
     tables = {
         "touch": Table("Touch", columns),
         "look": Table("Look, without touching", columns),
-        "check_out": Table("Check out and give back", columns, remark="Nobody else has checkouts."),
+        "check_out": Table(
+            "Check out and give back",
+            columns,
+            remark="CherryPy keeps other requests of the session out, and no more; nobody else has anything like it.",
+        ),
         "create_and_close": Table("Create and close", columns, remark="For the others: set and delete."),
-        "clean_up": Table("Cleanup with nothing due", columns, "us"),
+        "clean_up": Table("Cleanup with nothing due", columns, "µs"),
     }
     for kind in CONTENDERS:
         tables["touch"].notes[kind.name] = kind.note
+        for table in (tables["touch"], tables["look"], tables["create_and_close"], tables["clean_up"]):
+            # A row for those that cannot, too.
+            table.samples[kind.name] = {}
     for size in scale.sizes:
         ids = ids_of(size)
         with filled(CONTENDERS, ids) as contenders:
+            for table in tables.values():
+                missing = [kind.name for kind in CONTENDERS if kind.name not in contenders]
+                table.unmeasured |= {(name, name_of(size)) for name in missing}
             for work, table in tables.items():
                 timings: dict[str, Callable[[], float]] = {}
                 for name, contender in contenders.items():
@@ -136,15 +158,16 @@ DUE = 1_000
 
 def cleaning(scale: Scale) -> list[Table]:
     """Cleanup with 1,000 due, and with all due."""
-    some_due = Table(f"Cleanup with {DUE:,} due", [], "us", remark="On clocks that are set by hand.")
-    all_due = Table("Cleanup with all due, for each session", [], remark="On clocks that are set by hand.")
+    by_hand = "On clocks that are set by hand, for which sessionkit takes the lock."
+    some_due = Table(f"Cleanup with {DUE:,} due", [], "µs", remark=by_hand)
+    all_due = Table("Cleanup with all due, for each session", [], remark=by_hand)
     for size in (10_000, *scale.sizes[1:]):
         rounds = min(scale.rounds, 7)
         cohorts = rounds + 1
         some_due.columns.append(name_of(size))
         samples: dict[str, Samples] = {}
         with filled(BY_HAND, []) as contenders:
-            ids = ids_of(size)
+            ids = ids_of(size + cohorts * DUE)
             for contender in contenders.values():
                 _fill_in_cohorts(contender, ids, cohorts)
 
@@ -174,9 +197,10 @@ def cleaning(scale: Scale) -> list[Table]:
                     assert contender.set_clock
                     assert contender.clean_up
                     contender.set_clock(2 * TIMEOUT)
-                    begin = time.perf_counter()
-                    contender.clean_up()
-                    all_samples.setdefault(kind.name, []).append((time.perf_counter() - begin) / size)
+                    with no_collection():
+                        begin = time.perf_counter()
+                        contender.clean_up()
+                        all_samples.setdefault(kind.name, []).append((time.perf_counter() - begin) / size)
         all_due.add(name_of(size), all_samples)
     return [some_due, all_due]
 
@@ -204,12 +228,15 @@ def cleaning_after_touches(scale: Scale) -> Table:
             for session in contender.coordinator.list_sessions():
                 session._last_active = 2 * TIMEOUT
             contender.set_clock(2 * TIMEOUT)
-            begin = time.perf_counter()
-            contender.coordinator.cleanup_inactive_sessions()
-            samples.append((time.perf_counter() - begin) / size)
+            with no_collection():
+                begin = time.perf_counter()
+                contender.coordinator.cleanup_inactive_sessions()
+                samples.append((time.perf_counter() - begin) / size)
     table.add(name_of(size), {SessionkitByHand.name: samples})
     return table
 
+
+COUNTING = "a thread that only counts"
 
 PERIOD = 0.001
 """Seconds between two touches that are due."""
@@ -217,9 +244,13 @@ PERIOD = 0.001
 
 def stall(scale: Scale) -> Table:
     """How late another thread's touches are, timed from when each was due, while sessions expire."""
-    columns = ["p50", "p99", "p99.9", "max", "duration"]
+    columns = ["p50", "p99", "p99.9", "max", "cleanup"]
     table = Table(f"Another thread's touch while {scale.stalled:,} sessions expire", columns, "ms")
-    table.remark = "A touch is due every millisecond, and timed from then; a thread that only counts is beside it last."
+    table.remark = (
+        "One thread cleans up; another one has a touch to do every millisecond. The figures say how late these were "
+        "done; the last column, how long the cleanup took. Of fewer than a thousand touches there is no p99.9. In the "
+        "last row the other thread only counts: what is late there, the interpreter makes late."
+    )
     ids = ids_of(scale.stalled)
 
     def kit() -> tuple[Callable[[], object], Callable[[], object]]:
@@ -227,6 +258,21 @@ def stall(scale: Scale) -> Table:
         contender.fill(ids)
         contender.put("touched")
         return lambda: contender.coordinator.cleanup_inactive_sessions(max_age=0.5), lambda: contender.touch("touched")
+
+    def creating() -> tuple[Callable[[], object], Callable[[], object]]:
+        contender = Sessionkit()
+        contender.fill(ids)
+        work = contender.create_and_close
+        assert work
+        return lambda: contender.coordinator.cleanup_inactive_sessions(max_age=0.5), lambda: work("created")
+
+    def in_order() -> tuple[Callable[[], object], Callable[[], object]]:
+        contender = InOrder()
+        contender.fill(ids)
+        contender.put("touched")
+        assert contender.clean_up
+        clean_up: Any = contender.clean_up
+        return lambda: clean_up(0.5), lambda: contender.touch("touched")
 
     def scan() -> tuple[Callable[[], object], Callable[[], object]]:
         contender = FullScan()
@@ -267,23 +313,30 @@ def stall(scale: Scale) -> Table:
 
         return counting, lambda: contender.touch("touched")
 
-    kinds = {Sessionkit.name: kit, FullScan.name: scan, TTLCacheUnderLock.name: ttl, "a thread that only counts": count}
+    kinds = {
+        Sessionkit.name: kit,
+        "sessionkit, create and close": creating,
+        InOrder.name: in_order,
+        FullScan.name: scan,
+        TTLCacheUnderLock.name: ttl,
+        COUNTING: count,
+    }
     found: dict[str, dict[str, Samples]] = {name: {column: [] for column in columns} for name in kinds}
     for _ in range(scale.repeats):
         for name, make in kinds.items():
             work, touch = make()
-            gc.collect()
-            gc.freeze()
-            delays, duration = _delays(work, touch)
-            gc.unfreeze()
+            with no_collection():
+                delays, duration = _delays(work, touch)
             del work, touch
             gc.collect()
             delays.sort()
             for column, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1)):
-                found[name][column].append(delays[min(int(len(delays) * part), len(delays) - 1)])
-            found[name]["duration"].append(duration)
+                if part != 0.999 or len(delays) >= 1000:
+                    found[name][column].append(delays[min(int(len(delays) * part), len(delays) - 1)])
+            if name != COUNTING:
+                found[name]["cleanup"].append(duration)
     for name, by_column in found.items():
-        table.samples[name] = by_column
+        table.samples[name] = {column: values for column, values in by_column.items() if values}
     return table
 
 
@@ -291,20 +344,21 @@ def _delays(work: Callable[[], object], touch: Callable[[], object]) -> tuple[li
     """Do the work in a thread, and touch beside it every period; how late each touch was done, and how long it took."""
     delays: list[float] = []
     ready = threading.Event()
-    took: list[float] = []
+    span: list[float] = []
 
     def run() -> None:
         ready.wait()
-        begin = time.perf_counter()
+        span.append(time.perf_counter())
         work()
-        took.append(time.perf_counter() - begin)
+        span.append(time.perf_counter())
 
     worker = threading.Thread(target=run)
     worker.start()
     # Long enough for what was put in to be idle for half a second, but for what is touched.
     settled = time.perf_counter() + 0.7
     due = time.perf_counter()
-    while worker.is_alive():
+    # Also those touches that were due before the end and come after it.
+    while len(span) < 2 or due + PERIOD < span[1]:
         due += PERIOD
         early = due - time.perf_counter()
         # Whoever is late does not wait: what was held up is touched at once, as in a queue of requests.
@@ -315,7 +369,8 @@ def _delays(work: Callable[[], object], touch: Callable[[], object]) -> tuple[li
             delays.append(time.perf_counter() - due)
         elif due > settled:
             ready.set()
-    return delays, took[0]
+    worker.join()
+    return delays, span[1] - span[0]
 
 
 THREADS = (1, 2, 4, 8, 16)
@@ -323,7 +378,7 @@ THREADS = (1, 2, 4, 8, 16)
 
 def throughput(scale: Scale) -> Table:
     """Touches a second, over all threads."""
-    table = Table("Touches by several threads at once", [str(number) for number in THREADS], "M/s")
+    table = Table("Touches by several threads at once", [str(number) for number in THREADS], "M/s", better="higher")
     size = scale.sizes[1]
     table.remark = f"{name_of(size)} sessions, random access; millions of touches a second over all threads."
     ids = ids_of(size)
@@ -365,12 +420,18 @@ def _by_threads(contender: Contender, ids: Sequence[str], number: int, total: in
 
 def memory(scale: Scale) -> Table:
     """Bytes a session, each contender in a process of its own."""
-    table = Table("Memory for each session", ["traced by Python", "of the process"], "bytes")
-    table.remark = "The id is not counted. What Rust allocates is seen in the process only."
+    numbers = {"traced": scale.sizes[1], "resident": scale.sizes[-1]}
+    told = {"traced": "traced by Python", "resident": "of the process"}
+    table = Table("Memory for each session", [f"{told[how]}, {number:,}" for how, number in numbers.items()], "bytes")
+    table.remark = (
+        "The id is not counted. What Rust allocates is seen in the process only. The caches hold a slotted object with "
+        "the fields of a session; CherryPy an empty dict, Beaker and Django what they make of one."
+    )
     for kind in CONTENDERS:
-        size = min(scale.sizes[-1], kind.largest)
-        for column, how in zip(table.columns, ("traced", "resident"), strict=True):
-            number = min(size, 100_000) if how == "traced" else size
+        for column, (how, number) in zip(table.columns, numbers.items(), strict=True):
+            if number > kind.largest:
+                table.unmeasured.add((kind.name, column))
+                continue
             # Once is enough: it comes out the same each time.
             table.samples.setdefault(kind.name, {})[column] = [
                 _run("benchmarks.memory", kind.__name__, how, str(number))
@@ -409,7 +470,7 @@ def replaying(scale: Scale) -> Table:
 
     # A visit is about seven lines.
     lines = lines_for(scale.lines // 7)
-    table = Table("Replay of an access log, for each line", [f"{round(len(lines), -3):,} lines"], "us")
+    table = Table("Replay of an access log, for each line", [f"{round(len(lines), -3):,} lines"], "µs")
 
     def parse() -> float:
         begin = time.perf_counter()
