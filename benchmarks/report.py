@@ -11,7 +11,7 @@ from pathlib import Path
 from .bars import Bar
 from .contenders import CONTENDERS
 from .measure import ENOUGH, Samples, Table, median, ratio, spread
-from .work import COUNTING
+from .work import COUNTING, SLEEPING
 
 SCALES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "bytes": 1.0, "M/s": 1.0}
 """By how much samples, which are in seconds where they are times, are multiplied for a unit."""
@@ -76,7 +76,7 @@ def who_is_ahead(tables: Mapping[str, Table]) -> str:
     for name, table in tables.items():
         if name in ("import", "replay", "moved_on"):
             continue
-        (_, ours), *others = table.samples.items()
+        (ours_is, ours), *others = table.samples.items()
         ahead = []
         for other, theirs in others:
             ratios = {
@@ -84,8 +84,10 @@ def who_is_ahead(tables: Mapping[str, Table]) -> str:
                 for column in table.columns
                 if column in theirs and column in ours
             }
-            if other == COUNTING or all(
-                (part if table.better == "lower" else 1 / part) >= LESS for part in ratios.values()
+            if (
+                other in (COUNTING, SLEEPING)
+                or other.startswith(ours_is)
+                or all((part if table.better == "lower" else 1 / part) >= LESS for part in ratios.values())
             ):
                 continue
             ahead.append(f"{other} ({', '.join(rounded(part) + 'x' for part in ratios.values())})")

@@ -237,6 +237,7 @@ def cleaning_after_touches(scale: Scale) -> Table:
 
 
 COUNTING = "a thread that only counts"
+SLEEPING = "a thread that only sleeps"
 
 PERIOD = 0.001
 """Seconds between two touches that are due."""
@@ -249,7 +250,8 @@ def stall(scale: Scale) -> Table:
     table.remark = (
         "One thread cleans up; another one has a touch to do every millisecond. The figures say how late these were "
         "done; the last column, how long the cleanup took. Of fewer than a thousand touches there is no p99.9. In the "
-        "last row the other thread only counts: what is late there, the interpreter makes late."
+        "last two rows the other thread only counts, or sleeps: what is late there, the interpreter makes late, or the "
+        "machine."
     )
     ids = ids_of(scale.stalled)
 
@@ -313,6 +315,9 @@ def stall(scale: Scale) -> Table:
 
         return counting, lambda: contender.touch("touched")
 
+    def sleep() -> tuple[Callable[[], object], Callable[[], object]]:
+        return lambda: time.sleep(scale.repeats), count()[1]
+
     kinds = {
         Sessionkit.name: kit,
         "sessionkit, create and close": creating,
@@ -320,6 +325,7 @@ def stall(scale: Scale) -> Table:
         FullScan.name: scan,
         TTLCacheUnderLock.name: ttl,
         COUNTING: count,
+        SLEEPING: sleep,
     }
     found: dict[str, dict[str, Samples]] = {name: {column: [] for column in columns} for name in kinds}
     for _ in range(scale.repeats):
@@ -333,7 +339,7 @@ def stall(scale: Scale) -> Table:
             for column, part in (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1)):
                 if part != 0.999 or len(delays) >= 1000:
                     found[name][column].append(delays[min(int(len(delays) * part), len(delays) - 1)])
-            if name != COUNTING:
+            if name not in (COUNTING, SLEEPING):
                 found[name]["cleanup"].append(duration)
     for name, by_column in found.items():
         table.samples[name] = {column: values for column, values in by_column.items() if values}
