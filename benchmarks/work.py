@@ -342,7 +342,7 @@ def stall(scale: Scale) -> Table:
             if name not in (COUNTING, SLEEPING):
                 found[name]["cleanup"].append(duration)
     for name, by_column in found.items():
-        table.samples[name] = {column: values for column, values in by_column.items() if values}
+        table.samples[name] = {column: values for column, values in by_column.items() if len(values) == scale.repeats}
     return table
 
 

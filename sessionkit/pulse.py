@@ -26,7 +26,9 @@ it.
 Raising an instant, and setting what was None, must each be *one step*: no other thread may come between looking and
 storing. With the GIL, CPython lets another thread in where a function is called or returns and where a loop jumps back,
 and nowhere else; lines marked "one step" have no such place, which a test reads in their bytecode. (They are single
-lines because a tracer, such as a debugger, adds such places between lines.) Without the GIL, every call takes the lock.
+lines because a tracer, such as a debugger, adds such places between lines. A tool that runs Python code at each branch
+or instruction, by `sys.monitoring`, adds them within lines: beside one, a touch in one thread may undo a simultaneous
+one in another.) Without the GIL, every call takes the lock.
 """
 
 from __future__ import annotations
