@@ -29,8 +29,8 @@ from .checks import (
 from .cleanup import CleanupRun, CleanupTask, call_weakly
 from .clock import BUILTIN_CLOCKS, Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
+from .creation import Creation
 from .ending import RemovalCause
-from .errors import CoordinatorClosedError, SessionNotFoundError
 from .events import EventBus, EventChannel, EventKind
 from .finaliser import Finaliser
 from .fork import start_clean_after_fork
@@ -38,7 +38,7 @@ from .pulse import HAS_STEPS, clock_without_lock
 from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
 from .stats import CoordinatorStats
-from .sweep import BATCH, LET_IN_SECONDS, Sweep
+from .sweep import Sweep
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
 _WAS_CLOSED = RemovalCause.CLOSED
@@ -157,67 +157,8 @@ class SessionCoordinator(Generic[R]):
                 if self._bus.posted:
                     self._bus.deliver()
                 return session
-        self._make(session, resource, reading)
+        Creation(self, session).run(reading)
         return session
-
-    def _make(self, session: ManagedSession[R], resource: R | None, reading: float) -> None:
-        """Create a session for which others have to leave, or a resource has to be made."""
-        roster = self._roster
-        made = False
-        try:
-            displaced = self._make_way(session, reading)
-            # In a child that one of these callbacks forked, there is nothing to make: `_open` tells the caller.
-            forked = roster is not self._roster
-            if resource is None and self._resource_factory is not None and not forked:
-                session._resource = self._resource_factory(session)
-                made = True
-        except BaseException:
-            with self._lock:
-                roster.unreserve(session)
-            raise
-        try:
-            if made or displaced:
-                # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
-                with contextlib.suppress(Exception):
-                    self._advance(self._clock.read())
-        finally:
-            self._open(session, roster, made)
-
-    def _make_way(self, session: ManagedSession[R], reading: float) -> bool:
-        """Reserve the session's place, and finalise those who have to leave for it; whether there were any."""
-        try:
-            while True:
-                with self._lock:
-                    now = self._clock.advance(reading)
-                    if self._roster.knows_leaver(now, BATCH):
-                        displaced = self._roster.make_way(session, now)
-                        self._roster.reserve(session, now)
-                        return displaced
-                time.sleep(LET_IN_SECONDS)
-        finally:
-            self._sweep.finish()
-
-    def _open(self, session: ManagedSession[R], roster: Roster, made: bool) -> None:
-        with self._lock:
-            if roster is not self._roster:
-                # A callback that forks returns in the child too, where the session and its resource are the parent's.
-                raise SessionNotFoundError(session.id)
-            now = self._clock.latest
-            closed = roster.closed
-            if made or not closed:
-                roster.open(session, now)
-                self._bus.post(EventKind.CREATED, session.id, now)
-            if closed and made:
-                roster.end(session, (RemovalCause.SHUTDOWN, now, None), now)
-                self._finaliser.claim(session)
-            elif closed:
-                roster.unreserve(session)
-        self._sweep.finish()
-        if closed:
-            raise CoordinatorClosedError(
-                f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
-                "resource that was made for it"
-            )
 
     def close_session(self, session_id: str) -> None:
         """End a session: cause `CLOSED`. If nobody has it checked out, `on_close` has run when this returns.

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sessionkit import Checkout, CoordinatorConfig, SessionBusyError, SessionCoordinator
+from sessionkit.creation import Creation
 from sessionkit.events import TURN, EventBus, EventKind
 from sessionkit.finaliser import Finaliser
 from sessionkit.sweep import Sweep
@@ -75,7 +76,7 @@ def everywhere(where: set[CodeType], prepare: Callable[[], Coordinator]) -> Iter
     assert at > 10
 
 
-CLOSING = codes(Finaliser, Sweep, Coordinator.close_session, Coordinator.close, Coordinator._make_way)
+CLOSING = codes(Finaliser, Sweep, Coordinator.close_session, Coordinator.close, Creation)
 
 
 def close_all(coordinator: Coordinator) -> None:

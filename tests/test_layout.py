@@ -26,7 +26,7 @@ LAYERS = [
     ["active", "directory"],
     ["roster"],
     ["sweep"],
-    ["checkout"],
+    ["checkout", "creation"],
     ["coordinator"],
     ["testing", "accesslog", "population"],
     ["pytest_plugin", "replay"],
