@@ -93,9 +93,10 @@ def replay(
     """Drive a coordinator with requests, on the requests' own clock, and report what it did.
 
     Each client is a session and each request one recorded message; a client whose session has ended gets a new one.
-    Requests are put in time order first, those of the same instant in the order they came in. Cleanup is due every
-    `cleanup_interval` seconds after the first request. Nothing happens between two requests, so of all the cleanups
-    that are due there only one is run, though each is counted.
+    Requests are put in time order first, those of the same instant in the order they came in. Of sessions that were
+    last active at the same instant, any may be evicted. Cleanup is due every `cleanup_interval` seconds after the first
+    request. Nothing happens between two requests, so of all the cleanups that are due there only one is run, though
+    each is counted.
 
     `on_progress(done, total)` is called now and then with the number of requests. Raises `ValueError` if there are no
     entries. Memory: 16 bytes a request, four numbers a session, the clients, and the live sessions; if the entries are
