@@ -99,8 +99,10 @@ class Checkout(Generic[R]):
                 if not self.in_books and now < session._until:  # type: ignore[redundant-expr]
                     return
             self._give_back(session)
-        except KeyboardInterrupt:
-            # Whatever it interrupted, here or in a callback: what was done already is not done twice.
+        except Exception:
+            raise
+        except BaseException:
+            # An interruption, here or in a callback: what was done already is not done twice.
             self._give_back(session)
             raise
 

@@ -124,16 +124,22 @@ class Finaliser:
         session: Session | None = None
         failed = interrupted = False
         try:
-            session = mine.popleft()
+            session = mine[0]
+            mine.popleft()
             session._state = _CLOSED
             failed = not self._close(session)
         except BaseException:
             interrupted = True
             raise
         finally:
-            # A callback that forks comes back twice; in the child nothing of this is ours.
-            if session is not None and not self.abandoned:
-                self._leave(session, failed, interrupted)
+            # Where it is the first still, its turn has not come. A callback that forks comes back twice; in the child
+            # nothing of this is ours.
+            if session is not None and not (mine and mine[0] is session) and not self.abandoned:
+                try:
+                    self._leave(session, failed, interrupted)
+                except KeyboardInterrupt:
+                    self._leave(session, failed, interrupted)
+                    raise
 
     def _close(self, session: Session) -> bool:
         """Run the close callback; whether it went well."""
@@ -147,10 +153,12 @@ class Finaliser:
         return True
 
     def _leave(self, session: Session, failed: bool, interrupted: bool) -> None:
+        """Let go of a session that was closed. Doing it again does nothing."""
         cause, ended_at, _ = _ending_of(session)
         session._resource = None
         with self._lock:
-            del self.leaving[session._id]
+            if self.leaving.pop(session._id, None) is None:
+                return
             self.failures += failed
             self.interruptions += interrupted
             self.removed[cause] += 1

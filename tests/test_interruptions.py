@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sessionkit import Checkout, CoordinatorConfig, SessionBusyError, SessionCoordinator
+from sessionkit import Checkout, CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
 from sessionkit.creation import Creation
 from sessionkit.events import TURN, EventBus, EventKind
 from sessionkit.finaliser import Finaliser
@@ -239,20 +239,58 @@ def test_ctrl_c_does_not_end_the_delivery_of_events() -> None:
         assert not coordinator._bus.posted
 
 
-def test_a_close_callback_that_is_interrupted_at_the_end_of_a_block_is_not_repeated() -> None:
+class InterruptedLock:
+    """A lock that Ctrl-C strikes once, right before it is taken or right after it was let go."""
+
+    def __init__(self, lock: Any, when: str) -> None:
+        self._lock = lock
+        self._when = when
+
+    def __enter__(self) -> None:
+        self._strike("before")
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+        self._strike("after")
+
+    def _strike(self, when: str) -> None:
+        if self._when == when:
+            self._when = "never"
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_a_closed_session_leaves(when: str) -> None:
+    """It is counted once, and its id is free."""
+    closings = Closings()
+    with Coordinator(clock=ManualClock(), on_close=closings) as coordinator:
+        coordinator.create_session(session_id="it")
+        coordinator._finaliser._lock = InterruptedLock(coordinator._lock, when)  # type: ignore[assignment]  # as good as one
+        with pytest.raises(KeyboardInterrupt):
+            coordinator.close_session("it")
+        assert (len(closings), coordinator.stats().removed[RemovalCause.CLOSED]) == (1, 1)
+        assert not coordinator._finaliser.leaving
+        coordinator.create_session(session_id="it")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_a_close_callback_that_is_interrupted_at_the_end_of_a_block_is_not_repeated(
+    interruption: type[BaseException],
+) -> None:
     """The session is given back, once, and the interruption goes to whoever left the block."""
     calls = []
 
     def on_close(*_: object) -> None:
         calls.append(coordinator.stats().checked_out)
-        raise KeyboardInterrupt
+        raise interruption
 
     with Coordinator(clock=ManualClock(), on_close=on_close) as coordinator:
         session = coordinator.create_session()
         checkout = coordinator.checkout(session.id)
         checkout.__enter__()
         coordinator.close_session(session.id)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(interruption):
             checkout.__exit__()
         assert calls == [0]
         assert coordinator.stats().close_interruptions == 1
