@@ -73,8 +73,7 @@ class Checkout(Generic[R]):
                             lender._roster.out.add(session)
                             self._session = session
                             return session
-                    # Even if it never had it: another thread may be putting it in the books at this moment.
-                    self._give_back(session)
+                    self._undo(session)
             self._session = session = self._enter_with_lock()
             return session
         except BaseException:

@@ -34,7 +34,8 @@ class Creation:
     """Brings one new session into a coordinator, in three steps between which the lock is free.
 
     Its place is reserved, and those who have to leave for it leave; then its resource is made; then it is opened, and
-    visible to others. When a step raises, nothing stays behind.
+    visible to others. When a step raises, nothing stays behind; but Ctrl-C between two steps may leave a session that
+    nobody was given, until it expires, or a place that stays reserved.
     """
 
     def __init__(self, maker: Maker, session: ManagedSession[Any]) -> None:

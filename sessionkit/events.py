@@ -200,7 +200,7 @@ class EventBus:
             # An interruption strikes one event; the others, and the end, are brought all the same.
             if self._is_delivering():
                 self._delivering.release()
-                self.deliver()
+            self.deliver()
             raise
 
     def close(self) -> None:

@@ -175,6 +175,10 @@ class Roster(Directory):
 
     def take(self, session: Session, holder: Holder, now: float) -> bool:
         """Check the session out if that can be done at once; that is a touch."""
+        if holder.in_books:
+            # It had begun to take it without the lock, and whoever came in between has put it in the books since.
+            self.taken(session, now)
+            return True
         if session._hold is None and holder.exclusive:
             session._checkout = holder if session._checkout is None else session._checkout  # one step
             if session._checkout is holder:

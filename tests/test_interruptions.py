@@ -94,8 +94,8 @@ ENDS: dict[str, Callable[[Coordinator], object]] = {
 
 @pytest.mark.parametrize("way", ENDS)
 def test_rule_4_ctrl_c_loses_no_close_callback(way: str) -> None:
-    """Ctrl-C that comes while the lock is free loses no close callback: after `close()`, each one has run or is counted
-    as interrupted.
+    """Ctrl-C that comes while the lock is free loses no close callback: after `close()` in the same thread, each one
+    has run or is counted as interrupted.
     """
     clock = ManualClock()
     closings = Closings()

@@ -514,6 +514,31 @@ def test_nobody_gets_what_another_thread_has_to_itself_without_the_lock() -> Non
         assert (session._checkout, session._hold, coordinator.stats().checked_out) == (None, None, 0)
 
 
+def test_a_checkout_that_finds_itself_in_the_books_has_the_session() -> None:
+    """Who began to take it without the lock, and was put in the books by another thread, takes it once, not twice."""
+    with system_time(ManualClock()), SessionCoordinator(CONFIG) as coordinator:
+        session = coordinator.create_session()
+        checkout = coordinator.checkout(session.id, exclusive=False)
+        checkout.__enter__()
+        with coordinator._lock:
+            assert coordinator._roster.take(session, checkout, 0)
+        checkout.__exit__()
+        assert (session._hold, coordinator.stats().checked_out) == (None, 0)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_checkout_that_fails_is_no_activity(locked: bool) -> None:
+    """Whoever asks for a session that somebody else has, and does not get it, leaves its last activity as it is."""
+    clock = ManualClock()
+    with system_time(clock), SessionCoordinator(CONFIG, clock=clock if locked else None) as coordinator:
+        session = coordinator.create_session()
+        with coordinator.checkout(session.id):
+            clock.advance(30)
+            with in_thread(coordinator.checkout(session.id, timeout=0).__enter__) as taken:
+                assert isinstance(taken.exception(WAIT), SessionBusyError)
+            assert session.metadata.last_active == 0
+
+
 def test_an_interrupted_checkout_is_given_back() -> None:
     """Ctrl-C while a session is being taken without the lock leaves it free."""
 
