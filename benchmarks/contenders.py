@@ -178,14 +178,13 @@ class TLRUCacheByHand(TTLCacheByHand):
 
 class FullScan(Contender):
     name = "dict + lock, full scan"
+    made: type[dict[str, LiveSession]] = dict
 
     def __init__(self) -> None:
         lock = self.lock = threading.RLock()
-        sessions = self.sessions = dict[str, LiveSession]()
+        sessions: Any = self.made()
+        self.sessions = sessions
         self.now: float | None = None
-
-        def clock() -> float:
-            return time.monotonic() if self.now is None else self.now
 
         def touch(session_id: str) -> None:
             with lock:
@@ -203,7 +202,7 @@ class FullScan(Contender):
 
         def put(session_id: str) -> None:
             with lock:
-                sessions[session_id] = LiveSession(session_id, clock())
+                sessions[session_id] = LiveSession(session_id, self.clock())
 
         def create_and_close(session_id: str) -> None:
             with lock:
@@ -213,7 +212,7 @@ class FullScan(Contender):
 
         def clean_up(timeout: float = TIMEOUT) -> None:
             with lock:
-                now = clock()
+                now = self.clock()
                 idle = [key for key, session in sessions.items() if now - session.last_active > timeout]
                 for key in idle:
                     del sessions[key]
@@ -221,28 +220,19 @@ class FullScan(Contender):
         self.touch, self.look, self.put, self.clean_up = touch, look, put, clean_up
         self.create_and_close = create_and_close
 
-
-class FullScanByHand(FullScan):
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def set_clock(self, now: float) -> None:
-        self.now = now
+    def clock(self) -> float:
+        return time.monotonic() if self.now is None else self.now
 
 
-class InOrder(Contender):
+class InOrder(FullScan):
     """The best that twenty lines by hand do: in order of activity, removed from the front and in batches."""
 
     name = "OrderedDict + lock, batches"
+    made = OrderedDict
 
     def __init__(self) -> None:
-        lock = self.lock = threading.RLock()
-        sessions = self.sessions = OrderedDict[str, LiveSession]()
-        self.now: float | None = None
-
-        def clock() -> float:
-            return time.monotonic() if self.now is None else self.now
+        super().__init__()
+        lock, sessions = self.lock, self.sessions
 
         def touch(session_id: str) -> None:
             with lock:
@@ -252,27 +242,10 @@ class InOrder(Contender):
                 session.last_active = now
                 sessions.move_to_end(session_id)
 
-        def look(session_id: str) -> object:
-            with lock:
-                session = sessions[session_id]
-                if time.monotonic() - session.last_active > TIMEOUT:
-                    raise KeyError(session_id)
-                return session
-
-        def put(session_id: str) -> None:
-            with lock:
-                sessions[session_id] = LiveSession(session_id, clock())
-
-        def create_and_close(session_id: str) -> None:
-            with lock:
-                sessions[session_id] = LiveSession(session_id, time.monotonic())
-            with lock:
-                del sessions[session_id]
-
         def clean_up(timeout: float = TIMEOUT) -> None:
             while True:
                 with lock:
-                    now = clock()
+                    now = self.clock()
                     for _ in range(100):
                         if not sessions or now - next(iter(sessions.values())).last_active <= timeout:
                             return
@@ -280,17 +253,26 @@ class InOrder(Contender):
                 # Without this, the thread that cleans up takes the lock again before anybody else can.
                 time.sleep(50e-6)
 
-        self.touch, self.look, self.put, self.clean_up = touch, look, put, clean_up
-        self.create_and_close = create_and_close
+        self.touch, self.clean_up = touch, clean_up
 
 
-class InOrderByHand(InOrder):
+class ByHand:
+    """For those whose clock is set by hand."""
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
 
     def set_clock(self, now: float) -> None:
         self.now = now
+
+
+class FullScanByHand(ByHand, FullScan):
+    pass
+
+
+class InOrderByHand(ByHand, InOrder):
+    pass
 
 
 class MokaPy(Contender):

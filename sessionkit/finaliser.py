@@ -137,7 +137,7 @@ class Finaliser:
             if session is not None and not (mine and mine[0] is session) and not self.abandoned:
                 try:
                     self._leave(session, failed, interrupted)
-                except KeyboardInterrupt:
+                except BaseException:
                     self._leave(session, failed, interrupted)
                     raise
 

@@ -90,7 +90,8 @@ class Roster(Directory):
     def make_way(self, session: Session, now: float) -> bool:
         """Decide that there is room for a new session, its id and its name, once `knows_leaver`.
 
-        Those who have to leave for it are claimed from the finaliser, also when it raises; whether there were any.
+        Those who have to leave for it are claimed from the finaliser, also when it raises; whether there was anybody to
+        claim, which is to say with something to close.
         """
         session_id, name = session._id, session._name
         self.active.current(now)
