@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check bench bench-quick format clean
+.PHONY: demo test check soak bench bench-quick format clean
 
-demo: $(READY)  ## replay an access log, then show the life of a session
+demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
 
 test: $(READY)  ## every test, with a branch coverage of 100 %
@@ -19,6 +19,9 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+
+soak: $(READY)  ## kill a process that saves 200 times, at random moments; the everyday tests do 20
+	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/test_kill.py
 
 bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written there; takes a quarter of an hour
 	$(BIN)/python -m benchmarks

@@ -1,9 +1,12 @@
-"""The demo: an access log replayed, then the life of one session. Run it with `make demo`."""
+"""The demo: an access log replayed, the life of one session, and one that outlives its process. See `make demo`."""
 # ruff: noqa: T201  a demo prints
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import textwrap
 from datetime import timedelta
 from pathlib import Path
@@ -58,6 +61,18 @@ def live_a_life() -> None:
         say(f"cleanup  removed {removed}, {len(coordinator)} live")
 
 
+def survive_a_restart() -> None:
+    """Two processes, one after the other, and the operator's view of what they left."""
+    print("\nA session that survives a restart of its process, in a SQLite store\n", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        store = os.path.join(directory, "sessions.db")
+        for message in ("where is my parcel?", "it came, thank you"):
+            subprocess.run([sys.executable, "-m", "examples.restart", store, message], check=True)  # noqa: S603  our own
+        print("\n$ sessionkit sessions show sessions.db support\n", flush=True)
+        sessionkit(["sessions", "show", store, "support"], standalone_mode=False)
+
+
 if __name__ == "__main__":
     replay_a_log()
     live_a_life()
+    survive_a_restart()

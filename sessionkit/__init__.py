@@ -8,15 +8,17 @@ from .errors import (
     CoordinatorClosedError,
     InvalidSessionError,
     SessionBusyError,
+    SessionConflictError,
     SessionError,
     SessionExistsError,
     SessionExpiredError,
     SessionLimitError,
     SessionNotFoundError,
+    StoreError,
 )
 from .events import EventChannel, EventKind, SessionEvent
 from .session import ManagedSession, SessionMetadata, SessionState
-from .stats import CleanupStats, CoordinatorStats
+from .stats import CleanupStats, CoordinatorStats, StoreStats
 
 __all__ = [
     "Checkout",
@@ -30,6 +32,7 @@ __all__ = [
     "ManagedSession",
     "RemovalCause",
     "SessionBusyError",
+    "SessionConflictError",
     "SessionCoordinator",
     "SessionError",
     "SessionEvent",
@@ -39,4 +42,6 @@ __all__ = [
     "SessionMetadata",
     "SessionNotFoundError",
     "SessionState",
+    "StoreError",
+    "StoreStats",
 ]

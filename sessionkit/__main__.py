@@ -1,7 +1,8 @@
 """Running the `sessionkit` command (also `python -m sessionkit`), and how it ends.
 
-Exit statuses: 0 done; 1 a log that cannot be read, an output that cannot be written, or no `cli` extra; 2 wrong usage;
-130 interrupted (Ctrl-C); 141 nobody reads the output any more. Each but 0 goes with its reason on stderr.
+Exit statuses: 0 done; 1 a log that cannot be read, a store that fails, a session that is not there, an output that
+cannot be written, or no `cli` extra; 2 wrong usage; 130 interrupted (Ctrl-C); 141 nobody reads the output any more.
+Each but 0 goes with its reason on stderr.
 """
 
 from __future__ import annotations

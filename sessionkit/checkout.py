@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
+from .archive import Archive
 from .clock import Clock, SteadyClock
-from .errors import SessionBusyError, SessionExpiredError
+from .errors import SessionBusyError, SessionExpiredError, SessionNotFoundError
 from .hold import Hold, Waiter, this_thread
 from .roster import Roster
 from .session import ManagedSession, R
@@ -25,6 +26,7 @@ class Lender(Protocol):
     _roster: Roster
     _sweep: Sweep
     _at_hand: dict[str, ManagedSession[Any]]
+    _archive: Archive | None
 
     def _begin_call(self) -> float: ...
 
@@ -74,6 +76,9 @@ class Checkout(Generic[R]):
                             self._session = session
                             return session
                     self._undo(session)
+            if lender._archive is not None:
+                self._session = self._enter_with_store(lender._archive)
+                return self._session
             self._session = session = self._enter_with_lock()
             return session
         except BaseException:
@@ -89,6 +94,9 @@ class Checkout(Generic[R]):
         try:
             self._session = None
             lender = self._lender
+            if lender._archive is not None:
+                self._exit_with_store(session, lender._archive)
+                return
             if time.monotonic is lender._goes_without_lock and not self.in_books:
                 now = lender._quick_clock()
                 session._last_active = now if now > session._last_active else session._last_active  # one step
@@ -119,6 +127,34 @@ class Checkout(Generic[R]):
         # Another thread may have put it in the books as soon as it had begun to take the session.
         if session._checkout is self or self.in_books:
             self._give_back(session)
+
+    def _enter_with_store(self, archive: Archive) -> ManagedSession[R]:
+        began = time.monotonic()
+        while True:
+            archive.bring(self._session_id)
+            try:
+                session = self._enter_with_lock()
+                break
+            except SessionNotFoundError:
+                # It may have been passivated just now; else this raises again.
+                continue
+        try:
+            left = None if self._timeout is None else max(self._timeout - (time.monotonic() - began), 0.0)
+            archive.check_out(session, self.exclusive, left)
+        except BaseException:
+            self._undo(session)
+            raise
+        return session
+
+    def _exit_with_store(self, session: ManagedSession[R], archive: Archive) -> None:
+        if self._lender._interrupted():
+            self._lender._call_elsewhere(lambda: self._exit_with_store(session, archive))
+            return
+        try:
+            archive.give_back(session)
+        finally:
+            self._give_back(session)
+            archive.leave_if_done()
 
     def _enter_with_lock(self) -> ManagedSession[R]:
         session: ManagedSession[R] | None = None

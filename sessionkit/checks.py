@@ -102,6 +102,13 @@ def _seconds(what: str, value: object) -> float:
         raise ValueError(f"{what} must be a number of seconds that fits a float, not {shown(value)}") from None
 
 
+def checked_store(value: object) -> object:
+    """Something that looks like a store; a path is what people pass instead."""
+    if not hasattr(value, "delete_unless_used"):
+        raise TypeError(f"store must be a session store, such as SQLiteStore('sessions.db'), not {shown(value)}")
+    return value
+
+
 def checked_flag(what: str, value: object) -> bool:
     """True or False, and nothing that is merely true or false enough."""
     if not isinstance(value, bool):

@@ -1,11 +1,12 @@
-"""The command line: `sessionkit replay ACCESS_LOG`. What it prints is in `report`, how it ends in `__main__`."""
+"""The command line: `sessionkit replay ACCESS_LOG`. What it prints is in `report`, how it ends in `__main__`.
+
+`sessionkit sessions` is in `operate`.
+"""
 
 from __future__ import annotations
 
 import errno
-import math
 import os
-import re
 import stat
 import sys
 import warnings
@@ -22,34 +23,23 @@ from rich.progress import TaskID
 from .accesslog import READ_ERRORS, AccessLog, text_of
 from .checks import shown
 from .config import CoordinatorConfig, OnFull
+from .durations import parse_duration
+from .operate import sessions
+from .output import write
 from .replay import Key, ReplayReport, replay
-from .report import UNITS, as_json, as_text
+from .report import as_json, as_text
 
 LONG = 20_000
 """How many lines make a log long enough for a progress bar, and how many the bar moves on by."""
-
-_DURATION = re.compile("".join(rf"(?:(\d+){unit})?" for unit in UNITS), re.ASCII)
-_SECONDS = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
-
-
-def parse_duration(text: str) -> float:
-    """The seconds of `90s`, `30m`, `1h30m`, `2d` or a plain number; `click.BadParameter` unless above 0 and finite."""
-    match = _DURATION.fullmatch(text)
-    if _SECONDS.fullmatch(text):
-        seconds = float(text)
-    elif match and text:
-        seconds = sum(float(count or 0) * unit for count, unit in zip(match.groups(), UNITS.values(), strict=True))
-    else:
-        raise click.BadParameter(f"{shown(text)} is not a duration; write it like 90s, 30m, 1h30m, 2d, or in seconds")
-    if not 0 < seconds < math.inf:
-        raise click.BadParameter(f"{shown(text)} is out of range; a duration must be above 0 and finite")
-    return seconds
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="sessionkit")
 def sessionkit() -> None:
     """Live sessions that clean up after themselves."""
+
+
+sessionkit.add_command(sessions)
 
 
 @sessionkit.command("replay")
@@ -76,7 +66,7 @@ def sessionkit() -> None:
 )
 @click.option(
     "--on-full",
-    type=click.Choice(get_args(OnFull)),
+    type=click.Choice(["reject", "evict"]),
     default="reject",
     help="At the limit, reject the request or evict the longest idle session.",
 )
@@ -116,7 +106,7 @@ def replay_command(
         click.echo(f"line {number} cannot be read: {line}", err=True)
     if log.unreadable > len(log.examples):
         click.echo(f"... nor can {log.unreadable - len(log.examples):,} more", err=True)
-    _print(as_json(report, log.unreadable) if wants_json else as_text(report, log.unreadable, name, config, key))
+    write(as_json(report, log.unreadable) if wants_json else as_text(report, log.unreadable, name, config, key))
 
 
 def _config(timeout: float, interval: float, limit: int | None, on_full: OnFull) -> CoordinatorConfig:
@@ -202,10 +192,3 @@ class _Progress:
             self._task = self._bar.add_task("Reading", total=self._size)
             self._bar.start()
         self._bar.update(self._task, completed=self._stream.tell() if self._size else 0)
-
-
-def _print(text: str) -> None:
-    # Whatever the terminal's encoding has no character for is escaped.
-    encoding = sys.stdout.encoding
-    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()

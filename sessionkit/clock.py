@@ -32,12 +32,29 @@ def system_clock() -> float:
     return _read_away_from_threading(monotonic, _FRAMES_FREEZEGUN_LOOKS_AT)
 
 
-def _read_away_from_threading(monotonic: Clock, frames: int) -> float:
+def wall_clock_of(clock: Clock) -> Clock:
+    """The wall clock that goes with a clock, in UTC seconds since 1970.
+
+    A clock with a method `wall` has its own, as a manual clock does; with any other goes `time.time`, looked up at
+    every call.
+    """
+    wall: Clock | None = getattr(clock, "wall", None)
+    return _system_wall_clock if wall is None else wall
+
+
+def _system_wall_clock() -> float:
+    wall = time.time
+    if type(wall) is BuiltinFunctionType:
+        return time.time()
+    return _read_away_from_threading(wall, _FRAMES_FREEZEGUN_LOOKS_AT)
+
+
+def _read_away_from_threading(clock: Clock, frames: int) -> float:
     # freezegun gives real time to callers within five frames of the threading module, so that a thread's own first
     # frames would disagree with the rest of the program. Frames of this module in between end that.
     if frames:
-        return _read_away_from_threading(monotonic, frames - 1)
-    return monotonic()
+        return _read_away_from_threading(clock, frames - 1)
+    return clock()
 
 
 BUILTIN_CLOCKS: dict[Clock, Clock] = (

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 from .checks import Duration, checked_count, checked_seconds, shown
 
-OnFull = Literal["reject", "evict"]
+OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
 
 
@@ -25,9 +25,11 @@ class Settings(NamedTuple):
     """The age in seconds after which a session ends however busy its user is; None (the default) for no limit."""
     on_full: OnFull
     """`"reject"` (default) raises `SessionLimitError`; `"evict"` removes the least recently active session that nobody
-    has checked out."""
+    has checked out; `"passivate"` moves it out to the store, from where it comes back when it is asked for."""
     event_capacity: int
     """How many unread events a channel keeps before it drops the oldest. Default: 100."""
+    max_data_bytes: int
+    """How many bytes a session's data may take as JSON, where it goes to a store. Default: 1 MiB."""
 
 
 class CoordinatorConfig(Settings):
@@ -48,6 +50,7 @@ class CoordinatorConfig(Settings):
         max_lifetime: Duration | None = None,
         on_full: OnFull = "reject",
         event_capacity: int = 100,
+        max_data_bytes: int = 1_048_576,
     ) -> Self:
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
@@ -59,6 +62,7 @@ class CoordinatorConfig(Settings):
             None if max_lifetime is None else checked_seconds("max_lifetime", max_lifetime),
             on_full,
             checked_count("event_capacity", event_capacity),
+            checked_count("max_data_bytes", max_data_bytes),
         )
         if config.cleanup_interval > config.session_timeout:
             warnings.warn(

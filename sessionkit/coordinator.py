@@ -14,6 +14,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Generic, Self
 
+from .archive import Archive
 from .checkout import Checkout
 from .checks import (
     Duration,
@@ -22,6 +23,7 @@ from .checks import (
     checked_id,
     checked_name,
     checked_seconds,
+    checked_store,
     checked_str,
     checked_wait,
     shown,
@@ -31,13 +33,16 @@ from .clock import BUILTIN_CLOCKS, Clock, SteadyClock, system_clock
 from .config import CoordinatorConfig
 from .creation import Creation
 from .ending import RemovalCause
+from .errors import StoreError
 from .events import EventBus, EventChannel, EventKind
 from .finaliser import Finaliser
 from .fork import start_clean_after_fork
 from .pulse import HAS_STEPS, clock_without_lock
+from .records import LAG_SHARE, Records
 from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
 from .stats import CoordinatorStats
+from .stores.base import Store
 from .sweep import Sweep
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
@@ -53,13 +58,18 @@ _EVENT_OF = {
 
 
 class SessionCoordinator(Generic[R]):
-    """Keeps live sessions until they are idle for too long, too old, evicted or closed.
+    """Keeps live sessions until they are idle for too long, too old, evicted or closed, and in a store for longer.
 
     `config` sets the limits (default: `CoordinatorConfig()`). `clock` is any callable like `time.monotonic` (default:
     `time.monotonic`, looked up at each call); it is read once a call, and should it go back, time stands still until it
-    has caught up. `resource_factory(session)` makes the live object of each new session. `on_close(session, cause)` is
-    called once for each session that leaves, whatever the cause. Both run with the lock free, in whichever thread they
-    fall to, and may call the coordinator, `close()` included.
+    has caught up. `resource_factory(session)` makes the live object of each session that is created or restored.
+    `on_close(session, cause)` is called once for each that leaves memory, whatever the cause. Both run with the lock
+    free, in whichever thread they fall to, and may call the coordinator, `close()` included.
+
+    `store` (default: none) keeps the sessions' records, such as `SQLiteStore("sessions.db")`. It is the caller's, may
+    serve several coordinators, and need not be closed. Sessions that are there and not in memory are found, and
+    restored, as if they were; what needs the store and cannot have it raises `StoreError`. Records go by the wall
+    clock: `time.time`, or `clock.wall()` where the clock has that.
 
     Use it as a context manager: entering starts the cleanup task, leaving closes everything. Without it, call
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
@@ -77,6 +87,7 @@ class SessionCoordinator(Generic[R]):
         config: CoordinatorConfig | None = None,
         *,
         clock: Clock | None = None,
+        store: Store | None = None,
         resource_factory: Callable[[ManagedSession[R]], R] | None = None,
         on_close: Callable[[ManagedSession[R], RemovalCause], object] | None = None,
     ) -> None:
@@ -85,9 +96,14 @@ class SessionCoordinator(Generic[R]):
         for what, function in (("clock", clock), ("resource_factory", resource_factory), ("on_close", on_close)):
             if function is not None:
                 checked_function(what, function)
+        if store is not None:
+            checked_store(store)
+        elif config is not None and config.on_full == "passivate":
+            raise ValueError("on_full='passivate' moves sessions out to a store, and there is none; pass store=")
         self.config = CoordinatorConfig() if config is None else config
         """The settings it was made with."""
         self._clock = SteadyClock(system_clock if clock is None else clock)
+        self._store = store
         self._resource_factory = resource_factory
         self._on_close = on_close
         self._self: weakref.ref[Keeper] = weakref.ref(self)
@@ -102,13 +118,18 @@ class SessionCoordinator(Generic[R]):
         # threading.Condition asks the lock the same way.
         self._lock_is_owned: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
         self._bus = EventBus()
-        self._finaliser = Finaliser(self._lock, self._bus, self._on_close)
+        self._records = None if self._store is None else Records(self._store, self._clock.read, self.config)
+        self._finaliser = Finaliser(self._lock, self._bus, self._on_close, self._records)
         self._roster = Roster(self.config, self._finaliser)
         self._at_hand = self._roster.at_hand
         if clock_without_lock(self._clock.read) is None:
             self._roster.keep_order(-inf)
         self._sweep = Sweep(self._lock, self._clock, self._roster, self._finaliser, self._bus)
-        self._cleanup_task = CleanupTask(self.config.cleanup_interval, call_weakly(self._run_cleanup))
+        self._archive = None if self._records is None else Archive(self, self._records)
+        self._interval = self.config.cleanup_interval
+        if self._archive is not None:
+            self._interval = min(self._interval, self.config.session_timeout * LAG_SHARE)
+        self._cleanup_task = CleanupTask(self._interval, call_weakly(self._run_cleanup))
         self._choose_path()
 
     # ---- Creating and closing
@@ -132,9 +153,10 @@ class SessionCoordinator(Generic[R]):
         looks at one session for each.
 
         Raises `SessionExistsError` for a name or id that is taken, `SessionLimitError` when there is no room,
-        `InvalidSessionError`, `ValueError` or `TypeError` for bad input, `CoordinatorClosedError` after `close()`, and
-        whatever the factory raises. When it raises, nothing stays behind, and a `resource` passed in is the caller's; a
-        session that was evicted to make room is gone all the same.
+        `InvalidSessionError`, `ValueError` or `TypeError` for bad input, `CoordinatorClosedError` after `close()`,
+        `StoreError` if there is a store and it fails, and whatever the factory raises. When it raises, nothing stays
+        behind, and a `resource` passed in is the caller's; a session that was evicted or passivated to make room is
+        gone all the same.
         """
         if name is not None:
             checked_name(name)
@@ -145,8 +167,11 @@ class SessionCoordinator(Generic[R]):
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
         own_data = dict(data) if data else None if HAS_STEPS else {}
-        session: ManagedSession[R] = ManagedSession(self._self, session_id, name, timeout, own_data, resource)
+        session = self._make_session(session_id, name, timeout, own_data, resource)
         reading = self._begin_call()
+        if self._archive is not None:
+            self._archive.create(session, reading)
+            return session
         if resource is not None or self._resource_factory is None:
             with self._lock:
                 now = self._clock.advance(reading)
@@ -163,6 +188,9 @@ class SessionCoordinator(Generic[R]):
     def close_session(self, session_id: str) -> None:
         """End a session: cause `CLOSED`. If nobody has it checked out, `on_close` has run when this returns.
 
+        With a store, its record is gone too, or will be once the store can delete it; a session that is not in memory
+        is not restored for that, and has nothing to close.
+
         If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
@@ -171,6 +199,8 @@ class SessionCoordinator(Generic[R]):
         if self._lock_is_owned():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
+        if self._archive is not None and self._archive.close_session(session_id):
+            return
         reading = self._read_clock()
         with self._lock:
             now = self._clock.advance(reading)
@@ -178,6 +208,9 @@ class SessionCoordinator(Generic[R]):
             if self._roster.active.session is not None:
                 self._roster.active.current(now)
             claimed = self._roster.end(session, (_WAS_CLOSED, now, None), now) and self._finaliser.claim(session)
+        if self._records is not None and not claimed:
+            # Somebody has it checked out: should this process die before it is given back, it must not come back.
+            self._records.part_with([session])
         if claimed or self._bus.posted:
             self._sweep.finish()
 
@@ -188,6 +221,9 @@ class SessionCoordinator(Generic[R]):
         not wait for that. Channels do not tell of it, nor of those that another thread is finalising at the moment.
         `close` waits for a cleanup run that is under way, for 5 seconds at most. Closing again does nothing, unless a
         close callback was interrupted: then it goes on where that one stopped.
+
+        With a store, the records stay, and what is unwritten is written. If that fails, `StoreError` is raised when all
+        the rest is done.
         """
         if self._interrupted():
             self._call_elsewhere(self.close)
@@ -198,15 +234,24 @@ class SessionCoordinator(Generic[R]):
         self._roster.closed = True
         self._choose_path()
         self._cleanup_task.close()
+        if self._archive is not None:
+            # All at once; what fails is tried once more.
+            with contextlib.suppress(StoreError):
+                self._archive.flush()
         self._sweep.shut_down()
-        self._bus.close()
+        try:
+            if self._archive is not None:
+                self._archive.close()
+        finally:
+            self._bus.close()
 
     # ---- Using
 
     def get_session(self, session_id: str) -> ManagedSession[R]:
         """The live session with this id. Looks only: does not touch.
 
-        Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it.
+        Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it. With a
+        store, one that is not in memory is restored, and one that is gets what others saved.
         """
         if time.monotonic is self._goes_without_lock:
             try:
@@ -217,12 +262,17 @@ class SessionCoordinator(Generic[R]):
                 if self._quick_clock() < session._until:
                     return session
         checked_str("session id", session_id)
+        if self._archive is not None:
+            return self._archive.get(session_id)
         reading = self._begin_call()
         with self._lock:
             return self._roster.find(session_id, self._clock.advance(reading))
 
     def touch_session(self, session_id: str) -> None:
-        """Note activity: idle time starts again. Raises as `get_session` does."""
+        """Note activity: idle time starts again. Raises as `get_session` does.
+
+        With a store, a session in memory is touched there; the next cleanup run writes it.
+        """
         # The steps that sessionkit.pulse describes.
         if time.monotonic is self._goes_without_lock:
             try:
@@ -236,6 +286,9 @@ class SessionCoordinator(Generic[R]):
                     if now < session._until:
                         return
         checked_str("session id", session_id)
+        if self._archive is not None:
+            self._archive.use(session_id, self._roster.touch)
+            return
         reading = self._begin_call()
         with self._lock:
             now = self._clock.advance(reading)
@@ -252,6 +305,11 @@ class SessionCoordinator(Generic[R]):
         first come first served, and then raises `SessionBusyError`; it raises as `get_session` does if the session is
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
         gets `SessionBusyError` at once, because that wait could never end.
+
+        With a store, exclusive between processes too (there, whoever asks at the right moment is served first), with
+        the newest version. When the last checkout in this process is given back, what changed is saved. If that raises
+        (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory, and the next one
+        tries again; after `SessionConflictError` it is not, and after `SessionNotFoundError` the session is gone.
         """
         checked_str("session id", session_id)
         if exclusive is not True:
@@ -265,17 +323,23 @@ class SessionCoordinator(Generic[R]):
         know which session follows the active one, and every touch takes the lock.
         """
         checked_str("session name or id", name_or_id)
-        reading = self._begin_call()
-        with self._lock:
-            now = self._clock.advance(reading)
-            session = self._roster.find_named(name_or_id, now)
-            self._roster.keep_order(now)
-            self._goes_without_lock = None
-            self._roster.touch(session, now)
-            self._roster.active.put_on(session)
-            self._bus.post(EventKind.SWITCHED, session.id, now)
+        if self._archive is not None:
+            session = self._archive.use(self._archive.id_of(name_or_id), self._make_active)
+        else:
+            reading = self._begin_call()
+            with self._lock:
+                now = self._clock.advance(reading)
+                session = self._roster.find_named(name_or_id, now)
+                self._make_active(session, now)
         self._bus.deliver()
         return session
+
+    def _make_active(self, session: ManagedSession[R], now: float) -> None:
+        self._roster.keep_order(now)
+        self._goes_without_lock = None
+        self._roster.touch(session, now)
+        self._roster.active.put_on(session)
+        self._bus.post(EventKind.SWITCHED, session.id, now)
 
     @property
     def active_session(self) -> ManagedSession[R] | None:
@@ -287,15 +351,24 @@ class SessionCoordinator(Generic[R]):
         with self._lock:
             return self._roster.active.current(self._clock.advance(reading))
 
+    def restore_sessions(self) -> int:
+        """Bring back the live sessions that are in the store only, while there is room, and return how many that were.
+
+        Nothing depends on it: each comes back when it is asked for. One whose `resource_factory` raises is logged and
+        stays in the store. Raises `StoreError`, and `CoordinatorClosedError` after `close()`.
+        """
+        self._roster.check_open()
+        return 0 if self._archive is None else self._archive.restore_all()
+
     # ---- Looking
 
     def list_sessions(self) -> list[ManagedSession[R]]:
-        """All live sessions, least recently active first."""
+        """All live sessions in memory, least recently active first."""
         sessions = self._sweep.when_settled(self._begin_call(), self._roster.snapshot)
         return sorted(sessions, key=lambda session: session._last_active)
 
     def __len__(self) -> int:
-        """How many sessions are live: expired ones never count, whether or not cleanup has run."""
+        """How many sessions are live in memory: expired ones never count, whether or not cleanup has run."""
         return self._sweep.when_settled(self._begin_call(), self._roster.__len__)
 
     def __bool__(self) -> bool:
@@ -303,7 +376,9 @@ class SessionCoordinator(Generic[R]):
         return True
 
     def __contains__(self, session_id: object) -> bool:
-        """Whether a live session has this id."""
+        """Whether a live session has this id, in memory or in the store."""
+        if self._archive is not None:
+            return self._archive.is_live(session_id)
         reading = self._begin_call()
         with self._lock:
             return self._roster.is_live(session_id, self._clock.advance(reading))
@@ -328,6 +403,7 @@ class SessionCoordinator(Generic[R]):
                 close_interruptions=self._finaliser.interruptions,
                 events_dropped=self._bus.dropped,
                 cleanup=self._cleanup_task.stats(),
+                store=None if self._records is None else self._records.stats(),
             ),
         )
 
@@ -339,25 +415,40 @@ class SessionCoordinator(Generic[R]):
         `max_age`, in seconds: remove those as well that have been idle for more than that (cause `IDLE`). A session
         that is checked out is never removed. `dry_run=True` only counts. Raises `CoordinatorClosedError` after
         `close()`.
+
+        With a store, removes what expired there and is in memory of no living process, and writes what is unwritten.
+        Raises `StoreError` if the store fails, once it has removed what it could.
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
         count_only = checked_flag("dry_run", dry_run)
         self._roster.check_open()
-        return self._sweep.count(self._begin_call(), age) if count_only else self._sweep.remove(self._begin_call(), age)
+        reading = self._begin_call()
+        if count_only:
+            return self._sweep.count(reading, age) + (0 if self._records is None else self._records.count_expired(age))
+        return self._clean_up(reading, age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
 
         If the system has no thread to give, that is logged and counted, and calls to the coordinator do the cleanup
         when it is due, and try to start the thread again. Starting again does nothing. Raises
-        `CoordinatorClosedError` after `close()`.
+        `CoordinatorClosedError` after `close()`. With a store, it runs at least four times per session timeout.
         """
         self._roster.check_open()
         self._cleanup_task.start()
         self._choose_path()
+        if self._records is not None:
+            # Twice the interval, because a run may be late. Should the store fail now, it goes by what it knows.
+            with contextlib.suppress(StoreError):
+                self._records.promise(2 * self._interval)
 
     def stop_cleanup_task(self) -> None:
-        """Stop the cleanup thread; sessions still expire. Stopping again does nothing."""
+        """Stop the cleanup thread; sessions still expire. Stopping again does nothing.
+
+        Raises `StoreError`, and goes on, if a store cannot be told that activity will be written later from now on.
+        """
+        if self._records is not None:
+            self._records.promise(inf)
         self._cleanup_task.stop()
 
     # ---- Context manager, collection, fork
@@ -423,7 +514,8 @@ class SessionCoordinator(Generic[R]):
         reading = self._clock.read()
         if self._cleanup_task.wants_callers and self._cleanup_task.falls_to_caller(reading):
             self._choose_path()
-            self._sweep.remove(reading)
+            with contextlib.suppress(StoreError):
+                self._clean_up(reading)
             # That may have taken long.
             reading = self._clock.read()
         return reading
@@ -431,7 +523,12 @@ class SessionCoordinator(Generic[R]):
     def _choose_path(self) -> None:
         """Use the paths without the lock if nothing speaks against it."""
         with self._lock:
-            takes_lock = self._roster.closed or self._roster.keeps_order or self._cleanup_task.wants_callers
+            takes_lock = (
+                self._roster.closed
+                or self._roster.keeps_order
+                or self._cleanup_task.wants_callers
+                or self._archive is not None
+            )
             quick_clock = None if takes_lock else clock_without_lock(self._clock.read)
             if quick_clock is not None:
                 self._quick_clock = quick_clock
@@ -454,7 +551,16 @@ class SessionCoordinator(Generic[R]):
         if self._roster.closed:
             return None
         reading = self._clock.read()
-        return CleanupRun(reading, self._sweep.remove(reading))
+        return CleanupRun(reading, self._clean_up(reading))
+
+    def _clean_up(self, reading: float, age: float | None = None) -> int:
+        removed = self._sweep.remove(reading, age)
+        return removed if self._archive is None else removed + self._archive.tidy(age)
+
+    def _make_session(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: R | None
+    ) -> ManagedSession[R]:
+        return ManagedSession(self._self, session_id, name, timeout, data, resource)
 
     # ---- What sessions ask for
 
@@ -496,7 +602,7 @@ class SessionCoordinator(Generic[R]):
                 session._message_count += 1  # one step
             if state is not None:
                 session._state = state
-            if self._bus.channels and not self._roster.is_opening(session):
+            if self._bus.channels and not self._roster.is_opening(session._id):
                 self._bus.post(_EVENT_OF[activity], session.id, now)
         if self._bus.posted:
             self._bus.deliver()

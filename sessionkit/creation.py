@@ -1,4 +1,4 @@
-"""The creation of a session for which others have to leave, or a resource has to be made."""
+"""The way in: a session for which others have to leave, a resource has to be made, or a record has to be kept."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any, Protocol
 
 from .clock import SteadyClock
 from .ending import RemovalCause
-from .errors import CoordinatorClosedError, SessionNotFoundError
+from .errors import CoordinatorClosedError, InvalidSessionError, SessionConflictError, SessionNotFoundError
 from .events import EventBus, EventKind
 from .finaliser import Finaliser
+from .records import Records
 from .roster import Roster
 from .session import ManagedSession
+from .stores.base import SessionRecord
 from .sweep import BATCH, LET_IN_SECONDS, Sweep
+
+Session = ManagedSession[Any]
 
 
 class Maker(Protocol):
@@ -27,37 +31,46 @@ class Maker(Protocol):
     _finaliser: Finaliser
     _sweep: Sweep
     _bus: EventBus
+    _records: Records | None
     _resource_factory: Callable[[ManagedSession[Any]], Any] | None
 
 
 class Creation:
-    """Brings one new session into a coordinator, in three steps between which the lock is free.
+    """Brings one new session into a coordinator, in steps between which the lock is free.
 
-    Its place is reserved, and those who have to leave for it leave; then its resource is made; then it is opened, and
-    visible to others. When a step raises, nothing stays behind; but Ctrl-C between two steps may leave a session that
-    nobody was given, until it expires, or a place that stays reserved.
+    Its place is reserved, and those who have to leave for it leave; its record is created, where there is a store; its
+    resource is made; then it is opened, and visible to others. When a step raises, nothing stays behind; but Ctrl-C
+    between two steps may leave a session that nobody was given, until it expires, or a place that stays reserved.
     """
 
-    def __init__(self, maker: Maker, session: ManagedSession[Any]) -> None:
+    def __init__(self, maker: Maker, session: Session) -> None:
         self._maker = maker
         self._session = session
         # Any callback may fork, and in the child the coordinator has another one.
         self._roster = maker._roster
         # Whether a factory made the resource, which is then ours to close.
         self._made = False
+        # Whether the record was created, which is then ours to delete.
+        self._recorded = False
 
     def run(self, reading: float) -> None:
         """Do all of it; `reading` is what the clock read when the call began."""
         try:
             displaced = self._reserve(reading)
-            self._make_resource()
+            try:
+                self._keep_record()
+                self._make_resource()
+            except BaseException:
+                # Before the id is free again.
+                self._give_up_record()
+                raise
         except BaseException:
             with self._maker._lock:
                 self._roster.unreserve(self._session)
             raise
         try:
-            if self._made or displaced:
-                # Callbacks may take long, and the session's time is to begin now; a clock that fails keeps the time.
+            if self._made or displaced or self._maker._records is not None:
+                # That may have taken long, and the session's time is to begin now; a clock that fails keeps the time.
                 with contextlib.suppress(Exception):
                     now = self._maker._clock.read()
                     with self._maker._lock:
@@ -67,17 +80,53 @@ class Creation:
 
     def _reserve(self, reading: float) -> bool:
         """Reserve the session's place, and finalise those who have to leave for it; whether there were any."""
+        displaced = False
         try:
             while True:
+                victim: Session | None = None
                 with self._maker._lock:
                     now = self._maker._clock.advance(reading)
-                    if self._roster.knows_leaver(now, BATCH):
-                        displaced = self._roster.make_way(self._session, now)
-                        self._roster.reserve(self._session, now)
-                        return displaced
-                time.sleep(LET_IN_SECONDS)
+                    knows_leaver = self._roster.knows_leaver(now, BATCH)
+                    if knows_leaver:
+                        displaced |= self._roster.free_identity(self._session, now)
+                        victim = self._roster.whom_to_passivate()
+                        if victim is None:
+                            displaced |= self._roster.make_room(now)
+                            self._roster.reserve(self._session, now)
+                            return displaced
+                if victim is not None:
+                    self._passivate(victim)
+                    displaced = True
+                else:
+                    time.sleep(LET_IN_SECONDS)
         finally:
             self._maker._sweep.finish()
+
+    def _passivate(self, victim: Session) -> None:
+        """Bring the victim's record up to date, and let it leave memory if nobody used it meanwhile.
+
+        Raises `StoreError` if it cannot be written; then it stays.
+        """
+        records = self._maker._records
+        assert records is not None, "only who has a store passivates"  # noqa: S101  tells mypy
+        last_active = victim._last_active
+        # What has been refused before is refused again, and logged, when it leaves.
+        with contextlib.suppress(SessionConflictError, InvalidSessionError, SessionNotFoundError):
+            records.write(victim)
+        records.write_touches([victim])
+        with self._maker._lock:
+            now = self._maker._clock.latest
+            self._roster.passivate(victim, last_active, now)
+        self._maker._sweep.finish()
+
+    def _keep_record(self) -> None:
+        if self._maker._records is not None and not self._forked:
+            self._maker._records.create(self._session)
+            self._recorded = True
+
+    def _give_up_record(self) -> None:
+        if self._maker._records is not None and self._recorded and not self._forked:
+            self._maker._records.discard(self._session)
 
     def _make_resource(self) -> None:
         # In a child that one of the callbacks forked, there is nothing to make: `_open` tells the caller.
@@ -99,8 +148,7 @@ class Creation:
             now = self._maker._clock.latest
             closed = roster.closed
             if self._made or not closed:
-                roster.open(session, now)
-                self._maker._bus.post(EventKind.CREATED, session.id, now)
+                self._enter(now)
             if closed and self._made:
                 roster.end(session, (RemovalCause.SHUTDOWN, now, None), now)
                 self._maker._finaliser.claim(session)
@@ -108,7 +156,41 @@ class Creation:
                 roster.unreserve(session)
         self._maker._sweep.finish()
         if closed:
+            self._give_up_record()
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
                 "resource that was made for it"
             )
+
+    def _enter(self, now: float) -> None:
+        self._roster.open(self._session, now)
+        self._maker._bus.post(EventKind.CREATED, self._session.id, now)
+
+
+class Restoration(Creation):
+    """Brings a session back from its record, to which we are attached; else as a creation does."""
+
+    def __init__(
+        self,
+        maker: Maker,
+        session: Session,
+        records: Records,
+        record: SessionRecord,
+        created_at: float,
+        last_active: float,
+    ) -> None:
+        super().__init__(maker, session)
+        self._records = records
+        self._record = record
+        self._created_at = created_at
+        self._active_at = last_active
+
+    def _keep_record(self) -> None:
+        self._records.note_restored(self._session, self._record)
+
+    def _give_up_record(self) -> None:
+        self._records.forget(self._session)
+
+    def _enter(self, now: float) -> None:
+        self._roster.reopen(self._session, self._created_at, self._active_at, now)
+        self._maker._bus.post(EventKind.RESTORED, self._session.id, now)

@@ -73,7 +73,7 @@ class Directory:
             return session
         self.check_open()
         if session is None:
-            raise self._absent(session_id, now)
+            raise self.absent(session_id, now)
         ending = self._table.over(session, now)
         if ending is not None:
             raise SessionExpiredError(session_id, *ending)
@@ -100,14 +100,14 @@ class Directory:
         if now < session._until and self.at_hand.get(session._id) is session:
             return
         if not self._knows(session):
-            raise self._absent(session._id, now)
+            raise self.absent(session._id, now)
         ending = self.ending_of(session, now)
         if ending is not None and not session.checked_out:
             raise SessionExpiredError(session._id, *ending)
 
-    def is_opening(self, session: Session) -> bool:
-        """Whether the session is still being made."""
-        return session._id in self._opening
+    def is_opening(self, session_id: str) -> bool:
+        """Whether a session with this id is still being made."""
+        return session_id in self._opening
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
         """How and when the session ended, or its time ran out; None while it has time left."""
@@ -118,7 +118,8 @@ class Directory:
             self.at_hand.get(session._id) or self._opening.get(session._id) or self._finaliser.leaving.get(session._id)
         )
 
-    def _absent(self, session_id: str, now: float) -> SessionNotFoundError:
+    def absent(self, session_id: str, now: float) -> SessionNotFoundError:
+        """The error that says what is known of a session that is not here."""
         ending = self._ending_by_id(checked_id(session_id), now)
         return SessionNotFoundError(session_id) if ending is None else SessionExpiredError(session_id, *ending)
 

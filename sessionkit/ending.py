@@ -20,7 +20,9 @@ class RemovalCause(enum.Enum):
     CLOSED = "closed"
     """Closed on purpose."""
     SHUTDOWN = "shutdown"
-    """Its coordinator was closed."""
+    """Its coordinator was closed; if it has a store, the record stays there."""
+    PASSIVATED = "passivated"
+    """It left the memory of this process only. Its record is in the store, or another process has ended it."""
 
 
 Ending = tuple[RemovalCause, float, float | None]

@@ -13,6 +13,7 @@ _ENDED = {
     RemovalCause.CAPACITY: "it was evicted to make room, because {limit} sessions may live at once",
     RemovalCause.CLOSED: "it was closed",
     RemovalCause.SHUTDOWN: "its coordinator was closed",
+    RemovalCause.PASSIVATED: "it was moved out to the store",
 }
 
 
@@ -59,6 +60,14 @@ class SessionExpiredError(SessionNotFoundError):
 class SessionExistsError(SessionError):
     """A live session has this name or id already, or the one that had this id is still being closed."""
 
+    def __init__(self, message: str, session_id: str | None = None) -> None:
+        super().__init__(message, session_id)
+        self.session_id = session_id
+        """The id of the session that has the name or the id."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
 
 class SessionLimitError(SessionError):
     """`max_active_sessions` live sessions exist, and none of them may be evicted."""
@@ -68,9 +77,17 @@ class SessionBusyError(SessionError):
     """The session stayed checked out by another thread for the whole of `timeout`, or waiting could never end."""
 
 
+class SessionConflictError(SessionError):
+    """Somebody else saved the session since it was read: what was to be saved is not in the store."""
+
+
 class InvalidSessionError(SessionError, ValueError):
-    """A name, an id or a change of state that no session may have."""
+    """A name, an id, a change of state or data that no session may have."""
 
 
 class CoordinatorClosedError(SessionError):
     """The coordinator was closed (or dropped) and keeps no sessions any more."""
+
+
+class StoreError(SessionError):
+    """The store failed: what it was asked for was not done. `__cause__` has the reason, where there was one."""

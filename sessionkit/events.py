@@ -20,6 +20,8 @@ class EventKind(enum.Enum):
     """What happened. Plain touches are not events: there would be too many."""
 
     CREATED = "created"
+    RESTORED = "restored"
+    """It came back from the store."""
     SWITCHED = "switched"
     """It was made the active session by `switch_session`."""
     MESSAGE = "message"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol
 
 from .ending import Ending, RemovalCause
 from .events import EventBus, EventKind
@@ -17,8 +17,21 @@ Session = ManagedSession[Any]
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
 _CLOSED = SessionState.CLOSED
 _REMOVED = EventKind.REMOVED
+_PASSIVATED = RemovalCause.PASSIVATED
 
 CloseCallback = Callable[[Any, RemovalCause], object]
+
+
+class Recorder(Protocol):
+    """What keeps the records of sessions, where there is a store. Called with the lock free; raises nothing."""
+
+    def part_with(self, sessions: Iterable[Session]) -> list[Session]:
+        """Delete the records of those that ended for good; gives those that live on, or were ended, elsewhere."""
+        ...
+
+    def put_away(self, session: Session) -> None:
+        """The session was closed, and is about to be forgotten here."""
+        ...
 
 
 class Finaliser:
@@ -31,10 +44,20 @@ class Finaliser:
     that has nothing to close leaves within the decision.
     """
 
-    def __init__(self, lock: threading.RLock, bus: EventBus, on_close: CloseCallback | None) -> None:
+    def __init__(
+        self, lock: threading.RLock, bus: EventBus, on_close: CloseCallback | None, recorder: Recorder | None = None
+    ) -> None:
         self._lock = lock
         self._bus = bus
         self._on_close = on_close
+        self._recorder = recorder
+        self.moved = threading.Condition(lock)
+        """Told when a session has left, where there is a store: somebody may wait to have it back from there."""
+        self.on_moved_out: Callable[[str], object]
+        """Called under the lock for each session that seemed to have ended, and only leaves this process. To be set
+        where there is a store."""
+        # Where there is a store: who is being finalised, and by which thread.
+        self._at_work: dict[str, int] = {}
         self.leaving: dict[str, Session] = {}
         """All that have ended and are not finalised yet, by id."""
         # Of these, those that somebody has checked out, and those that can be claimed.
@@ -61,7 +84,7 @@ class Finaliser:
         checked_out = session._checkout is not None or session._hold is not None
         if checked_out:
             self._detained[session._id] = session
-        elif self._on_close is None and session._resource is None:
+        elif self._on_close is None and session._resource is None and self._recorder is None:
             session._state = _CLOSED
             self.removed[ending[0]] += 1
             if self._bus.channels:
@@ -84,6 +107,10 @@ class Finaliser:
         self._claims.setdefault(get_ident(), deque()).append(session)
         return True
 
+    def has_claimed(self, session: Session) -> bool:
+        """Whether this thread has claimed the session, and not run it yet."""
+        return session in self._claims.get(get_ident(), ())
+
     def claim_batch(self, limit: int) -> int:
         """Claim up to `limit` sessions, in the order in which they became ready; how many there were."""
         number = min(limit, len(self._ready))
@@ -93,8 +120,12 @@ class Finaliser:
                 mine.append(self._ready.popitem(last=False)[1])
         return number
 
+    def is_mine(self, session_id: str) -> bool:
+        """Whether this very thread is finalising the session, and so cannot wait for that."""
+        return self._at_work.get(session_id) == get_ident()
+
     def run(self) -> int:
-        """Finalise what this thread has claimed, in order, with the lock free, and return how many that were.
+        """Finalise what this thread has claimed, in order, with the lock free, and return how many have ended by that.
 
         A close callback that raises is logged and counted, and the rest goes on. Where one is interrupted, the
         interruption goes to the caller, and those after it are ready again for whoever claims next.
@@ -106,19 +137,31 @@ class Finaliser:
         try:
             # A callback may claim others, and run those.
             del self._claims[get_ident()]
+            if self._recorder is not None:
+                self._part_with_records(mine, self._recorder)
             while mine and not self.abandoned:
+                finalised += mine[0]._ending is None or mine[0]._ending[0] is not _PASSIVATED
                 self._finalise_first(mine)
-                finalised += 1
         finally:
             if mine and not self.abandoned:
                 with self._lock:
                     self._ready.update((session._id, session) for session in mine)
+                    for session in mine:
+                        self._at_work.pop(session._id, None)
                     mine.clear()
         return finalised
 
     def abandon(self) -> None:
         """Finalise nothing any more: this is a forked child's copy, and the sessions are its parent's."""
         self.abandoned = True
+
+    def _part_with_records(self, mine: deque[Session], recorder: Recorder) -> None:
+        self._at_work.update((session._id, get_ident()) for session in mine)
+        for session in recorder.part_with(list(mine)):
+            # It has not ended: it only leaves this process.
+            with self._lock:
+                session._ending = (_PASSIVATED, _ending_of(session)[1], None)
+                self.on_moved_out(session._id)
 
     def _finalise_first(self, mine: deque[Session]) -> None:
         session: Session | None = None
@@ -155,10 +198,15 @@ class Finaliser:
     def _leave(self, session: Session, failed: bool, interrupted: bool) -> None:
         """Let go of a session that was closed. Doing it again does nothing."""
         cause, ended_at, _ = _ending_of(session)
+        if self._recorder is not None:
+            self._recorder.put_away(session)
         session._resource = None
         with self._lock:
             if self.leaving.pop(session._id, None) is None:
                 return
+            if self._recorder is not None:
+                self._at_work.pop(session._id, None)
+                self.moved.notify_all()
             self.failures += failed
             self.interruptions += interrupted
             self.removed[cause] += 1

@@ -82,6 +82,13 @@ class Line:
             self.moved[session._id] = session
         heappush(self._heap, (session._filed, session._id))
 
+    def file_back(self, session: Session, life_end: float) -> None:
+        """File a session that was active last some time ago, and has not been in any line since."""
+        session._until = min(session._last_active + self.timeout, life_end)
+        session._filed = session._last_active
+        self.moved[session._id] = session
+        heappush(self._heap, (session._filed, session._id))
+
     def discard(self, session: Session) -> None:
         """Take a session out of the line, if it stands in it."""
         if self.ordered.pop(session._id, None) is None:

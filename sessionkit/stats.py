@@ -27,6 +27,21 @@ class CleanupStats(NamedTuple):
     """How long the last run took, in seconds of `time.perf_counter`; None before the first."""
 
 
+class StoreStats(NamedTuple):
+    """What a coordinator has to do with its store. Counts run from its creation (after a fork: from the fork)."""
+
+    restored: int
+    """Sessions that were brought back from the store."""
+    failures: int
+    """How often the store failed (`StoreError`), or data could not be stored."""
+    conflicts: int
+    """How often a save was refused, because somebody else had saved the session."""
+    unwritten: int
+    """Sessions with activity that is not in the store yet."""
+    undeleted: int
+    """Sessions that have ended, and whose record could not be deleted yet."""
+
+
 class CoordinatorStats(NamedTuple):
     """A coordinator at one moment. Counts run from its creation (after a fork: from the fork)."""
 
@@ -44,3 +59,5 @@ class CoordinatorStats(NamedTuple):
     events_dropped: int
     """Events that channels dropped because they were full."""
     cleanup: CleanupStats
+    store: StoreStats | None = None
+    """Its dealings with the store; None where there is none."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from heapq import heappop, heappush
 from itertools import islice, takewhile
 from math import inf
 from typing import Any
@@ -46,6 +47,8 @@ class SessionTable(cachetools.Cache[str, Session]):
         # Checked out when they were met: they stand in no line until they are given back.
         self._parked: dict[str, Session] = {}
         self._births: OrderedDict[str, Session] = OrderedDict()
+        # Those who were created before they came here; entries whose session has left are skipped when they come up.
+        self._former_births: list[tuple[float, str]] = []
         # Their time ran out, as `_ending` says.
         self._overdue: OrderedDict[str, Session] = OrderedDict()
         self._overdue_out: set[str] = set()
@@ -94,11 +97,18 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def popitem(self) -> tuple[str, Session]:
         """Take out the session at rest that was active least recently. Raises `KeyError` if all are checked out."""
+        session = self.least_recent()
+        if session is None:
+            raise KeyError("no session is at rest")
+        del self[session._id]
+        return session._id, session
+
+    def least_recent(self) -> Session | None:
+        """The session at rest that was active least recently; it cannot be used without the lock any more."""
         while (session := self._head()) is not None:
             if self._claim(session):
-                del self[session._id]
-                return session._id, session
-        raise KeyError("no session is at rest")
+                return session
+        return None
 
     def put_head_right(self, limit: int) -> bool:
         """Look for the least recently active session at rest, at up to `limit`; whether that was enough."""
@@ -122,6 +132,18 @@ class SessionTable(cachetools.Cache[str, Session]):
         if self._max_lifetime is not None:
             self._births[session._id] = session
         self.file(session, now)
+
+    def re_enter(self, session: Session, now: float) -> None:
+        """Put in a session that is at rest, and was created and active last some time ago."""
+        self.at_hand[session._id] = session
+        if self._max_lifetime is not None:
+            heappush(self._former_births, (session._created_at, session._id))
+        line = self._lines.get(session._timeout)
+        if line is None:
+            line = self._lines[session._timeout] = Line(session._timeout)
+        line.file_back(session, self._life_end(session))
+        if self.in_order_since is not None:
+            self.in_order_since = now
 
     def file(self, session: Session, now: float) -> None:
         """The session is at rest, and active now: it stands at the end of its line."""
@@ -171,8 +193,7 @@ class SessionTable(cachetools.Cache[str, Session]):
 
         Whoever asks for the next one has taken the one before out, or set it aside.
         """
-        while self._births:
-            oldest = next(iter(self._births.values()))
+        while (oldest := self._oldest()) is not None:
             ending = self._final_ending(oldest, now)
             if ending is None:
                 break
@@ -214,6 +235,16 @@ class SessionTable(cachetools.Cache[str, Session]):
 
     def _life_end(self, session: Session) -> float:
         return inf if self._max_lifetime is None else session._created_at + self._max_lifetime
+
+    def _oldest(self) -> Session | None:
+        first = next(iter(self._births.values()), None)
+        while self._former_births:
+            created_at, session_id = self._former_births[0]
+            session = self.at_hand.get(session_id)
+            if session is not None and session._created_at == created_at and session._ending is None:
+                return session if first is None or created_at < first._created_at else first
+            heappop(self._former_births)
+        return first
 
     def _head(self) -> Session | None:
         heads = [line.head() for line in self._lines.values()]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .ending import Ending
-from .session import ManagedSession
 
 LIMIT = 1024
 """How many ended sessions are remembered."""
@@ -28,11 +27,15 @@ class Tombstones:
         self._by_id: OrderedDict[str, tuple[float, Ending]] = OrderedDict()
         self._id_by_name: OrderedDict[str, tuple[float, str]] = OrderedDict()
 
-    def add(self, session: ManagedSession[Any], ending: Ending, now: float) -> None:
+    def add(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
         """Remember how a session ended."""
-        _enter(self._by_id, session._id, (now, ending))
-        if session._name is not None:
-            _enter(self._id_by_name, session._name, (now, session._id))
+        _enter(self._by_id, session_id, (now, ending))
+        if name is not None:
+            _enter(self._id_by_name, name, (now, session_id))
+
+    def drop(self, session_id: str) -> None:
+        """Remember nothing of the session any more."""
+        self._by_id.pop(session_id, None)
 
     def ending_of(self, session_id: str, now: float) -> Ending | None:
         """How the session with this id ended, if that is remembered."""

@@ -7,14 +7,16 @@ import pickle
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from sessionkit import ManagedSession, RemovalCause, SessionCoordinator
+from sessionkit import ManagedSession, RemovalCause, SessionCoordinator, StoreError
 from sessionkit.clock import BUILTIN_CLOCKS, system_clock
+from sessionkit.stores import Store
 from sessionkit.testing import ManualClock
 
 WAIT = 20.0
@@ -112,3 +114,24 @@ def in_child(function: Callable[[], Any]) -> Any:
     succeeded, result = pickle.loads(answer)  # noqa: S301  written by our own child
     assert succeeded, result
     return result
+
+
+class WatchedStore:
+    """A store whose calls are counted, and fail on demand."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.calls: Counter[str] = Counter()
+        self.failing: set[str] = set()
+        """The methods that fail; `"*"` for all."""
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.store, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls[name] += 1
+            if self.failing & {name, "*"}:
+                raise StoreError(f"no {name} today") from OSError(28, "No space left on device")
+            return method(*arguments)
+
+        return call

@@ -143,7 +143,11 @@ def test_a_wait_out_of_range_is_refused_before_the_block(timeout: Any, coordinat
         ({"max_active_sessions": True}, TypeError, "max_active_sessions must be a whole number, not True"),
         ({"event_capacity": 0}, ValueError, "event_capacity must be at least 1, not 0"),
         ({"event_capacity": None}, TypeError, "event_capacity must be a whole number, not None"),
-        ({"on_full": "explode"}, ValueError, r"on_full must be one of \('reject', 'evict'\), not 'explode'"),
+        (
+            {"on_full": "explode"},
+            ValueError,
+            r"on_full must be one of \('reject', 'evict', 'passivate'\), not 'explode'",
+        ),
         ({"on_full": ["reject"]}, ValueError, "on_full must be one of"),
     ],
 )

@@ -49,7 +49,10 @@ def test_log_of_another_size() -> None:
 
 
 def test_demo() -> None:
-    """The demo replays the log and tells a session's life in order; only the unreadable lines go to stderr."""
+    """The demo replays the log, tells a session's life in order, and shows one that survives a restart.
+
+    Only the unreadable lines go to stderr.
+    """
     demo = run("-m", "examples.demo")
     text = demo.stdout.decode()
     told = [
@@ -64,6 +67,10 @@ def test_demo() -> None:
         "it was idle for more than 1800.0 seconds",
         "'support' left, cause IDLE",
         "removed 1, 0 live",
+        "['where is my parcel?']",
+        "['where is my parcel?', 'it came, thank you']",
+        "$ sessionkit sessions show sessions.db support",
+        '"it came, thank you"',
     ]
     places = [" ".join(text.split()).find(" ".join(part.split())) for part in told]
     assert -1 not in places

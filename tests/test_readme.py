@@ -13,29 +13,38 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TOKENS = MarkdownIt().parse(README)
 EXAMPLES = [token.content for token in TOKENS if token.type == "fence" and token.info == "python"]
-USER_TESTS = [source for source in EXAMPLES if "def test_" in source]
+USER_TESTS = [source for source in EXAMPLES if "def test_" in source or "StoreContract" in source]
 
 
 def test_there_are_examples() -> None:
-    """The README has two examples of use and one file of a user's tests."""
-    assert (len(EXAMPLES), len(USER_TESTS)) == (3, 1)
+    """The README has three examples of use and two files of a user's tests."""
+    assert (len(EXAMPLES), len(USER_TESTS)) == (5, 2)
 
 
 @pytest.mark.parametrize("source", [source for source in EXAMPLES if source not in USER_TESTS])
-def test_an_example_runs(source: str) -> None:
+def test_an_example_runs(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pasted as it is, an example runs, from its imports on; its assertions hold."""
+    monkeypatch.chdir(tmp_path)
     exec(compile(source, "README.md", "exec"), {"__name__": "example"})  # noqa: S102  our own example
 
 
 def test_the_users_tests_pass(pytester: pytest.Pytester) -> None:
     """The tests that the README shows pass for a user who has sessionkit, pytest and freezegun."""
-    pytester.makepyfile(USER_TESTS[0])
+    users, stores = sorted(USER_TESTS, key=lambda source: "StoreContract" in source)
+    pytester.makepyfile(users)
     pytester.runpytest_subprocess("-W", "error::pytest.PytestUnhandledThreadExceptionWarning").assert_outcomes(passed=2)
+    pytester.makepyfile(stores)
+    outcomes = pytester.runpytest_subprocess("-q").parseoutcomes()
+    assert set(outcomes) == {"passed"}
+    assert outcomes["passed"] > 20
 
 
 def promises() -> list[str]:
-    section = README.partition("## What is promised")[2].partition("\n## ")[0]
-    return [" ".join(bullet.split()) for bullet in re.findall(r"^\* (.+(?:\n  .+)*)", section, re.MULTILINE)]
+    sections = [
+        README.partition(title)[2].partition("\n## ")[0] for title in ("## Keep sessions", "## What is promised")
+    ]
+    bullets = re.findall(r"^\* (.+(?:\n  .+)*)", "\n".join(sections), re.MULTILINE)
+    return [" ".join(bullet.split()) for bullet in bullets]
 
 
 def docstrings() -> str:
@@ -64,5 +73,5 @@ def test_the_map_names_every_file() -> None:
     listed = re.findall(
         r"(\w+\.py)", README.partition("```\nsessionkit/")[2].partition("```")[0].replace("events.py has", "")
     )
-    modules = {path.name for path in (ROOT / "sessionkit").glob("*.py")} - {"__init__.py", "__main__.py"}
+    modules = [path.name for path in (ROOT / "sessionkit").rglob("*.py") if path.stem not in ("__init__", "__main__")]
     assert sorted(listed) == sorted(modules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sessionkit import (
     SessionState,
 )
 from sessionkit.pytest_plugin import CoordinatorFactory
+from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 
 from .support import WAIT, Closings, in_thread, lock_is_free
@@ -249,7 +251,7 @@ def test_lifetimes_end_in_order_of_readiness(
 
 @pytest.mark.parametrize("cause", list(RemovalCause))
 def test_on_close_is_called_once_with_the_cause_outside_the_lock(
-    cause: RemovalCause, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+    cause: RemovalCause, session_coordinator: CoordinatorFactory, session_clock: ManualClock, tmp_path: Path
 ) -> None:
     """Whatever the cause, on_close gets the session with its resource once, while the lock is free."""
     calls: list[Any] = []
@@ -257,8 +259,12 @@ def test_on_close_is_called_once_with_the_cause_outside_the_lock(
     def on_close(session: ManagedSession[Any], why: RemovalCause) -> None:
         calls.append((session.name, session.resource, session.state, why, lock_is_free(coordinator)))
 
+    passivates = cause is RemovalCause.PASSIVATED
     coordinator = session_coordinator(
-        CoordinatorConfig(60, 10, max_active_sessions=1, max_lifetime=100, on_full="evict"),
+        CoordinatorConfig(
+            60, 10, max_active_sessions=1, max_lifetime=100, on_full="passivate" if passivates else "evict"
+        ),
+        store=SQLiteStore(tmp_path / "sessions.db") if passivates else None,
         resource_factory=lambda session: lock_is_free(coordinator) and f"agent of {session.name}",
         on_close=on_close,
     )
@@ -269,7 +275,7 @@ def test_on_close_is_called_once_with_the_cause_outside_the_lock(
     elif cause is RemovalCause.LIFETIME:
         with coordinator.checkout(session.id):
             session_clock.advance(101)
-    elif cause is RemovalCause.CAPACITY:
+    elif cause in (RemovalCause.CAPACITY, RemovalCause.PASSIVATED):
         coordinator.create_session("other")
     elif cause is RemovalCause.CLOSED:
         coordinator.close_session(session.id)

@@ -1,0 +1,414 @@
+"""The records of one coordinator's sessions: what has been written of each, what has not, and how it gets there."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from math import inf
+from typing import Any
+
+from .clock import Clock, wall_clock_of
+from .config import CoordinatorConfig
+from .data import text_of
+from .ending import RemovalCause
+from .errors import InvalidSessionError, SessionConflictError, SessionNotFoundError, StoreError
+from .log import report_failure
+from .session import ManagedSession
+from .stats import StoreStats
+from .stores.base import Found, SessionRecord, Store, Touch
+
+Session = ManagedSession[Any]
+
+BATCH = 100
+"""How many records are written in one step of the store: others that write wait for no more than that."""
+
+LAG_SHARE = 0.25
+"""How often activity is written at least, as a part of the session timeout; cleanup may be to run less often."""
+
+KEPT = {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED}
+"""The causes for which a session leaves memory and its record stays."""
+
+
+class Written:
+    """What this process knows to be in the record of one session. Guarded by its lock, as is the I/O for it."""
+
+    __slots__ = ("id", "last_active", "last_state", "leased", "lock", "messages", "state", "text", "users", "version")
+
+    def __init__(self, record: SessionRecord) -> None:
+        self.id = record.id
+        self.lock = threading.RLock()
+        self.users = 0
+        """How many checkouts have the session here."""
+        self.leased = False
+        self.last_state: str | None = None
+        """The state it had when it ended here, should its record stay."""
+        self.last_active = record.last_active
+        self.note(record)
+
+    def note(self, record: SessionRecord) -> None:
+        """The record is this. Its last activity may be another process's, and is not noted as ours."""
+        self.version = record.version
+        self.text = record.data
+        self.messages = record.message_count
+        self.state = record.state
+
+
+class Records:
+    """Writes the records of one coordinator's sessions, and remembers what could not be written.
+
+    All of it is I/O and is called with the coordinator's lock free, unless it says otherwise. Every failure of the
+    store is counted, and raised as `StoreError` unless it says otherwise.
+    """
+
+    def __init__(self, store: Store, clock: Clock, config: CoordinatorConfig) -> None:
+        self.store = store
+        self._read_clock = clock
+        self._wall = wall_clock_of(clock)
+        self._max_bytes = config.max_data_bytes
+        self._max_lifetime = config.max_lifetime
+        self._owner: str | None = None
+        self._joining = threading.RLock()
+        self._lag = inf
+        self._written: dict[Session, Written] = {}
+        self.unwritten: set[Session] = set()
+        """Who was active since that was written last. Guarded by the coordinator's lock, whose holder adds to it."""
+        # For those whose record could not be deleted: the last activity that is known of it, or None where that
+        # makes no difference.
+        self.undeleted: dict[str, float | None] = {}
+        # What the finaliser has settled with the store already, should it be interrupted and come again.
+        self._settled: set[Session] = set()
+        self.restored = self._failures = self._conflicts = 0
+        self._gave_up: StoreError | None = None
+        self.lost = 0
+        """Of how many sessions the last changes could not be written when they left memory."""
+
+    # ---- The owner
+
+    @property
+    def owner(self) -> str:
+        """Our name in the store, which we join when we first need it."""
+        with self._joining:
+            if self._owner is None:
+                with self._counted():
+                    self._owner = self.store.join(self._lag)
+            return self._owner
+
+    def promise(self, lag: float) -> None:
+        """From now on, touches are written within `lag` seconds."""
+        with self._joining:
+            if self._owner is not None:
+                with self._counted():
+                    self.store.promise(self._owner, lag)
+            self._lag = lag
+
+    def leave(self) -> None:
+        """We have no session in memory any more. Leaving again does nothing."""
+        with self._joining:
+            if self._owner is not None:
+                owner, self._owner = self._owner, None
+                with self._counted():
+                    self.store.leave(owner)
+
+    # ---- Time
+
+    def now(self) -> tuple[float, float]:
+        """The coordinator's clock and the wall clock, read together."""
+        return self._read_clock(), self._wall()
+
+    def _wall_time(self, instant: float) -> float:
+        reading, wall = self.now()
+        return wall - max(reading - instant, 0.0)
+
+    # ---- One session
+
+    def text_of(self, session: Session) -> str:
+        """Its data as JSON text. Raises `InvalidSessionError` if it cannot be stored."""
+        return text_of(session.data, self._max_bytes, session.id)
+
+    def create(self, session: Session) -> None:
+        """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
+        text = self.text_of(session)
+        wall = self._wall()
+        record = SessionRecord(
+            session.id, session.name, text, session.state.value, wall, wall, 0, session._timeout, self._max_lifetime
+        )
+        owner = self.owner
+        with self._counted():
+            self.store.create(record, owner)
+        self._written[session] = Written(record)
+
+    def note_restored(self, session: Session, record: SessionRecord) -> None:
+        """The session was made of this record, and we are attached to it."""
+        self._written[session] = Written(record)
+
+    def discard(self, session: Session) -> None:
+        """Delete the record of a session that could not be made after all; raises nothing."""
+        self._delete({session.id: None})
+        self.forget(session)
+
+    def forget(self, session: Session) -> None:
+        """The session has left memory: nothing more of it is written."""
+        self._settled.discard(session)
+        self.unwritten.discard(session)
+        self._written.pop(session, None)
+
+    def delete(self, session_id: str) -> bool:
+        """Delete the record of a session that is not in memory; whether it was there."""
+        with self._counted():
+            return bool(self.store.delete([session_id]))
+
+    def delete_idle(self, record: SessionRecord) -> bool:
+        """Delete a record that has expired, and is not in memory; whether it was as it is given still."""
+        with self._counted():
+            return bool(self.store.delete_unless_used({record.id: record.last_active}, self.owner, self._wall()))
+
+    def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
+        """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
+        with self._counted():
+            return self.store.delete_expired(self._wall(), BATCH, max_age)
+
+    def count_expired(self, max_age: float | None) -> int:
+        """How many records `delete_expired` would delete."""
+        with self._counted():
+            return self.store.count_expired(self._wall(), max_age)
+
+    def page(self, after: str | None) -> list[SessionRecord]:
+        """The records after this id, in the order of ids; an empty list says that there are no more."""
+        with self._counted():
+            return self.store.page(after, BATCH)
+
+    def find(self, name: str) -> str | None:
+        """The id of the record with this name."""
+        with self._counted():
+            return self.store.find(name)
+
+    def load(self, session_id: str) -> Found | None:
+        """The record as it stands, and its lag because of others."""
+        owner = self.owner
+        with self._counted():
+            return self.store.load(session_id, owner)
+
+    def attach(self, session_id: str) -> Found | None:
+        """The record as it stands, from now on also in our memory."""
+        owner = self.owner
+        with self._counted():
+            return self.store.attach(session_id, owner)
+
+    def detach(self, session_id: str) -> None:
+        """We do not have it in memory any more."""
+        with self._counted():
+            self.store.detach([session_id], self.owner)
+
+    def written(self, session: Session) -> Written | None:
+        """What has been written of a session; None once it has left memory."""
+        return self._written.get(session)
+
+    def lease(self, session: Session, exclusive: bool) -> Found | None:
+        """Try to take the lease for one more checkout here. Raises `SessionBusyError` while others have it."""
+        written = self._written[session]
+        with written.lock:
+            with self._counted():
+                found = self.store.lease(session.id, self.owner, exclusive)
+            written.leased = True
+            written.users += 1
+            return found
+
+    def go_without_lease(self, session: Session) -> None:
+        """Count one more checkout here, though the store cannot say whether others have the session."""
+        written = self._written[session]
+        with written.lock:
+            written.users += 1
+
+    def give_back(self, session: Session) -> None:
+        """Undo one `lease`. After the last one, what changed is saved, and the lease given back.
+
+        Raises as `write` does, once the rest is done.
+        """
+        written = self._written.get(session)
+        if written is None:
+            return
+        with written.lock:
+            written.users -= 1
+            if written.users:
+                return
+            try:
+                ending = session._ending
+                if ending is None or ending[0] in KEPT:
+                    self.write(session)
+            finally:
+                if written.leased:
+                    written.leased = False
+                    with self._counted():
+                        self.store.release(session.id, self.owner)
+
+    def write(self, session: Session) -> None:
+        """Save the session if its data changed, else write its messages and its state if those did, else nothing.
+
+        Raises `SessionNotFoundError` if the record is gone, `SessionConflictError` if somebody else saved it, and
+        `InvalidSessionError` if the data cannot be stored.
+        """
+        written = self._written.get(session)
+        if written is None:
+            return
+        with written.lock, self._counted():
+            text = self.text_of(session)
+            touch = self._take_touch(session, written)
+            try:
+                if text != written.text:
+                    written.version = self.store.save(session.id, written.version, text, touch)
+                    written.text = text
+                elif (touch.messages or touch.state is not None) and self.store.touch({session.id: touch}):
+                    raise SessionNotFoundError(session.id)
+            except BaseException:
+                _take_back(written, touch)
+                raise
+
+    def _take_touch(self, session: Session, written: Written) -> Touch:
+        """What is to be written of it, which counts as written from now on."""
+        with written.lock:
+            state = written.last_state or session.state.value
+            touch = Touch(
+                max(self._wall_time(session._last_active), written.last_active),
+                session._message_count - written.messages,
+                None if state == written.state else state,
+            )
+            written.last_active = touch.last_active
+            written.messages += touch.messages
+            written.state = state
+            return touch
+
+    # ---- Many sessions
+
+    def write_touches(self, sessions: Iterable[Session]) -> list[Session]:
+        """Write the activity of these sessions, in batches; gives those whose record is gone."""
+        gone: list[Session] = []
+        rest = iter(sessions)
+        while batch := list(islice(rest, BATCH)):
+            taken = [(written, self._take_touch(session, written)) for session, written in self._with_records(batch)]
+            try:
+                with self._counted():
+                    absent = self.store.touch({written.id: touch for written, touch in taken})
+            except BaseException:
+                for written, touch in taken:
+                    _take_back(written, touch)
+                raise
+            gone += [session for session in batch if session.id in absent]
+        return gone
+
+    def _with_records(self, sessions: Iterable[Session]) -> Iterator[tuple[Session, Written]]:
+        """Those that have not left memory meanwhile, and what has been written of them."""
+        for session in sessions:
+            written = self._written.get(session)
+            if written is not None:
+                yield session, written
+
+    def retry(self) -> None:
+        """Try again what could not be deleted."""
+        waiting = dict(self.undeleted)
+        if waiting and self._delete(waiting) is None:
+            raise StoreError(
+                f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
+            )
+
+    def _delete(self, known: dict[str, float | None]) -> set[str] | None:
+        """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
+        certain = [session_id for session_id, last_active in known.items() if last_active is None]
+        unless_used = {session_id: last_active for session_id, last_active in known.items() if last_active is not None}
+        self.undeleted.update(known)
+        deleted: set[str] = set()
+        try:
+            with self._counted():
+                if certain:
+                    deleted |= self.store.delete(certain)
+                if unless_used:
+                    deleted |= self.store.delete_unless_used(unless_used, self.owner, self._wall())
+        except StoreError:
+            return None
+        for session_id in known:
+            self.undeleted.pop(session_id, None)
+        return deleted
+
+    # ---- For the finaliser
+
+    def part_with(self, sessions: Iterable[Session]) -> list[Session]:
+        """Delete the records of sessions that have ended for good; gives those that live on, or ended, elsewhere.
+
+        Raises nothing: what the store fails to do is done later, and until then the id is not loaded.
+        """
+        known: dict[str, float | None] = {}
+        ended: list[Session] = []
+        for session in sessions:
+            if session._ending is not None and session._ending[0] in KEPT:
+                for _, written in self._with_records([session]):
+                    written.last_state = written.last_state or session.state.value
+            elif session not in self._settled:
+                ended.append(session)
+        # What others go by, should one of these live on.
+        with contextlib.suppress(StoreError):
+            self.write_touches(session for session in ended if session in self.unwritten)
+        for session, written in self._with_records(ended):
+            closed = session._ending is not None and session._ending[0] is RemovalCause.CLOSED
+            known[session.id] = None if closed else written.last_active
+        deleted = self._delete(known) if known else set()
+        live_on = [s for s in ended if deleted is not None and known.get(s.id) is not None and s.id not in deleted]
+        self._settled.update(session for session in ended if session not in live_on)
+        return live_on
+
+    def put_away(self, session: Session) -> None:
+        """The session leaves memory: save what its close callback changed, if its record stays. Raises nothing."""
+        cause = None if session._ending is None else session._ending[0]
+        try:
+            if cause in KEPT:
+                self._write_last(session, cause)
+        except SessionNotFoundError:
+            pass
+        except (StoreError, SessionConflictError, InvalidSessionError) as error:
+            self.lost += isinstance(error, StoreError) and cause is RemovalCause.SHUTDOWN
+            report_failure("the last changes of session %r are not in the store", session.id)
+        finally:
+            self.forget(session)
+
+    def _write_last(self, session: Session, cause: RemovalCause | None) -> None:
+        if self._gave_up is not None:
+            if session in self.unwritten or self.text_of(session) != self._written[session].text:
+                raise StoreError(f"the store failed before: {self._gave_up}")
+            return
+        try:
+            self.write(session)
+            if session in self.unwritten:
+                self.write_touches([session])
+            if cause is RemovalCause.PASSIVATED:
+                self.detach(session.id)
+        except StoreError as error:
+            if cause is RemovalCause.SHUTDOWN:
+                # However many sessions there are, nobody should wait for each of them in turn.
+                self._gave_up = error
+            raise
+
+    # ---- Figures
+
+    def stats(self) -> StoreStats:
+        """The figures so far."""
+        return StoreStats(self.restored, self._failures, self._conflicts, len(self.unwritten), len(self.undeleted))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except (StoreError, InvalidSessionError):
+            self._failures += 1
+            raise
+        except SessionConflictError:
+            self._conflicts += 1
+            raise
+
+
+def _take_back(written: Written, touch: Touch) -> None:
+    """It could not be written. The instant stays: whoever was active then was so here."""
+    with written.lock:
+        written.messages -= touch.messages
+        if touch.state is not None:
+            written.state = ""

@@ -1,0 +1,180 @@
+"""The contract between a coordinator and whatever keeps its sessions' records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import inf
+from typing import NamedTuple, Protocol
+
+
+class SessionRecord(NamedTuple):
+    """What a store keeps of one session. Instants are wall-clock UTC, in seconds since 1970."""
+
+    id: str
+    name: str | None
+    """Unique among the records of a store, unless it is None."""
+    data: str
+    """The session's data: the text of a JSON object."""
+    state: str
+    """The value of a `SessionState`."""
+    created_at: float
+    last_active: float
+    """Never moves back."""
+    message_count: int
+    session_timeout: float
+    """In seconds; the session is expired when idle for more."""
+    max_lifetime: float | None
+    """The age in seconds after which the session ends; None for no limit."""
+    version: int = 1
+    """1 when created, and 1 more for each save."""
+
+    @property
+    def idle_end(self) -> float:
+        """The instant after which the session has been idle for too long."""
+        return self.last_active + self.session_timeout
+
+    @property
+    def life_end(self) -> float:
+        """The instant after which the session is too old."""
+        return inf if self.max_lifetime is None else self.created_at + self.max_lifetime
+
+
+class Touch(NamedTuple):
+    """What happened to a session since its record was last written, its data apart."""
+
+    last_active: float
+    messages: int = 0
+    """How many messages were recorded: to be added."""
+    state: str | None = None
+    """The value of its new `SessionState`; None if that did not change."""
+
+
+class Found(NamedTuple):
+    """A record, and how much of it may be out of date."""
+
+    record: SessionRecord
+    lag: float
+    """How far behind `last_active` may be, in seconds, because other owners have not written their touches yet.
+
+    0 if no other owner has the session in memory, infinity while another one has it on lease.
+    """
+
+
+class Store(Protocol):
+    """Keeps session records for coordinators: several in one process, or in several.
+
+    A store decides nothing from what one process knows: each method here is one step that no other can come into, from
+    whatever thread or process (a "transaction"). All methods may be called from any thread. What a method has done
+    when it returns survives the death of the process; what survives a loss of power is for each store to say. A failure
+    raises `StoreError`, with its cause chained, and then nothing was changed. A method that reads or writes by id
+    costs the same however many records there are.
+
+    **Owners.** Each coordinator is an owner, from `join` until `leave` or until its process dies; how a store finds out
+    about a death is for it to say. A *living* owner is *attached* to the sessions that it has in memory, and may have a
+    *lease* on those that are checked out in it. Both end with the owner.
+
+    **Absent** means: never created, or deleted since. A record that is gone stays gone: only `create` inserts.
+    **Expired** records are like any other, until they are deleted: whoever loads one compares `idle_end` and `life_end`
+    with the time, allowing for the lag.
+    """
+
+    def join(self, lag: float) -> str:
+        """Become an owner, and get its name. It promises to write its touches within `lag` seconds; see `promise`."""
+        ...
+
+    def promise(self, owner: str, lag: float) -> None:
+        """From now on, the owner writes its touches within `lag` seconds; infinity if it writes them some time."""
+        ...
+
+    def leave(self, owner: str) -> None:
+        """The owner is gone: its leases end, and it is attached to nothing. Leaving again does nothing."""
+        ...
+
+    def create(self, record: SessionRecord, owner: str) -> None:
+        """Insert a record and attach the owner to it.
+
+        Raises `SessionExistsError` if its id or its name is taken, be it by an expired record; the error's `session_id`
+        is the id of the record that has it. Of two that create the same at once, one gets that.
+        """
+        ...
+
+    def load(self, session_id: str, owner: str | None = None) -> Found | None:
+        """The record as it stands, with its lag because of owners other than this one; None if it is absent."""
+        ...
+
+    def find(self, name: str) -> str | None:
+        """The id of the record with this name, or None if there is none."""
+        ...
+
+    def attach(self, session_id: str, owner: str) -> Found | None:
+        """As `load`; and the owner has the session in memory from now on. Attaching again only looks."""
+        ...
+
+    def detach(self, session_ids: Iterable[str], owner: str) -> None:
+        """The owner has these sessions in memory no more; its leases on them end. Passes over what it does not have."""
+        ...
+
+    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
+        """Attach the owner, and give it the lease on the session: alone, or shared. None if the record is absent.
+
+        Raises `SessionBusyError` while another living owner has an exclusive lease, or any if this one is to be
+        exclusive. Whoever has it already keeps it, and a shared one becomes exclusive where that is asked.
+        """
+        ...
+
+    def release(self, session_id: str, owner: str) -> None:
+        """The owner's lease on this session ends; it stays attached. Does nothing if it has none."""
+        ...
+
+    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
+        """Replace the data, and note the touch, if the record has this version still; gives the new version.
+
+        Raises `SessionConflictError` if it has another version, and `SessionNotFoundError` if it is absent.
+        """
+        ...
+
+    def touch(self, touches: Mapping[str, Touch]) -> set[str]:
+        """Note what happened to many sessions; gives the ids of those whose record is absent.
+
+        `last_active` is raised, never lowered. Versions stay, so that a touch is in no save's way.
+        """
+        ...
+
+    def delete(self, session_ids: Iterable[str]) -> set[str]:
+        """Delete these records; gives the ids of those that were there. Deleting again gives nothing.
+
+        Of several that delete one record at once, by whatever method, one is told that it was there.
+        """
+        ...
+
+    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+        """Delete those records that the owner found to be due, and nobody else has used; gives the ids of the deleted.
+
+        `last_active` has for each id the instant that the owner knows of the record. A record is deleted if no other
+        living owner is attached to it, and it has no later instant or has expired at `now`. The owner is attached to
+        none of them any more, deleted or not.
+        """
+        ...
+
+    def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
+        """Delete up to `limit` records that have expired at `now`, and give them as they were.
+
+        That is: past their `life_end`, or idle for more than their session timeout (or `max_age`, if that is less).
+        What a living owner is attached to is left to it: only that one knows when it was active last.
+        """
+        ...
+
+    def count_expired(self, now: float, max_age: float | None = None) -> int:
+        """How many records `delete_expired` would delete, without a limit."""
+        ...
+
+    def page(self, after: str | None, limit: int) -> list[SessionRecord]:
+        """Up to `limit` records in the order of their ids, from the first whose id comes later than `after`.
+
+        An empty list says that there are no more. Records that come or go between two pages may be missing.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections. Closing again does nothing; any other call then raises `StoreError`."""
+        ...

@@ -1,0 +1,64 @@
+"""Opening a store that is named by a text, as on a command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from urllib.parse import quote, unquote
+
+from ..checks import shown
+from ..errors import StoreError
+from .base import Store
+from .sqlite import SQLiteStore
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_LIKE = "sqlite:///relative.db or sqlite:////absolute.db"
+
+
+def open_store(where: str) -> Store:
+    """Open the store that `where` says: the path of a SQLite store, `sqlite:///relative.db` or `sqlite:////absolute.db`.
+
+    Makes no store: raises `StoreError` if there is none, and `ValueError` for a URL that it cannot read.
+    """
+    scheme, separator, rest = where.partition("://")
+    if not separator or not _SCHEME.fullmatch(scheme):
+        return _open_file(where)
+    opener = _OPENERS.get(scheme.lower())
+    if opener is None:
+        # The rest is not shown: it may have a password.
+        raise ValueError(
+            f"{shown(scheme)} is not a scheme of session stores, which are: {', '.join(_OPENERS)}; give the path of a "
+            f"SQLite store, or a URL like {_LIKE}"
+        )
+    return opener(rest)
+
+
+def _open_sqlite_url(rest: str) -> Store:
+    if not rest.startswith("/"):
+        raise ValueError(f"SQLite's URLs name files and no hosts: write {_LIKE}")
+    if found := re.search("[?#]", rest):
+        raise ValueError(
+            f"there are no settings for what comes after {found[0]} in {shown(rest)}; if it is part of the path, write "
+            f"{quote(found[0])}"
+        )
+    return _open_file(unquote(rest[1:]))
+
+
+def _open_file(path: str) -> Store:
+    # Not os.path.exists(): that also says no where it may not look.
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(
+            f"no session store at {shown(path)}; give the path that the server gives to its SQLiteStore, or a URL "
+            f"like {_LIKE}"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"the session store {shown(path)} cannot be reached: {error.strerror}") from error
+    if os.path.isdir(path):
+        raise StoreError(f"{shown(path)} is a directory; give the path of the session store's file")
+    return SQLiteStore(path)
+
+
+_OPENERS: dict[str, Callable[[str], Store]] = {"sqlite": _open_sqlite_url}
