@@ -157,6 +157,9 @@ class Creation:
         self._maker._sweep.finish()
         if closed:
             self._give_up_record()
+            if self._maker._records is not None:
+                # Which may have been done before, and joined again.
+                self._maker._records.leave()
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
                 "resource that was made for it"

@@ -96,6 +96,12 @@ class Records:
                     self._owner = self.store.join(self._lag)
             return self._owner
 
+    @property
+    def _joined(self) -> Store:
+        # Also for what needs no owner: a store closes its files when its last owner leaves.
+        _ = self.owner
+        return self.store
+
     def promise(self, lag: float) -> None:
         """From now on, touches are written within `lag` seconds."""
         with self._joining:
@@ -157,8 +163,9 @@ class Records:
 
     def delete(self, session_id: str) -> bool:
         """Delete the record of a session that is not in memory; whether it was there."""
+        store = self._joined
         with self._counted():
-            return bool(self.store.delete([session_id]))
+            return bool(store.delete([session_id]))
 
     def delete_idle(self, record: SessionRecord) -> bool:
         """Delete a record that has expired, and is not in memory; whether it was as it is given still."""
@@ -167,23 +174,27 @@ class Records:
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
         """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
+        store = self._joined
         with self._counted():
-            return self.store.delete_expired(self._wall(), BATCH, max_age)
+            return store.delete_expired(self._wall(), BATCH, max_age)
 
     def count_expired(self, max_age: float | None) -> int:
         """How many records `delete_expired` would delete."""
+        store = self._joined
         with self._counted():
-            return self.store.count_expired(self._wall(), max_age)
+            return store.count_expired(self._wall(), max_age)
 
     def page(self, after: str | None) -> list[SessionRecord]:
         """The records after this id, in the order of ids; an empty list says that there are no more."""
+        store = self._joined
         with self._counted():
-            return self.store.page(after, BATCH)
+            return store.page(after, BATCH)
 
     def find(self, name: str) -> str | None:
         """The id of the record with this name."""
+        store = self._joined
         with self._counted():
-            return self.store.find(name)
+            return store.find(name)
 
     def load(self, session_id: str) -> Found | None:
         """The record as it stands, and its lag because of others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> WatchedStore:
-    return WatchedStore(SQLiteStore(path))
+def store(path: Path) -> Iterator[WatchedStore]:
+    store = WatchedStore(SQLiteStore(path))
+    yield store
+    # The coordinator may need it still: its fixture ends later.
+    store.store._database.rest()  # type: ignore[attr-defined]  # it is a SQLiteStore
 
 
 @pytest.fixture

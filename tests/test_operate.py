@@ -453,7 +453,7 @@ def test_an_encoding_without_the_characters(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["no JSON", "[1]", '{"a":' + "1" * 5000 + "}", '{"a":' + "[" * 5000 + "]" * 5000 + "}"]
+    "data", ["no JSON", "[1]", '{"a":' + "1" * 5000 + "}", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"]
 )
 def test_damaged_data_is_shown_as_it_is(path: Path, data: str) -> None:
     """Data that is no JSON object, or none that Python reads, is shown as it is stored, with a remark."""

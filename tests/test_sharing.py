@@ -535,7 +535,9 @@ def test_what_a_killed_process_had_not_written(pair: Pair, path: Path, session_c
     here.close()
     with killed_when_ready(_touch, str(path), session.id):
         pass
-    found = SQLiteStore(path).load(session.id)
+    store = SQLiteStore(path)
+    found = store.load(session.id)
+    store.close()
     assert found is not None
     assert (found.record.last_active, found.lag) == (session_clock.wall() + 20, 0.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> WatchedStore:
-    return WatchedStore(SQLiteStore(path, timeout=0.01))
+def store(path: Path) -> Iterator[WatchedStore]:
+    store = WatchedStore(SQLiteStore(path, timeout=0.01))
+    yield store
+    # The coordinator may need it still: its fixture ends later.
+    store.store._database.rest()  # type: ignore[attr-defined]  # it is a SQLiteStore
 
 
 @pytest.fixture

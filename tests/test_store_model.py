@@ -316,6 +316,8 @@ class StoreMachine(RuleBasedStateMachine):
                 self.compare()
             finally:
                 self.coordinator.close()
+                # With sessions checked out still, the coordinator has not left it.
+                self.store.store.close()
                 shutil.rmtree(self.directory)
 
 
