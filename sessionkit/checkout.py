@@ -140,7 +140,7 @@ class Checkout(Generic[R]):
                 continue
         try:
             left = None if self._timeout is None else max(self._timeout - (time.monotonic() - began), 0.0)
-            archive.check_out(session, self.exclusive, left)
+            archive.leases.check_out(session, self.exclusive, left)
         except BaseException:
             self._undo(session)
             raise
@@ -151,10 +151,10 @@ class Checkout(Generic[R]):
             self._lender._call_elsewhere(lambda: self._exit_with_store(session, archive))
             return
         try:
-            archive.give_back(session)
+            archive.leases.give_back(session)
         finally:
             self._give_back(session)
-            archive.leave_if_done()
+            archive.upkeep.leave_if_done()
 
     def _enter_with_lock(self) -> ManagedSession[R]:
         session: ManagedSession[R] | None = None

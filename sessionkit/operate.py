@@ -20,7 +20,7 @@ from .ending import RemovalCause
 from .errors import StoreError
 from .listing import WHY, as_json, as_page, as_table, expiry_of, found_as_json, printable
 from .output import write
-from .records import BATCH
+from .ownership import BATCH
 from .stores.base import SessionRecord, Store
 from .stores.opening import open_store
 

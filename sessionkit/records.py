@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
-from math import inf
 from typing import Any
 
-from .clock import Clock, wall_clock_of
+from .clock import Clock
 from .config import CoordinatorConfig
 from .data import text_of
 from .ending import RemovalCause
 from .errors import InvalidSessionError, SessionConflictError, SessionNotFoundError, StoreError
 from .log import report_failure
+from .ownership import BATCH, Ownership
 from .session import ManagedSession
 from .stats import StoreStats
 from .stores.base import Found, SessionRecord, Store, Touch
+from .written import Written
 
 Session = ManagedSession[Any]
-
-BATCH = 100
-"""How many records are written in one step of the store: others that write wait for no more than that."""
 
 LAG_SHARE = 0.25
 """How often activity is written at least, as a part of the session timeout; cleanup may be to run less often."""
@@ -32,46 +28,16 @@ KEPT = {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED}
 """The causes for which a session leaves memory and its record stays."""
 
 
-class Written:
-    """What this process knows to be in the record of one session. Guarded by its lock, as is the I/O for it."""
-
-    __slots__ = ("id", "last_active", "last_state", "leased", "lock", "messages", "state", "text", "users", "version")
-
-    def __init__(self, record: SessionRecord) -> None:
-        self.id = record.id
-        self.lock = threading.RLock()
-        self.users = 0
-        """How many checkouts have the session here."""
-        self.leased = False
-        self.last_state: str | None = None
-        """The state it had when it ended here, should its record stay."""
-        self.last_active = record.last_active
-        self.note(record)
-
-    def note(self, record: SessionRecord) -> None:
-        """The record is this. Its last activity may be another process's, and is not noted as ours."""
-        self.version = record.version
-        self.text = record.data
-        self.messages = record.message_count
-        self.state = record.state
-
-
-class Records:
+class Records(Ownership):
     """Writes the records of one coordinator's sessions, and remembers what could not be written.
 
-    All of it is I/O and is called with the coordinator's lock free, unless it says otherwise. Every failure of the
-    store is counted, and raised as `StoreError` unless it says otherwise.
+    Called with the coordinator's lock free. Raises `StoreError` when the store fails, unless it says otherwise.
     """
 
     def __init__(self, store: Store, clock: Clock, config: CoordinatorConfig) -> None:
-        self.store = store
-        self._read_clock = clock
-        self._wall = wall_clock_of(clock)
+        super().__init__(store, clock)
         self._max_bytes = config.max_data_bytes
         self._max_lifetime = config.max_lifetime
-        self._owner: str | None = None
-        self._joining = threading.RLock()
-        self._lag = inf
         self._written: dict[Session, Written] = {}
         self.unwritten: set[Session] = set()
         """Who was active since that was written last. Guarded by the coordinator's lock, whose holder adds to it."""
@@ -80,49 +46,11 @@ class Records:
         self.undeleted: dict[str, float | None] = {}
         # What the finaliser has settled with the store already, should it be interrupted and come again.
         self._settled: set[Session] = set()
-        self.restored = self._failures = self._conflicts = 0
+        self.restored = 0
+        """How many sessions were brought back."""
         self._gave_up: StoreError | None = None
         self.lost = 0
         """Of how many sessions the last changes could not be written when they left memory."""
-
-    # ---- The owner
-
-    @property
-    def owner(self) -> str:
-        """Our name in the store, which we join when we first need it."""
-        with self._joining:
-            if self._owner is None:
-                with self._counted():
-                    self._owner = self.store.join(self._lag)
-            return self._owner
-
-    @property
-    def _joined(self) -> Store:
-        # Also for what needs no owner: a store closes its files when its last owner leaves.
-        _ = self.owner
-        return self.store
-
-    def promise(self, lag: float) -> None:
-        """From now on, touches are written within `lag` seconds."""
-        with self._joining:
-            if self._owner is not None:
-                with self._counted():
-                    self.store.promise(self._owner, lag)
-            self._lag = lag
-
-    def leave(self) -> None:
-        """We have no session in memory any more. Leaving again does nothing."""
-        with self._joining:
-            if self._owner is not None:
-                owner, self._owner = self._owner, None
-                with self._counted():
-                    self.store.leave(owner)
-
-    # ---- Time
-
-    def now(self) -> tuple[float, float]:
-        """The coordinator's clock and the wall clock, read together."""
-        return self._read_clock(), self._wall()
 
     def _wall_time(self, instant: float) -> float:
         reading, wall = self.now()
@@ -160,58 +88,6 @@ class Records:
         self._settled.discard(session)
         self.unwritten.discard(session)
         self._written.pop(session, None)
-
-    def delete(self, session_id: str) -> bool:
-        """Delete the record of a session that is not in memory; whether it was there."""
-        store = self._joined
-        with self._counted():
-            return bool(store.delete([session_id]))
-
-    def delete_idle(self, record: SessionRecord) -> bool:
-        """Delete a record that has expired, and is not in memory; whether it was as it is given still."""
-        with self._counted():
-            return bool(self.store.delete_unless_used({record.id: record.last_active}, self.owner, self._wall()))
-
-    def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
-        """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
-        store = self._joined
-        with self._counted():
-            return store.delete_expired(self._wall(), BATCH, max_age)
-
-    def count_expired(self, max_age: float | None) -> int:
-        """How many records `delete_expired` would delete."""
-        store = self._joined
-        with self._counted():
-            return store.count_expired(self._wall(), max_age)
-
-    def page(self, after: str | None) -> list[SessionRecord]:
-        """The records after this id, in the order of ids; an empty list says that there are no more."""
-        store = self._joined
-        with self._counted():
-            return store.page(after, BATCH)
-
-    def find(self, name: str) -> str | None:
-        """The id of the record with this name."""
-        store = self._joined
-        with self._counted():
-            return store.find(name)
-
-    def load(self, session_id: str) -> Found | None:
-        """The record as it stands, and its lag because of others."""
-        owner = self.owner
-        with self._counted():
-            return self.store.load(session_id, owner)
-
-    def attach(self, session_id: str) -> Found | None:
-        """The record as it stands, from now on also in our memory."""
-        owner = self.owner
-        with self._counted():
-            return self.store.attach(session_id, owner)
-
-    def detach(self, session_id: str) -> None:
-        """We do not have it in memory any more."""
-        with self._counted():
-            self.store.detach([session_id], self.owner)
 
     def written(self, session: Session) -> Written | None:
         """What has been written of a session; None once it has left memory."""
@@ -274,7 +150,7 @@ class Records:
                 elif (touch.messages or touch.state is not None) and self.store.touch({session.id: touch}):
                     raise SessionNotFoundError(session.id)
             except BaseException:
-                _take_back(written, touch)
+                written.take_back(touch)
                 raise
 
     def _take_touch(self, session: Session, written: Written) -> Touch:
@@ -304,7 +180,7 @@ class Records:
                     absent = self.store.touch({written.id: touch for written, touch in taken})
             except BaseException:
                 for written, touch in taken:
-                    _take_back(written, touch)
+                    written.take_back(touch)
                 raise
             gone += [session for session in batch if session.id in absent]
         return gone
@@ -404,22 +280,3 @@ class Records:
     def stats(self) -> StoreStats:
         """The figures so far."""
         return StoreStats(self.restored, self._failures, self._conflicts, len(self.unwritten), len(self.undeleted))
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        try:
-            yield
-        except (StoreError, InvalidSessionError):
-            self._failures += 1
-            raise
-        except SessionConflictError:
-            self._conflicts += 1
-            raise
-
-
-def _take_back(written: Written, touch: Touch) -> None:
-    """It could not be written. The instant stays: whoever was active then was so here."""
-    with written.lock:
-        written.messages -= touch.messages
-        if touch.state is not None:
-            written.state = ""

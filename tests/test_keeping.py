@@ -1051,7 +1051,7 @@ def test_what_is_done_for_a_session_that_has_left_meanwhile(restart: Restart, st
     store.calls.clear()
     records.write(session)
     assert records.write_touches([session]) == []
-    archive._catch_up(session, record, users=0)
+    archive.standing.catch_up(session, record, users=0)
     assert store.calls == {"touch": 1}
     assert records.part_with([session]) == []
 

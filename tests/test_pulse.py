@@ -349,7 +349,7 @@ def every_moment(
     for at in itertools.count():
         clock = HeldUpClock()
         with system_time(clock):
-            with patch("sessionkit.coordinator.threading.RLock", TellingLock):
+            with patch("sessionkit.engine.threading.RLock", TellingLock):
                 world = World(clock)
             with world.coordinator:
                 prepare(world)

@@ -1,0 +1,89 @@
+"""Leases: a checkout as other processes see it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from math import inf
+from typing import Any
+
+from .clock import SteadyClock
+from .errors import SessionBusyError, SessionNotFoundError, StoreError
+from .log import report_problem
+from .records import Records
+from .roster import Roster
+from .session import ManagedSession
+from .standing import Standing
+from .stores.base import Found
+
+Session = ManagedSession[Any]
+
+FIRST_LOOK_SECONDS = 0.001
+LAST_LOOK_SECONDS = 0.05
+"""How often to ask for a lease that another process has: each time after twice as long, from and up to."""
+
+
+class Leases:
+    """Takes the lease on sessions that are checked out here, and gives it back. Called with the lock free."""
+
+    def __init__(
+        self, lock: threading.RLock, clock: SteadyClock, roster: Roster, records: Records, standing: Standing
+    ) -> None:
+        self._lock = lock
+        self._clock = clock
+        self._roster = roster
+        self._records = records
+        self._standing = standing
+
+    def check_out(self, session: Session, exclusive: bool, timeout: float | None) -> None:
+        """Take the lease on a session that is checked out here, and the newest version.
+
+        Waits up to `timeout` seconds for other processes; raises `SessionBusyError` then, and `SessionNotFoundError` if
+        it was ended elsewhere.
+        """
+        try:
+            found = self._wait_for(session, exclusive, timeout)
+        except StoreError as error:
+            report_problem("session %r is checked out in this process only: %s", session.id, error)
+            self._records.go_without_lease(session)
+            return
+        try:
+            if found is None:
+                self._standing.end_here(session)
+                raise SessionNotFoundError(session.id)
+            self._standing.catch_up(session, found.record, users=1)
+        except BaseException:
+            self._records.give_back(session)
+            raise
+
+    def give_back(self, session: Session) -> None:
+        """Undo one `check_out`: save what changed, if it was the last one here, which is active until now."""
+        try:
+            reading = self._clock.read()
+            with self._lock:
+                self._roster.touch_held(session, self._clock.advance(reading))
+        finally:
+            self._save_and_release(session)
+
+    def _wait_for(self, session: Session, exclusive: bool, timeout: float | None) -> Found | None:
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        pause = FIRST_LOOK_SECONDS
+        while True:
+            try:
+                return self._records.lease(session, exclusive)
+            except SessionBusyError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise SessionBusyError(
+                        f"session {session.id!r} is checked out in another process, and was for all of "
+                        f"timeout={timeout!r} seconds; wait longer, or share it with exclusive=False on both sides"
+                    ) from None
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, LAST_LOOK_SECONDS)
+
+    def _save_and_release(self, session: Session) -> None:
+        try:
+            self._records.give_back(session)
+        except SessionNotFoundError:
+            self._standing.end_here(session)
+            raise

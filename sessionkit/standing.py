@@ -1,0 +1,134 @@
+"""Standing: whether a session in memory still stands as the store has it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Protocol
+
+from .clock import SteadyClock
+from .data import data_of
+from .ending import Ending
+from .errors import SessionNotFoundError, StoreError
+from .events import EventBus, EventKind
+from .finaliser import Finaliser
+from .log import report_problem
+from .records import Records
+from .roster import Roster
+from .session import ManagedSession
+from .stored import ending_of, state_of
+from .stores.base import SessionRecord
+from .sweep import Sweep
+
+Session = ManagedSession[Any]
+
+
+class Parts(Protocol):
+    """What it needs of its coordinator."""
+
+    _lock: threading.RLock
+    _clock: SteadyClock
+    _roster: Roster
+    _finaliser: Finaliser
+    _sweep: Sweep
+    _bus: EventBus
+
+
+class Standing:
+    """Compares sessions in memory with their records, which other processes may have changed or deleted.
+
+    All of it is called with the lock free. What the store fails to confirm is used as it is in memory.
+    """
+
+    def __init__(self, parts: Parts, records: Records) -> None:
+        self._lock = parts._lock
+        self._clock = parts._clock
+        self._roster = parts._roster
+        self._finaliser = parts._finaliser
+        self._sweep = parts._sweep
+        self._bus = parts._bus
+        self._records = records
+
+    def look(self, session: Session) -> None:
+        """See what the store has of a session in memory: it may have been ended elsewhere, or saved.
+
+        Raises `SessionNotFoundError` if it was ended.
+        """
+        try:
+            found = self._records.load(session.id)
+        except StoreError as error:
+            report_problem("session %r is used as it is in memory: %s", session.id, error)
+            return
+        if found is None:
+            self.end_here(session)
+            raise SessionNotFoundError(session.id)
+        self.catch_up(session, found.record, users=0)
+
+    def end_here(self, session: Session) -> None:
+        """It was ended elsewhere: it leaves memory, once nobody has it checked out."""
+        with self._lock:
+            if self._roster.at_hand.get(session.id) is session:
+                self._roster.move_out(session, self._clock.latest)
+        self._sweep.finish()
+
+    def catch_up(self, session: Session, record: SessionRecord, users: int) -> None:
+        """Take over what others saved, unless more than so many checkouts here may be changing it."""
+        written = self._records.written(session)
+        if written is None:
+            return
+        with written.lock:
+            if written.users > users:
+                return
+            newer = data_of(record.data, record.id) if record.version != written.version else None
+            state = state_of(record)
+            with self._lock:
+                session._message_count += record.message_count - written.messages
+                if session._state.value == written.state:
+                    session._state = state
+            if newer is not None:
+                session.data.clear()
+                session.data.update(newer)
+            written.note(record)
+
+    def lives_elsewhere(self, session: Session) -> bool:
+        """Whether somebody else has used a session whose time ran out here."""
+        if session.checked_out:
+            return False
+        known = self._records.written(session)
+        found = self._records.load(session.id)
+        if found is None or (found.lag == 0 and known is not None and found.record.last_active <= known.last_active):
+            return False
+        return ending_of(found, *self._records.now()) is None
+
+    def is_gone(self, session_id: str) -> bool:
+        """Whether somebody who is in the way turns out to have ended; then nothing of it is in the way any more."""
+        if session_id in self._records.undeleted:
+            self._records.retry()
+            return True
+        session = self._roster.at_hand.get(session_id)
+        if session is not None:
+            try:
+                self.look(session)
+            except SessionNotFoundError:
+                return True
+            return False
+        leaving = self._finaliser.leaving.get(session_id)
+        if leaving is not None:
+            # It has ended, and somebody here has it checked out still: its name is free all the same.
+            return not self._records.part_with([leaving])
+        found = self._records.load(session_id)
+        if found is None:
+            return True
+        reading, wall = self._records.now()
+        ending = ending_of(found, reading, wall)
+        if ending is None or not self._records.delete_idle(found.record):
+            return False
+        self.note_end(found.record, ending)
+        return True
+
+    def note_end(self, record: SessionRecord, ending: Ending) -> None:
+        """A session that was not in memory has ended: count it, remember it, and tell the channels."""
+        with self._lock:
+            self._roster.remember(record.id, record.name, ending, self._clock.latest)
+            self._finaliser.removed[ending[0]] += 1
+            self._bus.post(EventKind.REMOVED, record.id, ending[1], ending[0])
+        self._bus.deliver()

@@ -1,0 +1,79 @@
+"""Upkeep of the store: what is done in the background, and at the end."""
+
+from __future__ import annotations
+
+import threading
+
+from .ending import RemovalCause
+from .errors import StoreError
+from .finaliser import Finaliser
+from .records import Records
+from .roster import Roster
+from .standing import Standing
+from .stored import ending_of
+from .stores.base import Found
+
+
+class Upkeep:
+    """Writes what is unwritten, and removes what expired in nobody's memory. Called with the lock free."""
+
+    def __init__(
+        self, lock: threading.RLock, roster: Roster, finaliser: Finaliser, records: Records, standing: Standing
+    ) -> None:
+        self._lock = lock
+        self._roster = roster
+        self._finaliser = finaliser
+        self._records = records
+        self._standing = standing
+
+    def tidy(self, max_age: float | None = None) -> int:
+        """Write what is unwritten, retry what failed, and delete what expired elsewhere; how many that were."""
+        self.flush()
+        self._records.retry()
+        removed = 0
+        while records := self._records.delete_expired(max_age):
+            removed += len(records)
+            for record in records:
+                reading, wall = self._records.now()
+                ending = ending_of(Found(record, 0.0), reading, wall)
+                self._standing.note_end(record, ending or (RemovalCause.IDLE, reading, max_age))
+        return removed
+
+    def flush(self) -> None:
+        """Write all activity that is unwritten."""
+        with self._lock:
+            sessions = list(self._records.unwritten)
+            self._records.unwritten.clear()
+        try:
+            gone = self._records.write_touches(sessions)
+        except BaseException:
+            with self._lock:
+                self._records.unwritten.update(s for s in sessions if self._roster.at_hand.get(s.id) is s)
+            raise
+        for session in gone:
+            self._standing.end_here(session)
+
+    def close(self) -> None:
+        """Write what is left, and leave the store once nobody has a session checked out any more.
+
+        Raises `StoreError` if something could not be written.
+        """
+        problem: StoreError | None = None
+        for step in (self.flush, self._records.retry, self.leave_if_done):
+            try:
+                step()
+            except StoreError as error:
+                problem = problem or error
+        lost, self._records.lost = self._records.lost, 0
+        if lost:
+            raise StoreError(
+                f"the coordinator is closed, but the last changes of {lost} sessions could not be written to the "
+                "store; the log says which and why"
+            ) from problem
+        if problem is not None:
+            raise problem
+
+    def leave_if_done(self) -> None:
+        """Leave the store if the coordinator is closed and all its sessions have left."""
+        if self._roster.closed and not self._finaliser.leaving:
+            self._records.leave()
