@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check soak bench bench-quick format clean
+.PHONY: demo test check soak bench bench-quick bench-stores format clean
 
 demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
@@ -28,6 +28,9 @@ bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written ther
 
 bench-quick: $(VENV)/ready-to-bench  ## the same with fewer sessions, only printed
 	$(BIN)/python -m benchmarks --quick
+
+bench-stores: $(READY)  ## what a SQLite store costs, only printed
+	$(BIN)/python -m benchmarks.stores
 
 format: $(READY)  ## let ruff put the source in form
 	$(BIN)/ruff format

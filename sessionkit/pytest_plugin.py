@@ -9,7 +9,11 @@ import pytest
 
 from .config import CoordinatorConfig
 from .coordinator import SessionCoordinator
-from .testing import ManualClock
+
+# Before it is imported: its tests are to say what they found.
+pytest.register_assert_rewrite("sessionkit.contract")
+
+from .testing import ManualClock  # noqa: E402  which imports it
 
 CoordinatorFactory = Callable[..., SessionCoordinator[Any]]
 

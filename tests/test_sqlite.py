@@ -538,3 +538,14 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
         call()
         levels.append(synchronous())
     assert levels == [1, 2, 1, 2, 1, 2, 1, 2, 1, 2]
+
+
+def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(store: SQLiteStore) -> None:
+    """The owners that its parent has there are none of its own."""
+    store.join(1.0)
+
+    def child() -> int:
+        store.leave(store.join(1.0))
+        return len(store._database._idle)
+
+    assert in_child(child) == 0

@@ -13,6 +13,7 @@ from typing import TypeVar
 from ..checks import Duration, checked_seconds, shown
 from ..clock import SLACK
 from ..errors import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError
+from ..fork import start_clean_after_fork
 from .base import Found, SessionRecord, Touch
 from .database import Database
 from .lifeline import Lifelines
@@ -101,6 +102,11 @@ class SQLiteStore:
         )
         self._lifelines = Lifelines(str(self.path))
         self._lags: dict[str, float] = {}
+        start_clean_after_fork(self)
+
+    def _after_fork_in_child(self) -> None:
+        # The owners are its parent's.
+        self._lags = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
