@@ -98,6 +98,9 @@ class Archive:
             if error.session_id is None or not self.standing.is_gone(error.session_id):
                 raise
             Creation(self._coordinator, session).run(self._clock.read())
+        finally:
+            # Should the coordinator have been closed meanwhile.
+            self.upkeep.leave_if_done()
 
     def get(self, session_id: str) -> Session:
         """The live session with this id, as the store has it now."""
@@ -187,6 +190,7 @@ class Archive:
         with self._lock:
             del self._coming[session_id]
             self._finaliser.moved.notify_all()
+        self.upkeep.leave_if_done()
 
     def restore_all(self) -> int:
         """Restore what is in the store and live, while there is room; how many that were."""
@@ -228,7 +232,7 @@ class Archive:
         return None
 
     def _may_come(self, session_id: str) -> bool:
-        if session_id in self.records.undeleted or self._finaliser.is_mine(session_id):
+        if self.records.is_ending(session_id) or self._finaliser.is_mine(session_id):
             return False
         coming = self._coming.get(session_id)
         if coming is None and self._roster.is_opening(session_id):
@@ -255,28 +259,56 @@ class Archive:
         return True
 
     def _restore(self, session_id: str) -> Session:
-        found = self.records.attach(checked_id(session_id))
-        if found is None:
-            with self._lock:
-                raise self._roster.absent(session_id, self._clock.latest)
+        checked_id(session_id)
+        session: Session | None = None
         try:
-            session, created_at, last_active = self._session_of(found)
-            restoration = Restoration(self._coordinator, session, self.records, found.record, created_at, last_active)
-            try:
-                restoration.run(self._clock.read())
-            except SessionExistsError as error:
-                # Here somebody has its name who is gone elsewhere.
-                if error.session_id is None or not self.standing.is_gone(error.session_id):
-                    raise
-                restoration.run(self._clock.read())
+            found = self.records.attach(session_id)
+            if found is not None:
+                session, created_at, last_active = self._session_of(found)
+                self._bring_in(session, found, created_at, last_active)
         except BaseException:
-            with contextlib.suppress(StoreError):
-                self.records.detach(session_id)
+            self._detach_unless_here(session_id, session)
             raise
         with self._lock:
+            if session is None:
+                raise self._roster.absent(session_id, self._clock.latest)
             self.records.restored += 1
             self._roster.forget_end(session_id)
         return session
+
+    def _bring_in(self, session: Session, found: Found, created_at: float, last_active: float) -> None:
+        restoration = Restoration(self._coordinator, session, self.records, found.record, created_at, last_active)
+        try:
+            restoration.run(self._clock.read())
+        except SessionExistsError as error:
+            # Here somebody has its name who is gone elsewhere.
+            if error.session_id is None or not self.standing.is_gone(error.session_id):
+                raise
+            restoration.run(self._clock.read())
+
+    def _detach_unless_here(self, session_id: str, session: Session | None) -> None:
+        if session is None or self._roster.at_hand.get(session_id) is not session:
+            self.records.undetached.add(session_id)
+            with contextlib.suppress(StoreError):
+                self.records.detach(session_id)
+                self.records.undetached.discard(session_id)
+
+    def tidy(self, max_age: float | None = None) -> int:
+        """Do what is due in the store; how many sessions were removed there, which were in nobody's memory."""
+        removed = self.upkeep.tidy(max_age)
+        for session_id in list(self.records.undetached):
+            with self._lock:
+                here = session_id in self._roster.at_hand or session_id in self._finaliser.leaving
+                if here or session_id in self._coming or self._roster.is_opening(session_id):
+                    continue
+                # Nobody restores it meanwhile.
+                self._coming[session_id] = get_ident()
+            try:
+                self.records.detach(session_id)
+                self.records.undetached.discard(session_id)
+            finally:
+                self._has_come(session_id)
+        return removed
 
     def _session_of(self, found: Found) -> tuple[Session, float, float]:
         """A session as its record has it, and on our clock when it was created and last active."""

@@ -110,7 +110,10 @@ class Checkout(Generic[R]):
             raise
         except BaseException:
             # An interruption, here or in a callback: what was done already is not done twice.
-            self._give_back(session)
+            if self._lender._archive is not None:
+                self._exit_with_store(session, self._lender._archive)
+            else:
+                self._give_back(session)
             raise
 
     def __repr__(self) -> str:
@@ -140,7 +143,7 @@ class Checkout(Generic[R]):
                 continue
         try:
             left = None if self._timeout is None else max(self._timeout - (time.monotonic() - began), 0.0)
-            archive.leases.check_out(session, self.exclusive, left)
+            archive.leases.check_out(session, self, self.exclusive, left)
         except BaseException:
             self._undo(session)
             raise
@@ -151,7 +154,7 @@ class Checkout(Generic[R]):
             self._lender._call_elsewhere(lambda: self._exit_with_store(session, archive))
             return
         try:
-            archive.leases.give_back(session)
+            archive.leases.give_back(session, self)
         finally:
             self._give_back(session)
             archive.upkeep.leave_if_done()

@@ -30,7 +30,7 @@ from .config import CoordinatorConfig
 from .creation import Creation
 from .ending import RemovalCause
 from .engine import Engine
-from .errors import StoreError
+from .errors import SessionNotFoundError, StoreError
 from .events import EventChannel, EventKind
 from .pulse import HAS_STEPS
 from .session import ManagedSession, R
@@ -159,8 +159,15 @@ class SessionCoordinator(Engine[R]):
         if self._lock_is_owned():
             self._call_elsewhere(lambda: self.close_session(session_id))
             return
-        if self._archive is not None and self._archive.close_session(session_id):
-            return
+        while self._archive is not None and not self._archive.close_session(session_id):
+            # It was in memory; should it have been passivated since, it is to be ended in the store after all.
+            with contextlib.suppress(SessionNotFoundError):
+                self._close_in_memory(session_id)
+                return
+        if self._archive is None:
+            self._close_in_memory(session_id)
+
+    def _close_in_memory(self, session_id: str) -> None:
         reading = self._read_clock()
         with self._lock:
             now = self._clock.advance(reading)

@@ -113,7 +113,8 @@ class Creation:
         # What has been refused before is refused again, and logged, when it leaves.
         with contextlib.suppress(SessionConflictError, InvalidSessionError, SessionNotFoundError):
             records.write(victim)
-        records.write_touches([victim])
+        if victim in records.unwritten:
+            records.write_touches([victim])
         with self._maker._lock:
             now = self._maker._clock.latest
             self._roster.passivate(victim, last_active, now)
@@ -157,9 +158,6 @@ class Creation:
         self._maker._sweep.finish()
         if closed:
             self._give_up_record()
-            if self._maker._records is not None:
-                # Which may have been done before, and joined again.
-                self._maker._records.leave()
             raise CoordinatorClosedError(
                 f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
                 "resource that was made for it"

@@ -45,6 +45,11 @@ class Directory:
         return len(self._table) - self._table.overdue
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody is here, nor being made."""
+        return not self.at_hand and not self._opening
+
+    @property
     def in_memory(self) -> int:
         """How many sessions are here, those included whose time has run out."""
         return len(self._table)

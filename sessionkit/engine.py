@@ -163,8 +163,12 @@ class Engine(Generic[R]):
         return CleanupRun(reading, self._clean_up(reading))
 
     def _clean_up(self, reading: float, age: float | None = None) -> int:
-        removed = self._sweep.remove(reading, age)
-        return removed if self._archive is None else removed + self._archive.upkeep.tidy(age)
+        if self._archive is None:
+            return self._sweep.remove(reading, age)
+        # First: close callbacks may take longer than others wait for what is unwritten. What fails is tried once more.
+        with contextlib.suppress(StoreError):
+            self._archive.upkeep.flush()
+        return self._sweep.remove(reading, age) + self._archive.tidy(age)
 
     def _make_session(
         self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: R | None

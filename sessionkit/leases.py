@@ -35,42 +35,43 @@ class Leases:
         self._records = records
         self._standing = standing
 
-    def check_out(self, session: Session, exclusive: bool, timeout: float | None) -> None:
+    def check_out(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> None:
         """Take the lease on a session that is checked out here, and the newest version.
 
         Waits up to `timeout` seconds for other processes; raises `SessionBusyError` then, and `SessionNotFoundError` if
         it was ended elsewhere.
         """
         try:
-            found = self._wait_for(session, exclusive, timeout)
+            found = self._wait_for(session, holder, exclusive, timeout)
         except StoreError as error:
             report_problem("session %r is checked out in this process only: %s", session.id, error)
-            self._records.go_without_lease(session)
+            self._records.go_without_lease(session, holder)
             return
         try:
             if found is None:
                 self._standing.end_here(session)
                 raise SessionNotFoundError(session.id)
-            self._standing.catch_up(session, found.record, users=1)
         except BaseException:
-            self._records.give_back(session)
+            self._records.give_back(session, holder)
             raise
 
-    def give_back(self, session: Session) -> None:
+    def give_back(self, session: Session, holder: object) -> None:
         """Undo one `check_out`: save what changed, if it was the last one here, which is active until now."""
         try:
             reading = self._clock.read()
             with self._lock:
                 self._roster.touch_held(session, self._clock.advance(reading))
         finally:
-            self._save_and_release(session)
+            self._give_back(session, holder)
 
-    def _wait_for(self, session: Session, exclusive: bool, timeout: float | None) -> Found | None:
+    def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> Found | None:
         deadline = inf if timeout is None else time.monotonic() + timeout
         pause = FIRST_LOOK_SECONDS
         while True:
             try:
-                return self._records.lease(session, exclusive)
+                return self._records.lease(
+                    session, holder, exclusive, lambda record: self._standing.catch_up(session, record)
+                )
             except SessionBusyError:
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -81,9 +82,9 @@ class Leases:
                 time.sleep(min(pause, left))
                 pause = min(2 * pause, LAST_LOOK_SECONDS)
 
-    def _save_and_release(self, session: Session) -> None:
+    def _give_back(self, session: Session, holder: object) -> None:
         try:
-            self._records.give_back(session)
+            self._records.give_back(session, holder)
         except SessionNotFoundError:
             self._standing.end_here(session)
             raise

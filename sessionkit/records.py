@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,7 +12,7 @@ from .clock import Clock
 from .config import CoordinatorConfig
 from .data import text_of
 from .ending import RemovalCause
-from .errors import InvalidSessionError, SessionConflictError, SessionNotFoundError, StoreError
+from .errors import InvalidSessionError, SessionBusyError, SessionConflictError, SessionNotFoundError, StoreError
 from .log import report_failure
 from .ownership import BATCH, Ownership
 from .session import ManagedSession
@@ -44,6 +45,14 @@ class Records(Ownership):
         # For those whose record could not be deleted: the last activity that is known of it, or None where that
         # makes no difference.
         self.undeleted: dict[str, float | None] = {}
+        # Who may be on lease though nobody here has it checked out; and checkouts that went without.
+        self._unreleased: set[Session] = set()
+        self._unleased: set[object] = set()
+        # Of whom we may be noted to have it in memory, though it is not.
+        self.undetached: set[str] = set()
+        # Whose records are being deleted at this moment.
+        self._deleting: set[str] = set()
+        self._retrying = threading.RLock()
         # What the finaliser has settled with the store already, should it be interrupted and come again.
         self._settled: set[Session] = set()
         self.restored = 0
@@ -70,8 +79,15 @@ class Records(Ownership):
             session.id, session.name, text, session.state.value, wall, wall, 0, session._timeout, self._max_lifetime
         )
         owner = self.owner
-        with self._counted():
-            self.store.create(record, owner)
+        # Should an earlier one with this id wait to be deleted, that is over; whoever is deleting it comes first.
+        with self._retrying if session.id in self.undeleted else contextlib.nullcontext(), self._counted():
+            try:
+                self.store.create(record, owner)
+            except StoreError:
+                # Should it be there all the same, nobody knows of it: it expires once we are not attached to it.
+                self.undetached.add(session.id)
+                raise
+            self.undeleted.pop(session.id, None)
         self._written[session] = Written(record)
 
     def note_restored(self, session: Session, record: SessionRecord) -> None:
@@ -93,43 +109,73 @@ class Records(Ownership):
         """What has been written of a session; None once it has left memory."""
         return self._written.get(session)
 
-    def lease(self, session: Session, exclusive: bool) -> Found | None:
-        """Try to take the lease for one more checkout here. Raises `SessionBusyError` while others have it."""
+    def lease(
+        self, session: Session, holder: object, exclusive: bool, catch_up: Callable[[SessionRecord], None]
+    ) -> Found | None:
+        """Try to take the lease for a checkout; the first one here catches up with the record.
+
+        Raises `SessionBusyError` while others have it.
+        """
         written = self._written[session]
         with written.lock:
-            with self._counted():
-                found = self.store.lease(session.id, self.owner, exclusive)
             written.leased = True
-            written.users += 1
+            try:
+                with self._counted():
+                    found = self.store.lease(session.id, self.owner, exclusive)
+            except SessionBusyError:
+                written.leased = bool(written.users)
+                raise
+            except BaseException:
+                # It may be ours all the same: the next run gives it back.
+                self._unreleased.add(session)
+                raise
+            if found is not None and not written.users:
+                catch_up(found.record)
+            written.users.add(holder)
             return found
 
-    def go_without_lease(self, session: Session) -> None:
-        """Count one more checkout here, though the store cannot say whether others have the session."""
+    def go_without_lease(self, session: Session, holder: object) -> None:
+        """Note a checkout, though the store cannot say whether others have the session."""
         written = self._written[session]
         with written.lock:
-            written.users += 1
+            written.users.add(holder)
+            self._unleased.add(holder)
 
-    def give_back(self, session: Session) -> None:
+    def give_back(self, session: Session, holder: object) -> None:
         """Undo one `lease`. After the last one, what changed is saved, and the lease given back.
 
-        Raises as `write` does, once the rest is done.
+        Raises as `write` does, once the rest is done. Doing it again does nothing, unless it was interrupted.
         """
         written = self._written.get(session)
-        if written is None:
+        if written is None or holder not in written.users:
             return
         with written.lock:
-            written.users -= 1
-            if written.users:
-                return
             try:
-                ending = session._ending
-                if ending is None or ending[0] in KEPT:
-                    self.write(session)
-            finally:
-                if written.leased:
-                    written.leased = False
-                    with self._counted():
-                        self.store.release(session.id, self.owner)
+                if len(written.users) == 1:
+                    self._save_and_release(session, written, certain=holder not in self._unleased)
+            except Exception:
+                written.users.discard(holder)
+                self._unleased.discard(holder)
+                raise
+            written.users.discard(holder)
+            self._unleased.discard(holder)
+
+    def _save_and_release(self, session: Session, written: Written, certain: bool) -> None:
+        try:
+            ending = session._ending
+            if ending is None or ending[0] in KEPT:
+                self.write(session)
+        finally:
+            # Until that is done, for whoever comes to try it again.
+            self._unreleased.add(session)
+            with contextlib.nullcontext() if certain else contextlib.suppress(StoreError):
+                self._release(session, written)
+
+    def _release(self, session: Session, written: Written) -> None:
+        with self._counted():
+            self.store.release(session.id, self.owner)
+        written.leased = False
+        self._unreleased.discard(session)
 
     def write(self, session: Session) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
@@ -192,30 +238,50 @@ class Records(Ownership):
             if written is not None:
                 yield session, written
 
+    def is_ending(self, session_id: str) -> bool:
+        """Whether the session has ended, and its record is there, or may be."""
+        return session_id in self.undeleted or session_id in self._deleting
+
     def retry(self) -> None:
-        """Try again what could not be deleted."""
-        waiting = dict(self.undeleted)
-        if waiting and self._delete(waiting) is None:
-            raise StoreError(
-                f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
-            )
+        """Try again what could not be deleted, or given back."""
+        for session in list(self._unreleased):
+            written = self._written.get(session)
+            if written is None:
+                self._unreleased.discard(session)
+                continue
+            with written.lock:
+                if not written.users:
+                    self._release(session, written)
+        with self._retrying:
+            waiting = dict(self.undeleted)
+            if waiting and self._delete(waiting) is None:
+                raise StoreError(
+                    f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
+                )
 
     def _delete(self, known: dict[str, float | None]) -> set[str] | None:
         """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
         certain = [session_id for session_id, last_active in known.items() if last_active is None]
         unless_used = {session_id: last_active for session_id, last_active in known.items() if last_active is not None}
-        self.undeleted.update(known)
         deleted: set[str] = set()
+        self._deleting.update(known)
         try:
+            store, owner = self._joined, self.owner
             with self._counted():
                 if certain:
-                    deleted |= self.store.delete(certain)
+                    deleted |= store.delete(certain)
                 if unless_used:
-                    deleted |= self.store.delete_unless_used(unless_used, self.owner, self._wall())
-        except StoreError:
-            return None
-        for session_id in known:
-            self.undeleted.pop(session_id, None)
+                    deleted |= store.delete_unless_used(unless_used, owner, self._wall())
+        except BaseException as error:
+            self.undeleted.update(known)
+            if isinstance(error, StoreError):
+                return None
+            raise
+        else:
+            for session_id in known:
+                self.undeleted.pop(session_id, None)
+        finally:
+            self._deleting.difference_update(known)
         return deleted
 
     # ---- For the finaliser
@@ -241,7 +307,8 @@ class Records(Ownership):
             known[session.id] = None if closed else written.last_active
         deleted = self._delete(known) if known else set()
         live_on = [s for s in ended if deleted is not None and known.get(s.id) is not None and s.id not in deleted]
-        self._settled.update(session for session in ended if session not in live_on)
+        # Those who have left meanwhile, given back by another thread, are forgotten already.
+        self._settled.update(s for s in ended if s not in live_on and s in self._written)
         return live_on
 
     def put_away(self, session: Session) -> None:
@@ -268,7 +335,9 @@ class Records(Ownership):
             if session in self.unwritten:
                 self.write_touches([session])
             if cause is RemovalCause.PASSIVATED:
+                self.undetached.add(session.id)
                 self.detach(session.id)
+                self.undetached.discard(session.id)
         except StoreError as error:
             if cause is RemovalCause.SHUTDOWN:
                 # However many sessions there are, nobody should wait for each of them in turn.

@@ -135,7 +135,10 @@ class Roster(Loans):
     def reopen(self, session: Session, created_at: float, last_active: float, now: float) -> None:
         """The session that was restored is ready: its time goes on."""
         self._end_opening(session, now)
-        session._created_at, session._last_active = created_at, last_active
+        session._created_at = created_at
+        if self.unwritten is None or session not in self.unwritten:
+            # Else its factory has used it.
+            session._last_active = last_active
         self._table.re_enter(session, now)
 
     def _end_opening(self, session: Session, now: float) -> None:

@@ -61,7 +61,7 @@ class Standing:
         if found is None:
             self.end_here(session)
             raise SessionNotFoundError(session.id)
-        self.catch_up(session, found.record, users=0)
+        self.catch_up(session, found.record)
 
     def end_here(self, session: Session) -> None:
         """It was ended elsewhere: it leaves memory, once nobody has it checked out."""
@@ -70,13 +70,14 @@ class Standing:
                 self._roster.move_out(session, self._clock.latest)
         self._sweep.finish()
 
-    def catch_up(self, session: Session, record: SessionRecord, users: int) -> None:
-        """Take over what others saved, unless more than so many checkouts here may be changing it."""
+    def catch_up(self, session: Session, record: SessionRecord) -> None:
+        """Take over what others saved, unless a checkout here may be changing it."""
         written = self._records.written(session)
         if written is None:
             return
         with written.lock:
-            if written.users > users:
+            # An older one was read before we wrote.
+            if written.users or record.version < written.version:
                 return
             newer = data_of(record.data, record.id) if record.version != written.version else None
             state = state_of(record)
@@ -101,7 +102,7 @@ class Standing:
 
     def is_gone(self, session_id: str) -> bool:
         """Whether somebody who is in the way turns out to have ended; then nothing of it is in the way any more."""
-        if session_id in self._records.undeleted:
+        if self._records.is_ending(session_id):
             self._records.retry()
             return True
         session = self._roster.at_hand.get(session_id)

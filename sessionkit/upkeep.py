@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from .ending import RemovalCause
 from .errors import StoreError
 from .finaliser import Finaliser
+from .ownership import BATCH
 from .records import Records
 from .roster import Roster
+from .session import ManagedSession
 from .standing import Standing
 from .stored import ending_of
 from .stores.base import Found
+
+Session = ManagedSession[Any]
 
 
 class Upkeep:
@@ -25,6 +30,7 @@ class Upkeep:
         self._finaliser = finaliser
         self._records = records
         self._standing = standing
+        self._flushing = threading.RLock()
 
     def tidy(self, max_age: float | None = None) -> int:
         """Write what is unwritten, retry what failed, and delete what expired elsewhere; how many that were."""
@@ -40,15 +46,21 @@ class Upkeep:
         return removed
 
     def flush(self) -> None:
-        """Write all activity that is unwritten."""
+        """Write all activity that is unwritten, in batches; one thread at a time."""
+        with self._flushing:
+            with self._lock:
+                rest = list(self._records.unwritten)
+            for start in range(0, len(rest), BATCH):
+                self._flush(rest[start : start + BATCH])
+
+    def _flush(self, batch: list[Session]) -> None:
         with self._lock:
-            sessions = list(self._records.unwritten)
-            self._records.unwritten.clear()
+            self._records.unwritten.difference_update(batch)
         try:
-            gone = self._records.write_touches(sessions)
+            gone = self._records.write_touches(batch)
         except BaseException:
             with self._lock:
-                self._records.unwritten.update(s for s in sessions if self._roster.at_hand.get(s.id) is s)
+                self._records.unwritten.update(s for s in batch if self._roster.at_hand.get(s.id) is s)
             raise
         for session in gone:
             self._standing.end_here(session)
@@ -75,5 +87,7 @@ class Upkeep:
 
     def leave_if_done(self) -> None:
         """Leave the store if the coordinator is closed and all its sessions have left."""
-        if self._roster.closed and not self._finaliser.leaving:
+        with self._lock:
+            done = self._roster.closed and self._roster.is_empty and not self._finaliser.leaving
+        if done:
             self._records.leave()

@@ -15,9 +15,10 @@ class Written:
     def __init__(self, record: SessionRecord) -> None:
         self.id = record.id
         self.lock = threading.RLock()
-        self.users = 0
-        """How many checkouts have the session here."""
+        self.users: set[object] = set()
+        """The checkouts that have the session here."""
         self.leased = False
+        """Whether we have the lease, or may have."""
         self.last_state: str | None = None
         """The state it had when it ended here, should its record stay."""
         self.last_active = record.last_active

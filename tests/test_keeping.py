@@ -715,6 +715,8 @@ def test_a_session_used_while_it_is_passivated_stays(restart: Restart, store: Wa
     config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
     coordinator = restart(config, store=store)
     first, second = coordinator.create_session("first"), coordinator.create_session("second")
+    first.touch()
+    second.touch()
     original = store.store.touch
 
     def touch_late(touches: Any) -> set[str]:
@@ -1051,7 +1053,7 @@ def test_what_is_done_for_a_session_that_has_left_meanwhile(restart: Restart, st
     store.calls.clear()
     records.write(session)
     assert records.write_touches([session]) == []
-    archive.standing.catch_up(session, record, users=0)
+    archive.standing.catch_up(session, record)
     assert store.calls == {"touch": 1}
     assert records.part_with([session]) == []
 

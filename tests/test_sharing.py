@@ -26,6 +26,7 @@ from sessionkit import (
     SessionExpiredError,
     SessionNotFoundError,
     SessionState,
+    StoreError,
 )
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stores import SQLiteStore
@@ -580,3 +581,310 @@ def test_a_name_here_that_the_store_cannot_tell_of(path: Path, session_coordinat
         here.get_session(new.id)
     store.failing.clear()
     assert here.get_session(new.id).name == "support"
+
+
+# ---- What a hostile reader found
+
+
+def test_a_give_back_during_close_does_not_give_up_what_others_hold(
+    session_coordinator: CoordinatorFactory, path: Path, pair: Pair
+) -> None:
+    """While close() is under way, leases and attachments stay until the last session has left."""
+    here, there = pair
+    first, second = here.create_session(), here.create_session()
+    outer, inner = here.checkout(first.id), here.checkout(second.id)
+    outer.__enter__()
+    inner.__enter__()
+    here._roster.closed = True
+    inner.__exit__()
+    with pytest.raises(SessionBusyError):
+        there.checkout(first.id, timeout=0).__enter__()
+    here.close()
+    outer.__exit__()
+    with there.checkout(first.id, timeout=0):
+        pass
+
+
+def test_the_first_of_several_sharers_catches_up_before_the_others_work(pair: Pair) -> None:
+    """A second one that comes in between finds the newest version, and takes nothing away from under the first."""
+    here, there = pair
+    session = here.create_session()
+    with there.checkout(session.id) as other:
+        other.data["by"] = "there"
+    standing = here._archive.standing  # type: ignore[union-attr]  # there is a store
+    catch_up = standing.catch_up
+    users: list[int] = []
+
+    def note(caught: Any, record: Any) -> None:
+        users.append(len(here._records.written(caught).users))  # type: ignore[union-attr]  # it is in memory
+        catch_up(caught, record)
+
+    standing.catch_up = note  # type: ignore[method-assign]  # to see when it comes
+    with here.checkout(session.id, exclusive=False) as first, here.checkout(session.id, exclusive=False):
+        assert first.data == {"by": "there"}
+    assert users == [0]
+
+
+def test_a_look_that_was_late_turns_nothing_back(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """A record that was read before somebody here saved a newer version is not taken over."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    session = here.create_session()
+    load = store.store.load
+
+    def load_and_save(*arguments: Any) -> Any:
+        found = load(*arguments)
+        store.store.load = load
+        with here.checkout(session.id) as held:
+            held.data["step"] = 1
+        return found
+
+    store.store.load = load_and_save
+    assert here.get_session(session.id).data == {"step": 1}
+
+
+def test_an_interrupted_give_back_saves_and_releases_all_the_same(
+    path: Path, session_coordinator: CoordinatorFactory
+) -> None:
+    """Ctrl-C during the save: it is tried once more, and the session is free."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = here.create_session()
+    save = store.store.save
+
+    def interrupted(*arguments: Any) -> Any:
+        store.store.save = save
+        raise KeyboardInterrupt
+
+    store.store.save = interrupted
+    checkout = here.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    with pytest.raises(KeyboardInterrupt):
+        checkout.__exit__()
+    with there.checkout(session.id, timeout=0) as other:
+        assert other.data == {"step": 1}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, StoreError])
+def test_a_lease_that_was_taken_and_not_told_of_is_given_back(
+    path: Path, session_coordinator: CoordinatorFactory, error: type[BaseException]
+) -> None:
+    """Interrupted, or failed after it was done: the checkout's end, or the next cleanup run, gives it back."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = here.create_session()
+    lease = store.store.lease
+
+    def taken_and_lost(*arguments: Any) -> Any:
+        store.store.lease = lease
+        lease(*arguments)
+        raise error
+
+    store.store.lease = taken_and_lost
+    try:
+        with here.checkout(session.id):
+            store.failing = {"release"}
+    except KeyboardInterrupt:
+        pass
+    store.failing.clear()
+    with pytest.raises(SessionBusyError):
+        there.checkout(session.id, timeout=0).__enter__()
+    here.cleanup_inactive_sessions()
+    with there.checkout(session.id, timeout=0):
+        pass
+
+
+def test_a_lease_waiting_to_be_given_back_is_forgotten_with_its_session(
+    path: Path, session_coordinator: CoordinatorFactory
+) -> None:
+    """And one that is in use again is left alone."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    sessions = [here.create_session() for _ in range(2)]
+    for session in sessions:
+        store.failing = {"release"}
+        checkout = here.checkout(session.id)
+        checkout.__enter__()
+        with pytest.raises(StoreError):
+            checkout.__exit__()
+    store.failing.clear()
+    here.close_session(sessions[0].id)
+    with here.checkout(sessions[1].id):
+        store.calls.clear()
+        here.cleanup_inactive_sessions()
+        assert not store.calls["release"]
+    assert store.calls["release"] == 1
+
+
+def test_a_session_that_could_not_be_detached_is_detached_later(
+    path: Path, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Until then nobody else may remove it; one that has come back meanwhile is left alone."""
+    store = WatchedStore(SQLiteStore(path))
+    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
+    here = session_coordinator(config, store=store)
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    store.failing = {"detach"}
+    sessions = []
+    for _ in range(4):
+        sessions.append(here.create_session())
+        session_clock.advance(1)
+    assert here.get_session(sessions[0].id).id == sessions[0].id
+    with pytest.raises(StoreError):
+        here.cleanup_inactive_sessions()
+    session_clock.advance(61)
+    assert there.cleanup_inactive_sessions() == 0
+    store.failing.clear()
+    here.cleanup_inactive_sessions()
+    assert there.cleanup_inactive_sessions() + here.cleanup_inactive_sessions() == 2
+    assert there._archive.records.page(None) == []  # type: ignore[union-attr]  # there is a store
+
+
+def test_a_session_created_anew_is_not_deleted_for_its_predecessor(
+    path: Path, session_coordinator: CoordinatorFactory
+) -> None:
+    """A delete that waits to be tried again is over once the id has been created again."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    here.create_session(session_id="s-1", data={"life": 1})
+    store.failing = {"delete"}
+    here.close_session("s-1")
+    store.store.delete(["s-1"])
+    store.failing.clear()
+    here.create_session(session_id="s-1", data={"life": 2})
+    here.cleanup_inactive_sessions()
+    assert here.get_session("s-1").data == {"life": 2}
+    assert there_is(store, "s-1")
+
+
+def there_is(store: WatchedStore, session_id: str) -> bool:
+    return store.store.load(session_id) is not None
+
+
+def test_a_delete_that_is_interrupted_is_done_later(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """Ctrl-C in the middle: the session has ended, and does not come back."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    session = here.create_session()
+    delete = store.store.delete
+
+    def interrupted(*arguments: Any) -> Any:
+        store.store.delete = delete
+        raise KeyboardInterrupt
+
+    store.store.delete = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        here.close_session(session.id)
+    with pytest.raises(SessionExpiredError):
+        here.get_session(session.id)
+    here.cleanup_inactive_sessions()
+    assert not there_is(store, session.id)
+
+
+def test_a_session_passivated_while_it_is_closed_is_closed(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """It was in memory at the first look, and in the store only at the second."""
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    here = session_coordinator(config, store=SQLiteStore(path))
+    session = here.create_session()
+    archive = here._archive
+    assert archive is not None
+    close = archive.close_session
+
+    def close_late(session_id: str) -> bool:
+        archive.close_session = close  # type: ignore[method-assign]  # once only
+        stored = close(session_id)
+        here.create_session()
+        return stored
+
+    archive.close_session = close_late  # type: ignore[method-assign]  # comes in between
+    here.close_session(session.id)
+    with pytest.raises(SessionExpiredError):
+        here.get_session(session.id)
+
+
+def test_an_interrupted_restoration_leaves_no_trace(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """Ctrl-C just after we were noted to have it in memory: we are not, and it expires."""
+    store = WatchedStore(SQLiteStore(path))
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = there.create_session()
+    there.close()
+    here = session_coordinator(CONFIG, store=store)
+    attach = store.store.attach
+
+    def interrupted(*arguments: Any) -> Any:
+        store.store.attach = attach
+        attach(*arguments)
+        raise KeyboardInterrupt
+
+    store.store.attach = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        here.get_session(session.id)
+    assert store.store.load(session.id).lag == 0
+    assert here.get_session(session.id).id == session.id
+
+
+def test_looks_alone_write_no_activity(
+    path: Path, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A session that was only looked at here is passivated with the activity that its record had."""
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    here = session_coordinator(config, store=SQLiteStore(path))
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = there.create_session()
+    wall = session_clock.wall()
+    session_clock.advance(50)
+    here.get_session(session.id)
+    here.create_session()
+    store = SQLiteStore(path)
+    found = store.load(session.id)
+    store.close()
+    assert found is not None
+    assert found.record.last_active == wall
+
+
+def test_what_a_factory_does_with_a_restored_session_is_activity(
+    path: Path, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """A message that it records buys a full timeout."""
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = there.create_session()
+    there.close()
+    session_clock.advance(50)
+    here = session_coordinator(
+        CONFIG, store=SQLiteStore(path), resource_factory=lambda restored: restored.record_message()
+    )
+    assert here.get_session(session.id).metadata.last_active == 50
+    session_clock.advance(50)
+    assert session.id in here
+
+
+def test_a_restoration_interrupted_when_it_was_done(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """Ctrl-C after the factory has run: the session is in memory, and no other process may remove it."""
+
+    class InterruptedClock(ManualClock):
+        interrupts = False
+
+        def __call__(self) -> float:
+            interrupts, self.interrupts = self.interrupts, False
+            if interrupts:
+                raise KeyboardInterrupt
+            return super().__call__()
+
+    clock = InterruptedClock()
+    there = session_coordinator(CONFIG, clock=clock, store=SQLiteStore(path))
+    session = there.create_session()
+    there.close()
+    here = session_coordinator(
+        CONFIG,
+        clock=clock,
+        store=SQLiteStore(path),
+        resource_factory=lambda _: setattr(clock, "interrupts", True),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        here.get_session(session.id)
+    assert len(here) == 1
+    again = session_coordinator(CONFIG, clock=clock, store=SQLiteStore(path))
+    clock.advance(1000)
+    assert again.cleanup_inactive_sessions() == 0

@@ -549,3 +549,27 @@ def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(st
         return len(store._database._idle)
 
     assert in_child(child) == 0
+
+
+def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> None:
+    """Ctrl-C right after the lock was taken: it is given back."""
+    owner = store.join(1.0)
+    store.create(record(), owner)
+
+    class Interrupted(sqlite3.Connection):
+        sync = "NORMAL"
+
+        def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+            cursor = super().execute(sql, *arguments)
+            if sql.startswith("BEGIN"):
+                raise KeyboardInterrupt
+            return cursor
+
+    store._database._idle.append(
+        sqlite3.connect(store.path, isolation_level=None, check_same_thread=False, factory=Interrupted)  # type: ignore[arg-type]  # it stands for ours
+    )
+    with pytest.raises(KeyboardInterrupt):
+        store.touch({"s-1": Touch(NOW)})
+    assert not store._database._idle[-1].in_transaction
+    store._database.rest()
+    assert store.touch({"s-1": Touch(NOW)}) == set()

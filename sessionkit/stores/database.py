@@ -67,8 +67,9 @@ class Database:
             if connection.sync != sync:
                 connection.execute(f"PRAGMA synchronous = {sync}")
                 connection.sync = sync
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                # Within the try: an interruption may come right after it.
+                connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
                 connection.execute("COMMIT")
             except BaseException:
@@ -84,9 +85,11 @@ class Database:
 
     def rest(self) -> None:
         """Close the connections that are not in use; more work opens them anew."""
-        while self._idle:
-            with contextlib.suppress(IndexError, sqlite3.Error):
-                self._idle.pop().close()
+        # The last one that is closed writes to the file.
+        with _gate:
+            while self._idle:
+                with contextlib.suppress(IndexError, sqlite3.Error):
+                    self._idle.pop().close()
 
     def _after_fork_in_child(self) -> None:
         _inherited.extend(self._idle)
