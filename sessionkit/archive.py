@@ -228,20 +228,18 @@ class Archive:
             raise self._roster.absent(session_id, now)
         self._roster.end_if_over(session, now)
         self._finaliser.claim(session)
-        # Anything but IDLE is a fact about the session, wherever it is used.
         return None
 
     def _may_come(self, session_id: str) -> bool:
-        if self.records.is_ending(session_id) or self._finaliser.is_mine(session_id):
+        """Whether a session that is not in memory may be in the store; unless it is this thread that moves it."""
+        leaving = self._finaliser.leaving.get(session_id)
+        if leaving is not None:
+            lives_on = leaving._ending is not None and leaving._ending[0] in _MAY_LIVE_ON
+            return lives_on and not leaving.checked_out and not self._finaliser.is_mine(session_id)
+        if self.records.is_ending(session_id):
             return False
         coming = self._coming.get(session_id)
-        if coming is None and self._roster.is_opening(session_id):
-            return False
-        leaving = self._finaliser.leaving.get(session_id)
-        ended_for_good = leaving is not None and (
-            leaving.checked_out or leaving._ending is None or leaving._ending[0] not in _MAY_LIVE_ON
-        )
-        return coming != get_ident() and not ended_for_good
+        return coming != get_ident() if coming is not None else not self._roster.is_opening(session_id)
 
     def _is_moving(self, session_id: str) -> bool:
         """Whether another thread is restoring it, or letting it leave; waits for a step of that."""

@@ -6,8 +6,10 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -888,3 +890,35 @@ def test_a_restoration_interrupted_when_it_was_done(path: Path, session_coordina
     again = session_coordinator(CONFIG, clock=clock, store=SQLiteStore(path))
     clock.advance(1000)
     assert again.cleanup_inactive_sessions() == 0
+
+
+def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answer(
+    path: Path, session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """It was idle here only: nobody is told that it expired, and who waited gets it back."""
+    store = WatchedStore(SQLiteStore(path))
+    here = session_coordinator(CONFIG, store=store)
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = here.create_session()
+    there.get_session(session.id)
+    session_clock.advance(50)
+    there.touch_session(session.id)
+    session_clock.advance(20)
+    delete, moved = store.store.delete_unless_used, here._finaliser.moved
+    waits, waiting = moved.wait, threading.Event()
+
+    def note_the_wait(timeout: float) -> bool:
+        waiting.set()
+        return waits(timeout)
+
+    def ask_meanwhile(*arguments: Any) -> Any:
+        asking.append(pool.submit(here.get_session, session.id))
+        assert waiting.wait(WAIT)
+        return delete(*arguments)
+
+    asking: list[Any] = []
+    moved.wait = note_the_wait  # type: ignore[method-assign,assignment]  # to see when it comes
+    store.store.delete_unless_used = ask_meanwhile
+    with ThreadPoolExecutor(1) as pool:
+        assert here.cleanup_inactive_sessions() == 0
+        assert asking[0].result(WAIT).id == session.id

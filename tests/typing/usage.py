@@ -15,6 +15,7 @@ from sessionkit import (
     SessionExpiredError,
     SessionState,
 )
+from sessionkit.stores import SQLiteStore, Store
 from sessionkit.testing import ManualClock
 
 
@@ -58,6 +59,11 @@ with SessionCoordinator(resource_factory=make_agent, on_close=stop_agent) as coo
 plain = SessionCoordinator(CoordinatorConfig(session_timeout=60), clock=ManualClock())
 assert_type(plain.create_session().resource, Any)
 named: SessionCoordinator[Agent] = SessionCoordinator()
+store: Store = SQLiteStore("sessions.db")
+kept = SessionCoordinator(CoordinatorConfig(on_full="passivate"), store=store, resource_factory=make_agent)
+assert_type(kept, SessionCoordinator[Agent])
+assert_type(kept.restore_sessions(), int)
+SessionCoordinator(store="sessions.db")  # type: ignore[arg-type]  # a path is no store
 assert_type(named.create_session(resource=Agent("en")).resource, Agent)
 CoordinatorConfig(on_full="explode")  # type: ignore[arg-type]  # choices are checked
 CoordinatorConfig().session_timeout = 5  # type: ignore[misc]  # a config does not change
