@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
 from weakref import ref
 
 from .checks import checked_id
-from .clock import SteadyClock
-from .creation import Creation, Restoration
+from .creation import Creation, Maker, Restoration
 from .data import data_of
 from .ending import RemovalCause
 from .errors import (
@@ -22,17 +20,13 @@ from .errors import (
     SessionNotFoundError,
     StoreError,
 )
-from .events import EventBus
-from .finaliser import Finaliser
 from .leases import Leases
 from .log import report_failure
 from .records import Records
-from .roster import Roster
 from .session import ManagedSession
 from .standing import Standing
 from .stored import ending_of, state_of
 from .stores.base import Found
-from .sweep import Sweep
 from .upkeep import Upkeep
 
 Session = ManagedSession[Any]
@@ -43,17 +37,8 @@ MOVE_SECONDS = 30.0
 """How long to wait for a session that another thread is moving in or out of the store."""
 
 
-class Restorer(Protocol):
+class Restorer(Maker, Protocol):
     """What an archive needs of its coordinator."""
-
-    _lock: threading.RLock
-    _clock: SteadyClock
-    _roster: Roster
-    _finaliser: Finaliser
-    _sweep: Sweep
-    _bus: EventBus
-    _records: Records | None
-    _resource_factory: Callable[[ManagedSession[Any]], Any] | None
 
     def _begin_call(self) -> float: ...
 
@@ -76,13 +61,12 @@ class Archive:
         self._roster = coordinator._roster
         self._finaliser = coordinator._finaliser
         self._sweep = coordinator._sweep
-        self._bus = coordinator._bus
         self.records = records
         self.standing = Standing(coordinator, records)
         """Whether sessions in memory stand as the store has them."""
-        self.leases = Leases(self._lock, self._clock, self._roster, records, self.standing)
+        self.leases = Leases(coordinator, records, self.standing)
         """Checkouts, as other processes see them."""
-        self.upkeep = Upkeep(self._lock, self._roster, self._finaliser, records, self.standing)
+        self.upkeep = Upkeep(coordinator, records, self.standing)
         """What is done in the background, and at the end."""
         # Who is being restored, and by which thread.
         self._coming: dict[str, int] = {}

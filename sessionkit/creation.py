@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from .clock import SteadyClock
 from .ending import RemovalCause
 from .errors import CoordinatorClosedError, InvalidSessionError, SessionConflictError, SessionNotFoundError
-from .events import EventBus, EventKind
-from .finaliser import Finaliser
+from .events import EventKind
+from .parts import Parts
 from .records import Records
-from .roster import Roster
 from .session import ManagedSession
 from .stores.base import SessionRecord
-from .sweep import BATCH, LET_IN_SECONDS, Sweep
+from .sweep import BATCH, LET_IN_SECONDS
 
 Session = ManagedSession[Any]
 
 
-class Maker(Protocol):
+class Maker(Parts, Protocol):
     """What a creation needs of its coordinator."""
 
-    _lock: threading.RLock
-    _clock: SteadyClock
-    _roster: Roster
-    _finaliser: Finaliser
-    _sweep: Sweep
-    _bus: EventBus
     _records: Records | None
     _resource_factory: Callable[[ManagedSession[Any]], Any] | None
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from math import inf
 from typing import Any
 
-from .clock import SteadyClock
 from .errors import SessionBusyError, SessionNotFoundError, StoreError
 from .log import report_problem
+from .parts import Parts
 from .records import Records
-from .roster import Roster
 from .session import ManagedSession
 from .standing import Standing
 from .stores.base import Found
@@ -26,12 +24,10 @@ LAST_LOOK_SECONDS = 0.05
 class Leases:
     """Takes the lease on sessions that are checked out here, and gives it back. Called with the lock free."""
 
-    def __init__(
-        self, lock: threading.RLock, clock: SteadyClock, roster: Roster, records: Records, standing: Standing
-    ) -> None:
-        self._lock = lock
-        self._clock = clock
-        self._roster = roster
+    def __init__(self, parts: Parts, records: Records, standing: Standing) -> None:
+        self._lock = parts._lock
+        self._clock = parts._clock
+        self._roster = parts._roster
         self._records = records
         self._standing = standing
 

@@ -18,8 +18,8 @@ Session = ManagedSession[Any]
 
 _ADVICE: dict[OnFull, str] = {
     "reject": "; close some, raise the limit, or let on_full='evict' make room",
-    "evict": ", and all are checked out; wait until one is given back, or raise the limit",
-    "passivate": ", and all are checked out; wait until one is given back, or raise the limit",
+    "evict": ", and all are checked out, or still being made; wait until one is given back, or raise the limit",
+    "passivate": ", and all are checked out, or still being made; wait until one is given back, or raise the limit",
 }
 
 

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any, Protocol
+from typing import Any
 
-from .clock import SteadyClock
 from .data import data_of
 from .ending import Ending
 from .errors import SessionNotFoundError, StoreError
-from .events import EventBus, EventKind
-from .finaliser import Finaliser
+from .events import EventKind
 from .log import report_problem
+from .parts import Parts
 from .records import Records
-from .roster import Roster
 from .session import ManagedSession
 from .stored import ending_of, state_of
 from .stores.base import SessionRecord
-from .sweep import Sweep
 
 Session = ManagedSession[Any]
-
-
-class Parts(Protocol):
-    """What it needs of its coordinator."""
-
-    _lock: threading.RLock
-    _clock: SteadyClock
-    _roster: Roster
-    _finaliser: Finaliser
-    _sweep: Sweep
-    _bus: EventBus
 
 
 class Standing:

@@ -7,10 +7,9 @@ from typing import Any
 
 from .ending import RemovalCause
 from .errors import StoreError
-from .finaliser import Finaliser
 from .ownership import BATCH
+from .parts import Parts
 from .records import Records
-from .roster import Roster
 from .session import ManagedSession
 from .standing import Standing
 from .stored import ending_of
@@ -22,12 +21,10 @@ Session = ManagedSession[Any]
 class Upkeep:
     """Writes what is unwritten, and removes what expired in nobody's memory. Called with the lock free."""
 
-    def __init__(
-        self, lock: threading.RLock, roster: Roster, finaliser: Finaliser, records: Records, standing: Standing
-    ) -> None:
-        self._lock = lock
-        self._roster = roster
-        self._finaliser = finaliser
+    def __init__(self, parts: Parts, records: Records, standing: Standing) -> None:
+        self._lock = parts._lock
+        self._roster = parts._roster
+        self._finaliser = parts._finaliser
         self._records = records
         self._standing = standing
         self._flushing = threading.RLock()

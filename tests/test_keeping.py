@@ -932,9 +932,11 @@ def test_who_asks_while_another_thread_lets_a_session_go_waits_for_it(
         started.set()
         assert go_on.wait(WAIT)
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
     coordinator = restart(config, on_close=on_close)
     first = coordinator.create_session("first")
+    session_clock.advance(1)
+    coordinator.create_session("other")
     with in_thread(coordinator.create_session, "second") as creating:
         assert started.wait(WAIT)
         with in_thread(lambda: first.id in coordinator) as looking:

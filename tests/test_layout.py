@@ -28,6 +28,7 @@ LAYERS = [
     ["loans"],
     ["roster"],
     ["sweep"],
+    ["parts"],
     ["creation", "standing"],
     ["leases", "upkeep"],
     ["archive"],
