@@ -922,3 +922,17 @@ def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answe
     with ThreadPoolExecutor(1) as pool:
         assert here.cleanup_inactive_sessions() == 0
         assert asking[0].result(WAIT).id == session.id
+
+
+def test_a_session_that_came_back_is_not_detached(path: Path, session_coordinator: CoordinatorFactory) -> None:
+    """It waited to be detached, and is in memory again: that it is stays noted."""
+    store = WatchedStore(SQLiteStore(path))
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    here = session_coordinator(config, store=store)
+    session = here.create_session()
+    store.failing = {"detach"}
+    here.create_session()
+    store.failing.clear()
+    here.get_session(session.id)
+    here.cleanup_inactive_sessions()
+    assert store.store.load(session.id).lag == float("inf")
