@@ -1056,6 +1056,7 @@ def test_what_is_done_for_a_session_that_has_left_meanwhile(restart: Restart, st
     records.write(session)
     assert records.write_touches([session]) == []
     archive.standing.catch_up(session, record)
+    archive.standing.end_here(session)
     assert store.calls == {"touch": 1}
     assert records.part_with([session]) == []
 

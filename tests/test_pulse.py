@@ -777,3 +777,12 @@ def test_unknown_ids_are_told_on_the_paths_without_the_lock_too() -> None:
             for wrong in (None, ["list"]):
                 with pytest.raises(TypeError, match="must be a str"):
                     call(wrong)  # type: ignore[arg-type]  # that is what is tried
+
+
+def test_a_look_without_the_lock_at_who_has_expired() -> None:
+    """It sees that time is up, and goes on to say so with the lock."""
+    with system_time(clock := ManualClock()), SessionCoordinator() as coordinator:
+        session = coordinator.create_session()
+        clock.advance(3601)
+        with pytest.raises(SessionExpiredError):
+            coordinator.get_session(session.id)
