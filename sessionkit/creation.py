@@ -150,8 +150,8 @@ class Creation:
         if closed:
             self._give_up_record()
             raise CoordinatorClosedError(
-                f"the coordinator was closed while session {session.id!r} was being created: it is gone, and so is the "
-                "resource that was made for it"
+                f"the coordinator was closed while session {session.id!r} was being created, or restored: it is not "
+                "here, and the resource that was made for it is gone"
             )
 
     def _enter(self, now: float) -> None:

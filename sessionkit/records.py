@@ -118,12 +118,10 @@ class Records(Ownership):
         """
         written = self._written[session]
         with written.lock:
-            written.leased = True
             try:
                 with self._counted():
                     found = self.store.lease(session.id, self.owner, exclusive)
             except SessionBusyError:
-                written.leased = bool(written.users)
                 raise
             except BaseException:
                 # It may be ours all the same: the next run gives it back.
@@ -152,7 +150,7 @@ class Records(Ownership):
         with written.lock:
             try:
                 if len(written.users) == 1:
-                    self._save_and_release(session, written, certain=holder not in self._unleased)
+                    self._save_and_release(session, certain=holder not in self._unleased)
             except Exception:
                 written.users.discard(holder)
                 self._unleased.discard(holder)
@@ -160,7 +158,7 @@ class Records(Ownership):
             written.users.discard(holder)
             self._unleased.discard(holder)
 
-    def _save_and_release(self, session: Session, written: Written, certain: bool) -> None:
+    def _save_and_release(self, session: Session, certain: bool) -> None:
         try:
             ending = session._ending
             if ending is None or ending[0] in KEPT:
@@ -169,12 +167,11 @@ class Records(Ownership):
             # Until that is done, for whoever comes to try it again.
             self._unreleased.add(session)
             with contextlib.nullcontext() if certain else contextlib.suppress(StoreError):
-                self._release(session, written)
+                self._release(session)
 
-    def _release(self, session: Session, written: Written) -> None:
+    def _release(self, session: Session) -> None:
         with self._counted():
             self.store.release(session.id, self.owner)
-        written.leased = False
         self._unreleased.discard(session)
 
     def write(self, session: Session) -> None:
@@ -251,7 +248,7 @@ class Records(Ownership):
                 continue
             with written.lock:
                 if not written.users:
-                    self._release(session, written)
+                    self._release(session)
         with self._retrying:
             waiting = dict(self.undeleted)
             if waiting and self._delete(waiting) is None:

@@ -44,23 +44,27 @@ class Upkeep:
 
     def flush(self) -> None:
         """Write all activity that is unwritten, in batches; one thread at a time."""
-        with self._flushing:
-            with self._lock:
-                rest = list(self._records.unwritten)
-            for start in range(0, len(rest), BATCH):
-                self._flush(rest[start : start + BATCH])
+        gone: list[Session] = []
+        try:
+            with self._flushing:
+                with self._lock:
+                    rest = list(self._records.unwritten)
+                for start in range(0, len(rest), BATCH):
+                    gone += self._flush(rest[start : start + BATCH])
+        finally:
+            # Their close callbacks may wait for another thread that flushes.
+            for session in gone:
+                self._standing.end_here(session)
 
-    def _flush(self, batch: list[Session]) -> None:
+    def _flush(self, batch: list[Session]) -> list[Session]:
         with self._lock:
             self._records.unwritten.difference_update(batch)
         try:
-            gone = self._records.write_touches(batch)
+            return self._records.write_touches(batch)
         except BaseException:
             with self._lock:
                 self._records.unwritten.update(s for s in batch if self._roster.at_hand.get(s.id) is s)
             raise
-        for session in gone:
-            self._standing.end_here(session)
 
     def close(self) -> None:
         """Write what is left, and leave the store once nobody has a session checked out any more.

@@ -10,15 +10,13 @@ from .stores.base import SessionRecord, Touch
 class Written:
     """What this process knows to be in the record of one session. Guarded by its lock, as is the I/O for it."""
 
-    __slots__ = ("id", "last_active", "last_state", "leased", "lock", "messages", "state", "text", "users", "version")
+    __slots__ = ("id", "last_active", "last_state", "lock", "messages", "state", "text", "users", "version")
 
     def __init__(self, record: SessionRecord) -> None:
         self.id = record.id
         self.lock = threading.RLock()
         self.users: set[object] = set()
         """The checkouts that have the session here."""
-        self.leased = False
-        """Whether we have the lease, or may have."""
         self.last_state: str | None = None
         """The state it had when it ended here, should its record stay."""
         self.last_active = record.last_active

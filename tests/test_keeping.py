@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -1093,3 +1094,16 @@ def test_a_delete_that_failed_and_was_done_by_another_process(restart: Restart, 
     store.failing.clear()
     assert coordinator.cleanup_inactive_sessions() == 0
     assert coordinator.stats().store.undeleted == 0  # type: ignore[union-attr]  # there is a store
+
+
+def test_a_coordinator_with_a_store_that_is_dropped_is_collected(path: Path) -> None:
+    """At once, without the garbage collector's help, and with the same warning as without a store."""
+    store = SQLiteStore(path)
+    coordinator: SessionCoordinator[Any] | None = SessionCoordinator(CONFIG, store=store)
+    assert coordinator is not None
+    coordinator.create_session()
+    dropped = weakref.ref(coordinator)
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        del coordinator
+    assert dropped() is None
+    store.close()

@@ -936,3 +936,23 @@ def test_a_session_that_came_back_is_not_detached(path: Path, session_coordinato
     here.get_session(session.id)
     here.cleanup_inactive_sessions()
     assert store.store.load(session.id).lag == float("inf")
+
+
+def test_a_close_callback_of_a_batch_may_wait_for_another_thread_that_writes(
+    path: Path, session_coordinator: CoordinatorFactory
+) -> None:
+    """Whoever was found to have ended elsewhere is closed once the batch is done, with no lock held."""
+
+    def on_close(session: Any, cause: RemovalCause) -> None:
+        with in_thread(here.cleanup_inactive_sessions) as cleaning:
+            assert cleaning.result(WAIT) == 0
+        closed.append(cause)
+
+    closed: list[RemovalCause] = []
+    here = session_coordinator(CONFIG, store=SQLiteStore(path), on_close=on_close)
+    there = session_coordinator(CONFIG, store=SQLiteStore(path))
+    session = here.create_session()
+    there.close_session(session.id)
+    here.touch_session(session.id)
+    here.cleanup_inactive_sessions()
+    assert closed == [RemovalCause.PASSIVATED]

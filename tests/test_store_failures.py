@@ -22,7 +22,7 @@ from sessionkit import (
 )
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stats import StoreStats
-from sessionkit.stores import SQLiteStore
+from sessionkit.stores import SQLiteStore, Touch
 from sessionkit.testing import ManualClock
 
 from .support import Closings, WatchedStore
@@ -86,7 +86,7 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path
 ) -> None:
     """A creation or a save that fails raises `StoreError`; the change stays in memory, and the next checkout that is
-    given back saves it. The session is free meanwhile.
+    given back saves it, unless another process has saved the session first. The session is free meanwhile.
     """
     session = coordinator.create_session()
     store.failing = {"save", "create"}
@@ -102,6 +102,16 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     with coordinator.checkout(session.id, timeout=0):
         pass
     assert data_in(path, session.id) == '{"step":1}'
+
+    store.failing = {"save"}
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 2
+    with pytest.raises(StoreError):
+        checkout.__exit__()
+    store.failing.clear()
+    store.store.save(session.id, 2, '{"by":"another process"}', Touch(0.0))
+    with coordinator.checkout(session.id) as held:
+        assert held.data == {"by": "another process"}
 
 
 def test_messages_that_could_not_be_written_are_counted_once(
