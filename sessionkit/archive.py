@@ -108,6 +108,24 @@ class Archive:
                     act(session, now)
                     return session
 
+    def save(self, session_id: str) -> None:
+        """Write what changed of the live session with this id."""
+        self.leases.save(self.bring(session_id))
+
+    def rotate(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
+        """Give a session that is checked out here, and nowhere else, another id, in the store and then here."""
+        try:
+            taken = self._settle(new_id) is not None
+        except SessionNotFoundError:
+            # It has ended, and is not gone yet.
+            taken = True
+        if taken:
+            raise SessionExistsError(f"a session has the id {new_id!r} already; choose another id", new_id)
+        try:
+            self.records.rename(session, new_id, rename_here)
+        finally:
+            self._has_come(new_id)
+
     def id_of(self, name_or_id: str) -> str:
         """The id of the live session with this id, or else with this name, in memory or in the store."""
         reading = self._coordinator._begin_call()

@@ -71,7 +71,8 @@ class Checkout(Generic[R]):
                     session._checkout = self if session._checkout is None else session._checkout  # one step
                     if session._checkout is self:
                         session._last_active = now if now > session._last_active else session._last_active  # one step
-                        if now < session._until:
+                        # It may have been given another id since it was found.
+                        if now < session._until and session._id == self._session_id:
                             lender._roster.out.add(session)
                             self._session = session
                             return session
@@ -198,6 +199,8 @@ class Checkout(Generic[R]):
             if ending is not None:
                 self._lender._roster.check_open()
                 raise SessionExpiredError(session.id, *ending)
+            if session.id != self._session_id:
+                raise self._lender._roster.absent(self._session_id, now)
             if not waiter.granted:
                 raise SessionBusyError(
                     f"session {session.id!r} is checked out elsewhere, and was for all of timeout={self._timeout!r} "

@@ -130,6 +130,57 @@ class StoreContract(ABC):
             assert sorted(outcomes) == ["SessionConflictError"] * (THREADS - 1) + ["done"]
             assert _record(store).message_count == 1
 
+    def test_a_record_gets_another_id(self) -> None:
+        """All else stays, the old id is free, and whoever renamed it is attached, with the lease that it had."""
+        with self.store() as (store, owner):
+            made = record(name="a", message_count=3, max_lifetime=1e6)
+            store.create(made, owner)
+            other = store.join(5.0)
+            store.attach("s-1", other)
+            store.lease("s-1", owner, True)
+            assert store.rename("s-1", "s-2", owner)
+            assert store.load("s-1") is None
+            assert store.find("a") == "s-2"
+            assert store.load("s-2", owner) == Found(made._replace(id="s-2"), 0.0)
+            assert _found(store.load("s-2", other)).lag == inf
+            _raised(SessionBusyError, lambda: store.lease("s-2", other, False))
+            store.create(record("s-1"), other)
+            assert _found(store.load("s-1", owner)).lag == 5.0
+            store.release("s-2", owner)
+            assert _found(store.load("s-2", other)).lag == 10.0
+
+    def test_who_renames_is_attached(self) -> None:
+        """Also if it was not before; it has no lease then."""
+        with self.store() as (store, owner):
+            store.create(record(), owner)
+            other = store.join(5.0)
+            assert store.rename("s-1", "s-2", other)
+            assert _found(store.load("s-2", owner)).lag == 5.0
+
+    def test_renaming_takes_nobodys_id(self) -> None:
+        """A new id that is taken raises, names the record that has it, and changes nothing; its own id too."""
+        with self.store() as (store, owner):
+            store.create(record(), owner)
+            store.create(record("s-2", data="{}"), owner)
+            for taken in ("s-2", "s-1"):
+                error = _raised(SessionExistsError, lambda taken=taken: store.rename("s-1", taken, owner))  # type: ignore[misc]  # a default binds it now
+                assert error.session_id == taken
+            assert _record(store) == record()
+            assert _found(store.load("s-2")).record == record("s-2", data="{}")
+
+    def test_renaming_needs_a_record_that_nobody_else_has_on_lease(self) -> None:
+        """One that is absent is not made, and whoever has it checked out elsewhere is not cut off."""
+        with self.store() as (store, owner):
+            assert not store.rename("s-1", "s-2", owner)
+            assert store.load("s-2") is None
+            store.create(record(), owner)
+            other = store.join(5.0)
+            store.lease("s-1", other, False)
+            _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", owner))
+            assert _record(store) == record()
+            store.leave(other)
+            assert store.rename("s-1", "s-2", owner)
+
     def test_what_is_gone_stays_gone(self) -> None:
         """Neither a save nor a touch nor a lease brings a deleted record back."""
         with self.store() as (store, owner):
@@ -344,6 +395,11 @@ def _record(store: Store, session_id: str = "s-1") -> SessionRecord:
     found = store.load(session_id)
     assert found is not None
     return found.record
+
+
+def _found(found: Found | None) -> Found:
+    assert found is not None
+    return found
 
 
 def _raised(kind: type[Any], call: Callable[[], object]) -> Any:

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from types import MappingProxyType
 from typing import Any, Self
@@ -283,6 +284,46 @@ class SessionCoordinator(Engine[R]):
             checked_flag("exclusive", exclusive)
         return Checkout(self, session_id, exclusive, None if timeout is None else checked_wait("timeout", timeout))
 
+    def save_session(self, session_id: str) -> None:
+        """Write to the store now what changed in a session, and not only when its last checkout is given back.
+
+        For whoever has it checked out for long, and tells others what was done. If nothing changed, or there is no
+        store, nothing is written. Raises as a checkout does that is given back, and as `get_session` does.
+        """
+        if self._archive is not None:
+            self._archive.save(checked_str("session id", session_id))
+        else:
+            self.get_session(session_id)
+
+    def rotate_session(
+        self, session_id: str, new_id: str | None = None, *, timeout: Duration | None = None
+    ) -> ManagedSession[R]:
+        """Give a session another id and return it; nobody finds it by the old one any more.
+
+        For ids that stand for a secret: after a login, whoever knew the old secret has nothing. The session stays the
+        same object, with its name, data, resource, age and checkouts. Whoever waits to check it out by the old id gets
+        `SessionNotFoundError`. `new_id`: default `secrets.token_urlsafe(32)`.
+
+        Checks the session out exclusively, waits up to `timeout` seconds for that, and raises as `checkout` does; where
+        this thread has it so already, there is nothing to wait for. Raises `SessionExistsError` if the new id is taken,
+        and `StoreError` if there is a store and it fails: then the session has its old id still.
+        """
+        new_id = secrets.token_urlsafe(32) if new_id is None else checked_id(new_id)
+        with self.checkout(session_id, timeout=timeout) as session:
+            rename = partial(self._rename, session, new_id, self._begin_call())
+            if self._archive is not None:
+                self._archive.rotate(session, new_id, rename)
+            else:
+                rename()
+        self._bus.deliver()
+        return session
+
+    def _rename(self, session: ManagedSession[R], new_id: str, reading: float) -> None:
+        with self._lock:
+            now, former_id = self._clock.advance(reading), session._id
+            self._roster.rename(session, new_id, now)
+            self._bus.post(EventKind.ROTATED, new_id, now, former_id=former_id)
+
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
         """Make the session with this id, or else this name, the active one, touch it and return it.
 
@@ -328,6 +369,11 @@ class SessionCoordinator(Engine[R]):
         return 0 if self._archive is None else self._archive.restore_all()
 
     # ---- Looking
+
+    @property
+    def store(self) -> Store | None:
+        """The store that it was made with, if any."""
+        return self._store
 
     def list_sessions(self) -> list[ManagedSession[R]]:
         """All live sessions in memory, least recently active first."""

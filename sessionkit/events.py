@@ -27,6 +27,8 @@ class EventKind(enum.Enum):
     MESSAGE = "message"
     TOOL_EXECUTION = "tool_execution"
     STATE_CHANGE = "state_change"
+    ROTATED = "rotated"
+    """It was given another id by `rotate_session`; `former_id` says which it had."""
     REMOVED = "removed"
     """It left; `cause` says why. Told after its close callback has run."""
 
@@ -40,6 +42,8 @@ class SessionEvent(NamedTuple):
     """When: a reading of the coordinator's clock, in seconds. For `REMOVED`, the instant the session ended."""
     cause: RemovalCause | None = None
     """Why it left; None for every kind but `REMOVED`."""
+    former_id: str | None = None
+    """The id it had before; None for every kind but `ROTATED`."""
 
 
 class EventChannel:
@@ -180,10 +184,17 @@ class EventBus:
                 raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
         return channel
 
-    def post(self, kind: EventKind, session_id: str, at: float, cause: RemovalCause | None = None) -> None:
+    def post(
+        self,
+        kind: EventKind,
+        session_id: str,
+        at: float,
+        cause: RemovalCause | None = None,
+        former_id: str | None = None,
+    ) -> None:
         """Note an event for delivery."""
         if self.channels:
-            self.posted.append((SessionEvent(kind, session_id, at, cause), self.channels))
+            self.posted.append((SessionEvent(kind, session_id, at, cause, former_id), self.channels))
 
     def deliver(self) -> None:
         """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""

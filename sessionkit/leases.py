@@ -60,6 +60,14 @@ class Leases:
         finally:
             self._give_back(session, holder)
 
+    def save(self, session: Session) -> None:
+        """Write what changed. Raises as `Records.write` does."""
+        try:
+            self._records.write(session)
+        except SessionNotFoundError:
+            self._standing.end_here(session)
+            raise
+
     def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> Found | None:
         deadline = inf if timeout is None else time.monotonic() + timeout
         pause = FIRST_LOOK_SECONDS

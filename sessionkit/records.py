@@ -174,6 +174,41 @@ class Records(Ownership):
             self.store.release(session.id, self.owner)
         self._unreleased.discard(session)
 
+    def rename(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
+        """Give the record of a session that is checked out another id, and then the session. All or nothing.
+
+        Raises `SessionNotFoundError` if the record is gone, and `SessionExistsError` if the id is taken.
+        """
+        old_id, written = session.id, self._written[session]
+        # Whoever misses the record by its old id asks here whether it has another one now.
+        with written.lock:
+            with self._counted():
+                if not self.store.rename(old_id, new_id, self.owner):
+                    raise SessionNotFoundError(old_id)
+            try:
+                rename_here()
+            except BaseException:
+                self._rename_back(session, new_id)
+                raise
+            written.id = new_id
+
+    def _rename_back(self, session: Session, new_id: str) -> None:
+        """The session could not be renamed: it has ended meanwhile, or the id is taken here."""
+        if session._ending is not None and session._ending[0] not in KEPT:
+            # Its record has been looked for by the old id already.
+            self._delete({new_id: None})
+            return
+        with self._counted():
+            self.store.rename(new_id, session.id, self.owner)
+
+    def was_renamed(self, session: Session, old_id: str) -> bool:
+        """Whether a session has another id by now; waits while it is being given one."""
+        written = self._written.get(session)
+        if written is None:
+            return False
+        with written.lock:
+            return written.id != old_id
+
     def write(self, session: Session) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
 
@@ -210,6 +245,10 @@ class Records(Ownership):
             written.state = state
             return touch
 
+    def _taken(self, session: Session, written: Written) -> tuple[Session, str, Written, Touch]:
+        with written.lock:
+            return session, written.id, written, self._take_touch(session, written)
+
     # ---- Many sessions
 
     def write_touches(self, sessions: Iterable[Session]) -> list[Session]:
@@ -217,15 +256,20 @@ class Records(Ownership):
         gone: list[Session] = []
         rest = iter(sessions)
         while batch := list(islice(rest, BATCH)):
-            taken = [(written, self._take_touch(session, written)) for session, written in self._with_records(batch)]
+            taken = [self._taken(session, written) for session, written in self._with_records(batch)]
             try:
                 with self._counted():
-                    absent = self.store.touch({written.id: touch for written, touch in taken})
+                    absent = self.store.touch({session_id: touch for _, session_id, _, touch in taken})
             except BaseException:
-                for written, touch in taken:
+                for _, _, written, touch in taken:
                     written.take_back(touch)
                 raise
-            gone += [session for session in batch if session.id in absent]
+            for session, session_id, written, touch in taken:
+                if session_id in absent and not self.was_renamed(session, session_id):
+                    gone.append(session)
+                elif session_id in absent:
+                    # Whoever renamed it has it checked out, and so it is touched again.
+                    written.take_back(touch)
         return gone
 
     def _with_records(self, sessions: Iterable[Session]) -> Iterator[tuple[Session, Written]]:

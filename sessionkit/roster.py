@@ -154,6 +154,18 @@ class Roster(Loans):
         """Whether somebody has to leave for one more."""
         return len(self.at_hand) + len(self._opening) >= self._maxsize
 
+    def rename(self, session: Session, new_id: str, now: float) -> None:
+        """Give a session that is checked out another id; who waits for it by the old one is sent away.
+
+        Raises as `find` does, and `SessionExistsError` if the new id is taken.
+        """
+        self.find(session._id, now)
+        if new_id in self.at_hand or new_id in self._opening or new_id in self._finaliser.leaving:
+            raise SessionExistsError(f"a session has the id {new_id!r} already; choose another id", new_id)
+        self._table.rename(session, new_id)
+        if session._hold is not None:
+            session._hold.dismiss()
+
     def _displace(self, session: Session | None, now: float) -> bool:
         """End a session whose time ran out, and claim it; whether that was so."""
         return session is not None and self.end_if_over(session, now) and self._finaliser.claim(session)

@@ -38,15 +38,17 @@ class Standing:
 
         Raises `SessionNotFoundError` if it was ended.
         """
+        session_id = session.id
         try:
-            found = self._records.load(session.id)
+            found = self._records.load(session_id)
         except StoreError as error:
-            report_problem("session %r is used as it is in memory: %s", session.id, error)
+            report_problem("session %r is used as it is in memory: %s", session_id, error)
             return
-        if found is None:
+        if found is not None:
+            self.catch_up(session, found.record)
+        elif not self._records.was_renamed(session, session_id):
             self.end_here(session)
-            raise SessionNotFoundError(session.id)
-        self.catch_up(session, found.record)
+            raise SessionNotFoundError(session_id)
 
     def end_here(self, session: Session) -> None:
         """It was ended elsewhere: it leaves memory, once nobody has it checked out."""

@@ -166,6 +166,16 @@ class SessionTable(cachetools.Cache[str, Session]):
         else:
             self.touched(session, now)
 
+    def rename(self, session: Session, new_id: str) -> None:
+        """Give a session that is checked out another id; as for any that was met so, it stands in no line meanwhile."""
+        session._until = -inf
+        self._leave_order(session)
+        del self.at_hand[session._id]
+        session._id = new_id
+        self.at_hand[new_id] = self._parked[new_id] = session
+        if self._max_lifetime is not None:
+            heappush(self._former_births, (session._created_at, new_id))
+
     def over(self, session: Session, now: float) -> Ending | None:
         """How and when the session's time ran out, or None while it has time left; once over, it stays so.
 

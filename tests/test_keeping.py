@@ -1107,3 +1107,55 @@ def test_a_coordinator_with_a_store_that_is_dropped_is_collected(path: Path) -> 
         del coordinator
     assert dropped() is None
     store.close()
+
+
+def test_saving_in_the_middle_of_a_checkout(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
+    """What changed so far is in the store when `save_session` returns; without a change nothing is written."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    session = coordinator.create_session(data={"step": 0})
+    with coordinator.checkout(session.id) as held:
+        held.data["step"] = 1
+        coordinator.save_session(session.id)
+        found = store.store.load(session.id)
+        assert found is not None
+        assert (found.record.data, found.record.version) == ('{"step":1}', 2)
+        coordinator.save_session(session.id)
+    assert store.calls["save"] == 1
+    store.store.delete([session.id])
+    checkout = coordinator.checkout(coordinator.create_session().id)
+    held = checkout.__enter__()
+    store.store.delete([held.id])
+    held.data["lost"] = True
+    for call in (lambda: coordinator.save_session(held.id), checkout.__exit__):
+        with pytest.raises(SessionNotFoundError):
+            call()
+
+
+def test_a_session_that_is_closed_while_somebody_looks_for_its_record(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """It has ended for whoever looks, and is finalised once."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    closings = Closings()
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store, on_close=closings)
+    session = coordinator.create_session()
+    load = store.store.load
+
+    def load_late(*arguments: Any) -> Any:
+        with in_thread(coordinator.close_session, session.id) as future:
+            assert future.exception(WAIT) is None
+        return load(*arguments)
+
+    with patch.object(store.store, "load", load_late), pytest.raises(SessionNotFoundError):
+        coordinator.get_session(session.id)
+    assert closings == [(session.id, RemovalCause.CLOSED)]
+
+
+def test_saving_without_a_store_only_looks(session_coordinator: CoordinatorFactory) -> None:
+    """There is nothing to write; a session that is not there is not found."""
+    coordinator = session_coordinator(CoordinatorConfig(60, 10))
+    assert coordinator.store is None
+    coordinator.save_session(coordinator.create_session().id)
+    with pytest.raises(SessionNotFoundError):
+        coordinator.save_session("nobody")

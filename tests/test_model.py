@@ -276,6 +276,20 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.settle_active()
 
     @rule(naive=known)
+    def rotate(self, naive: NaiveSession | None) -> None:
+        if naive is None:
+            return
+        if not self.is_live(naive):
+            self.expect_gone(naive, self.coordinator.rotate_session)
+            return
+        former_id = naive.session.id
+        assert self.coordinator.rotate_session(former_id, timeout=0) is naive.session
+        naive.last = self.now
+        self.sessions[naive.session.id] = self.sessions.pop(former_id)
+        assert former_id not in self.coordinator
+        self.expect_closed()
+
+    @rule(naive=known)
     def close(self, naive: NaiveSession | None) -> None:
         if naive is None:
             return

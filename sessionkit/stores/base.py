@@ -133,6 +133,15 @@ class Store(Protocol):
         """
         ...
 
+    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+        """Give the record another id, all the rest staying as it is; whether it was there.
+
+        The owner is attached to it by the new id, with the lease that it had; nobody else is attached to it any more.
+        Raises `SessionExistsError` if the new id is taken, and `SessionBusyError` while another living owner has a
+        lease on it.
+        """
+        ...
+
     def touch(self, touches: Mapping[str, Touch]) -> set[str]:
         """Note what happened to many sessions; gives the ids of those whose record is absent.
 

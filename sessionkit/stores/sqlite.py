@@ -218,6 +218,25 @@ class SQLiteStore:
 
         return self._database.write(work, "FULL")
 
+    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            found, leases = self._find(connection, session_id, owner)
+            if found is None:
+                return False
+            if leases:
+                raise SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
+            if self._find(connection, new_id, None)[0] is not None:
+                raise SessionExistsError(f"a stored session has the id {new_id!r} already; choose another", new_id)
+            mine = "SELECT lease FROM holders WHERE session_id = ? AND owner = ?"
+            lease = connection.execute(mine, (session_id, owner)).fetchone() or (None,)
+            connection.execute("DELETE FROM holders WHERE session_id = ?", (session_id,))
+            connection.execute("UPDATE sessions SET id = ? WHERE id = ?", (new_id, session_id))
+            self._note_holder(connection, new_id, owner)
+            connection.execute("UPDATE holders SET lease = ? WHERE session_id = ?", (*lease, new_id))
+            return True
+
+        return self._database.write(work, "FULL")
+
     # ---- Many records
 
     def touch(self, touches: Mapping[str, Touch]) -> set[str]:
