@@ -46,5 +46,5 @@ clean:
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sessionkit needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,flask,wsgi,test,check]'
 	touch $@

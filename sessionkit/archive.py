@@ -262,7 +262,8 @@ class Archive:
         checked_id(session_id)
         session: Session | None = None
         try:
-            found = self.records.attach(session_id)
+            # Most who are not in memory are nowhere: that is seen without a write, which others would wait for.
+            found = self.records.attach(session_id) if self.records.load(session_id) is not None else None
             if found is not None:
                 session, created_at, last_active = self._session_of(found)
                 self._bring_in(session, found, created_at, last_active)

@@ -78,17 +78,7 @@ def list_command(where: str, limit: int | None, wants_json: bool) -> None:
       sessionkit sessions list sqlite:////srv/shop/sessions.db --json
     """
     with _opened(where) as store:
-        records, now = _records(store), time()
-        if wants_json:
-            _write_array(as_json(record, now) for record in islice(records, limit))
-            return
-        listed = list(islice(records, limit or ROWS))
-        if listed:
-            write(as_table(listed, now))
-        counts = Counter(expiry_of(record, now).has_come for record in chain(listed, records))
-        more = counts.total() - len(listed)
-        rest = f"; {len(listed):,} shown, {more:,} more not shown (--limit N shows more)" if more else ""
-        write(f"{_sessions(counts.total())}: {counts[False]:,} live, {counts[True]:,} expired{rest}\n")
+        list_sessions(store, limit, wants_json)
 
 
 @sessions.command("show", cls=TakesIds)
@@ -165,21 +155,41 @@ def cleanup_command(where: str, max_age: float | None, dry_run: bool, wants_json
       sessionkit sessions cleanup sessions.db --max-age 12h
     """
     with _opened(where) as store:
-        # One instant for all batches, or else a busy store would have no last one.
-        now = time()
-        if dry_run:
-            count = store.count_expired(now, max_age=max_age)
-            remaining = max(sum(1 for _ in _records(store)) - count, 0)
-            figures: dict[str, bool | int] = {"dry_run": True, "would_remove": count, "would_remain": remaining}
-            text = f"Would remove {_sessions(count)}; {remaining:,} would be left"
-        else:
-            removed = _remove_expired(store, now, max_age)
-            remaining = sum(1 for _ in _records(store))
-            by_cause = {cause: removed[cause] for cause in WHY}
-            figures = {"dry_run": False, "removed": removed.total()}
-            figures |= {f"removed_{cause.value}": count for cause, count in by_cause.items()} | {"remaining": remaining}
-            causes = ", ".join(f"{count:,} {WHY[cause]}" for cause, count in by_cause.items())
-            text = f"Removed {_sessions(removed.total())} ({causes}); {remaining:,} left"
+        clean_up(store, max_age, dry_run, wants_json)
+
+
+def list_sessions(store: Store, limit: int | None, wants_json: bool) -> None:
+    """What the list command does with an open store."""
+    records, now = _records(store), time()
+    if wants_json:
+        _write_array(as_json(record, now) for record in islice(records, limit))
+        return
+    listed = list(islice(records, limit or ROWS))
+    if listed:
+        write(as_table(listed, now))
+    counts = Counter(expiry_of(record, now).has_come for record in chain(listed, records))
+    more = counts.total() - len(listed)
+    rest = f"; {len(listed):,} shown, {more:,} more not shown (--limit N shows more)" if more else ""
+    write(f"{_sessions(counts.total())}: {counts[False]:,} live, {counts[True]:,} expired{rest}\n")
+
+
+def clean_up(store: Store, max_age: float | None, dry_run: bool, wants_json: bool) -> None:
+    """What the cleanup command does with an open store."""
+    # One instant for all batches, or else a busy store would have no last one.
+    now = time()
+    if dry_run:
+        count = store.count_expired(now, max_age=max_age)
+        remaining = max(sum(1 for _ in _records(store)) - count, 0)
+        figures: dict[str, bool | int] = {"dry_run": True, "would_remove": count, "would_remain": remaining}
+        text = f"Would remove {_sessions(count)}; {remaining:,} would be left"
+    else:
+        removed = _remove_expired(store, now, max_age)
+        remaining = sum(1 for _ in _records(store))
+        by_cause = {cause: removed[cause] for cause in WHY}
+        figures = {"dry_run": False, "removed": removed.total()}
+        figures |= {f"removed_{cause.value}": count for cause, count in by_cause.items()} | {"remaining": remaining}
+        causes = ", ".join(f"{count:,} {WHY[cause]}" for cause, count in by_cause.items())
+        text = f"Removed {_sessions(removed.total())} ({causes}); {remaining:,} left"
     write((json.dumps(figures, indent=2) if wants_json else text) + "\n")
 
 

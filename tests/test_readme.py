@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
+
+from .web import Visitor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -17,15 +20,22 @@ USER_TESTS = [source for source in EXAMPLES if "def test_" in source or "StoreCo
 
 
 def test_there_are_examples() -> None:
-    """The README has three examples of use and two files of a user's tests."""
-    assert (len(EXAMPLES), len(USER_TESTS)) == (5, 2)
+    """The README has five examples of use and two files of a user's tests."""
+    assert (len(EXAMPLES), len(USER_TESTS)) == (7, 2)
 
 
 @pytest.mark.parametrize("source", [source for source in EXAMPLES if source not in USER_TESTS])
 def test_an_example_runs(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pasted as it is, an example runs, from its imports on; its assertions hold."""
     monkeypatch.chdir(tmp_path)
-    exec(compile(source, "README.md", "exec"), {"__name__": "example"})  # noqa: S102  our own example
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source, "README.md", "exec"), names)  # noqa: S102  our own example
+    application = names.get("application", names.get("app"))
+    if application is not None:
+        visitor = Visitor(application)
+        assert [visitor.text() for _ in range(2)] == ["visit 1", "visit 2"]
+        # Else it is closed when the interpreter exits.
+        names["coordinator"].close()
 
 
 def test_the_users_tests_pass(pytester: pytest.Pytester) -> None:
@@ -41,7 +51,8 @@ def test_the_users_tests_pass(pytester: pytest.Pytester) -> None:
 
 def promises() -> list[str]:
     sections = [
-        README.partition(title)[2].partition("\n## ")[0] for title in ("## Keep sessions", "## What is promised")
+        README.partition(title)[2].partition("\n## ")[0]
+        for title in ("## Keep sessions", "## In a web server", "## What is promised")
     ]
     bullets = re.findall(r"^\* (.+(?:\n  .+)*)", "\n".join(sections), re.MULTILINE)
     return [" ".join(bullet.split()) for bullet in bullets]

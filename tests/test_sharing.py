@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -578,10 +579,15 @@ def test_a_name_here_that_the_store_cannot_tell_of(path: Path, session_coordinat
     old = here.create_session("support")
     there.close_session(old.id)
     new = there.create_session("support")
-    store.failing = {"load"}
-    with pytest.raises(SessionExistsError):
+    load = store.store.load
+
+    def load_others(session_id: str, owner: str | None = None) -> Any:
+        if session_id == old.id:
+            raise StoreError("no load today")
+        return load(session_id, owner)
+
+    with patch.object(store.store, "load", load_others), pytest.raises(SessionExistsError):
         here.get_session(new.id)
-    store.failing.clear()
     assert here.get_session(new.id).name == "support"
 
 

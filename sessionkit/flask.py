@@ -1,0 +1,231 @@
+"""Sessions for Flask: `init_app`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
+from types import ModuleType
+from typing import Any
+
+import click
+import flask
+import flask.cli
+import flask.sessions
+from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.wsgi import ClosingIterator
+
+from .body import Body
+from .checks import Duration, checked_flag, checked_seconds
+from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
+from .coordinator import SessionCoordinator
+from .log import report_problem
+from .serving import TIMEOUT_SECONDS, Service
+from .stores.base import Store
+from .websession import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, WebSession
+
+__all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app"]
+
+SMALL = 65_536
+"""Up to how many bytes a response is no stream, whatever it is made of, if it says how many they are."""
+
+EXTENSION = "sessionkit"
+"""Under this name, `app.extensions` has the application's coordinator."""
+
+
+def init_app(
+    app: flask.Flask,
+    coordinator: SessionCoordinator[Any],
+    *,
+    cookie: SessionCookie | None = None,
+    shared: bool = False,
+    timeout: Duration = TIMEOUT_SECONDS,
+) -> None:
+    """Have `flask.session` kept by a coordinator, and add `flask sessionkit list|cleanup` to Flask's command line.
+
+    `flask.session` is a `FlaskSession`. The coordinator's cleanup task is started here, and it is closed when the
+    interpreter exits. Call it once the application is configured.
+
+    `cookie`: what carries the token; by default a secure one that takes `SESSION_COOKIE_NAME`, `_DOMAIN`, `_PATH` and
+    `_SAMESITE` from the configuration, and is `HttpOnly` and `Secure` whatever that says. For development without
+    HTTPS, elsewhere than on localhost, pass `SessionCookie(secure=False)`. `shared` and `timeout` are as
+    `SessionMiddleware` has them. No `SECRET_KEY` is needed.
+    """
+    sessions = CoordinatedSessions(
+        coordinator,
+        _cookie_of(app) if cookie is None else checked_cookie(cookie),
+        shared=checked_flag("shared", shared),
+        timeout=checked_seconds("timeout", timeout),
+    )
+    app.session_interface = sessions
+    app.extensions[EXTENSION] = coordinator
+    app.teardown_request(sessions.give_back)
+    app.cli.add_command(commands)
+
+
+class FlaskSession(WebSession, flask.sessions.SessionMixin):
+    """`flask.session`: as Flask's documentation has it, and a `WebSession`, with `resource`, `rotate()` and `close()`.
+
+    `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; when the session ends is up to the
+    coordinator. `modified` need not be set: what changes, however deep, is saved. `clear()` ends the session, as a
+    session without data and resource is ended. Where the session cannot be had or saved, Flask's own
+    `ServiceUnavailable` is raised, which an `errorhandler(503)` may give a page; its `__cause__` says why.
+
+    The session is given back before the body goes out, or, where that is a stream, when it is closed. After that it is
+    a copy of what it was, for tests to look at.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.modified = False
+        """Whether keys were set or removed in this request."""
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self.modified = True
+
+    def update(self, *others: Any, **values: Any) -> None:
+        super().update(*others, **values)
+        self.modified = True
+
+    def clear(self) -> None:
+        """End the session, as `close` does: it is how Flask's documentation logs out."""
+        if self._left is not None:
+            self._left.clear()
+        else:
+            self.close()
+
+    def settle(self) -> None:
+        """End the session if nothing is left in it, and save it otherwise."""
+        if self.modified and self._left is None and not self and self.resource is None:
+            self.close()
+        self.save()
+
+    def _readable(self) -> dict[str, Any]:
+        if self._left is not None and not self.looked_at:
+            # The first look comes after the response.
+            self._left = None
+            self._look()
+            self._leave()
+        return super()._readable()
+
+    def _writable(self) -> dict[str, Any] | None:
+        return super()._writable() if self._left is None else self._left
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except UNAVAILABLE as error:
+            self.failure = ServiceUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
+            report_problem("answering 503: %s", error)
+            raise self.failure from error
+
+
+class CoordinatedSessions(flask.sessions.SessionInterface):
+    """Flask's session interface, for one coordinator; see `init_app`."""
+
+    def __init__(
+        self, coordinator: SessionCoordinator[Any], cookie: SessionCookie, *, shared: bool, timeout: float
+    ) -> None:
+        self._service = Service(coordinator)
+        self._cookie = cookie
+        self._shared = shared
+        self._timeout = timeout
+
+    def open_session(self, _app: flask.Flask, request: flask.Request) -> FlaskSession:
+        """The session of a request, which nobody has looked at yet."""
+        self._service.look_at(request.environ)
+        header = request.environ.get("HTTP_COOKIE", "")
+        return FlaskSession(self._service.coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
+
+    def save_session(self, app: flask.Flask, session: flask.sessions.SessionMixin, response: flask.Response) -> None:
+        """Save the session before the response goes out."""
+        assert isinstance(session, FlaskSession), "open_session makes no others"  # noqa: S101  tells mypy
+        if session.looked_at:
+            if session.failure is None:
+                self._save(app, session, response)
+            vary_by_cookie(response.headers)
+        session.headers_sent = True
+        if isinstance(response.response, ClosingIterator) and (response.content_length or inf) <= SMALL:
+            # Flask makes a stream of its own error pages.
+            response.make_sequence()
+        # A file that is passed through directly goes to the server as it is.
+        if response.is_streamed and not response.direct_passthrough:
+            response.response = Body(response.response, session.finish)
+        else:
+            session.finish()
+
+    def give_back(self, _error: BaseException | None) -> None:
+        """The request is over; if no response was made, nothing else gives the session back."""
+        session = flask.session
+        if isinstance(session, FlaskSession) and not session.headers_sent:
+            session.finish()
+
+    def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
+        expires = self.get_expiration_time(app, session)
+        try:
+            session.settle()
+        except ServiceUnavailable as error:
+            # The response says that something was done, which was not.
+            refusal = app.make_response(error.get_response())
+            response.status, response.headers, response.response = refusal.status, refusal.headers, refusal.response
+        if session.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
+            add_cookie(response.headers, session.set_cookie(expires))
+
+
+def _cookie_of(app: flask.Flask) -> SessionCookie:
+    config = app.config
+    return SessionCookie(
+        config["SESSION_COOKIE_NAME"],
+        same_site=config["SESSION_COOKIE_SAMESITE"] or "Lax",
+        path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
+        domain=config["SESSION_COOKIE_DOMAIN"] or None,
+    )
+
+
+@click.group("sessionkit", cls=flask.cli.AppGroup)
+def commands() -> None:
+    """Look after the sessions in this application's store."""
+
+
+@commands.command("list")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List the first N only.")
+@click.option("--json", "wants_json", is_flag=True, help="Print a JSON array instead of the table, an object a line.")
+def list_command(limit: int | None, wants_json: bool) -> None:
+    """Which sessions are in the store?"""
+    _operate().list_sessions(_store(), limit, wants_json)
+
+
+@commands.command("cleanup")
+@click.option(
+    "--max-age", metavar="DURATION", help="Also remove who has been idle for more than this, such as 90s or 12h."
+)
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object instead.")
+def cleanup_command(max_age: str | None, dry_run: bool, wants_json: bool) -> None:
+    """Remove expired sessions, which servers do themselves while they run."""
+    operate = _operate()
+    age = None if max_age is None else operate.parse_duration(max_age)
+    operate.clean_up(_store(), age, dry_run, wants_json)
+
+
+def _operate() -> ModuleType:
+    # Only now: what it prints with is another extra.
+    try:
+        from . import operate
+    except ImportError as error:
+        raise click.ClickException(
+            f"these commands need another extra ({error}); run: pip install 'sessionkit[cli]'"
+        ) from None
+    return operate
+
+
+def _store() -> Store:
+    store: Store | None = flask.current_app.extensions[EXTENSION].store
+    if store is None:
+        raise click.ClickException(
+            "this application has no session store: its sessions are in the memory of its server, where no other "
+            "command sees them. Give the coordinator one, such as SessionCoordinator(store=SQLiteStore('sessions.db'))"
+        )
+    return store
