@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check soak bench bench-quick bench-stores format clean
+.PHONY: demo test check soak bench bench-quick bench-stores bench-web format clean
 
 demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
@@ -31,6 +31,9 @@ bench-quick: $(VENV)/ready-to-bench  ## the same with fewer sessions, only print
 
 bench-stores: $(READY)  ## what a SQLite store costs, only printed
 	$(BIN)/python -m benchmarks.stores
+
+bench-web: $(VENV)/ready-to-bench  ## what a session costs a web request, beside others, only printed
+	$(BIN)/python -m benchmarks.web
 
 format: $(READY)  ## let ruff put the source in form
 	$(BIN)/ruff format
