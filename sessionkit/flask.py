@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import click
 import flask
@@ -24,7 +24,7 @@ from .serving import TIMEOUT_SECONDS, Service
 from .stores.base import Store
 from .websession import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, WebSession
 
-__all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app"]
+__all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "session"]
 
 SMALL = 65_536
 """Up to how many bytes a response is no stream, whatever it is made of, if it says how many they are."""
@@ -122,6 +122,10 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):
             raise self.failure from error
 
 
+session = cast(FlaskSession, flask.session)
+"""`flask.session` itself, as type checkers should see it."""
+
+
 class CoordinatedSessions(flask.sessions.SessionInterface):
     """Flask's session interface, for one coordinator; see `init_app`."""
 
@@ -158,9 +162,10 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
 
     def give_back(self, _error: BaseException | None) -> None:
         """The request is over; if no response was made, nothing else gives the session back."""
-        session = flask.session
-        if isinstance(session, FlaskSession) and not session.headers_sent:
-            session.finish()
+        current = flask.session
+        # Another interface may have been set since.
+        if isinstance(current, FlaskSession) and not current.headers_sent:
+            current.finish()
 
     def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
         expires = self.get_expiration_time(app, session)

@@ -11,13 +11,12 @@ from typing import Any
 
 import flask
 import pytest
-from flask import session as _session
 from markupsafe import Markup
 from werkzeug.exceptions import ServiceUnavailable
 
 import sessionkit.flask
 from sessionkit import CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
-from sessionkit.flask import FlaskSession, SessionCookie
+from sessionkit.flask import SessionCookie, session
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
@@ -27,9 +26,6 @@ from .support import WAIT, Closings, WatchedStore, in_thread
 
 CONFIG = CoordinatorConfig(60, 10, max_active_sessions=3)
 COOKIE = "__Host-session"
-
-# As a FlaskSession, which a type checker cannot know of Flask's own name.
-session: FlaskSession = _session  # type: ignore[assignment]
 
 
 @pytest.fixture

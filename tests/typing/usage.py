@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any, assert_type
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+import flask
+
+import sessionkit.flask
 from sessionkit import (
     CoordinatorConfig,
     EventChannel,
@@ -17,6 +21,7 @@ from sessionkit import (
 )
 from sessionkit.stores import SQLiteStore, Store
 from sessionkit.testing import ManualClock
+from sessionkit.wsgi import SessionCookie, SessionMiddleware, WebSession
 
 
 class Agent:
@@ -73,3 +78,26 @@ try:
 except SessionExpiredError as error:
     assert_type(error.cause, RemovalCause)
     assert_type(error.ended_at, float)
+
+
+# The middleware is a WSGI application, around one.
+def page(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]:
+    web: WebSession = environ["sessionkit.session"]
+    assert_type(web["user"], Any)
+    assert_type(web.id, str | None)
+    assert_type(web.ended, SessionExpiredError | None)
+    assert_type(web.new, bool)
+    start_response("200 OK", [])
+    return []
+
+
+application: WSGIApplication = SessionMiddleware(
+    page, named, cookie=SessionCookie("shop", same_site="Strict"), timeout=5
+)
+SessionMiddleware(page, named, cookie="shop")  # type: ignore[arg-type]  # a name is no cookie
+SessionCookie(same_site="Loose")  # type: ignore[arg-type]  # choices are checked
+
+app = flask.Flask("shop")
+sessionkit.flask.init_app(app, named, timeout=timedelta(seconds=5), shared=True)
+assert_type(sessionkit.flask.session.resource, Any)
+sessionkit.flask.session.rotate()
