@@ -10,13 +10,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from sessionkit import ManagedSession, RemovalCause, SessionCoordinator, StoreError
 from sessionkit.clock import BUILTIN_CLOCKS, system_clock
-from sessionkit.stores import Store
+from sessionkit.stores import SessionRecord, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 
 WAIT = 20.0
@@ -114,6 +115,12 @@ def in_child(function: Callable[[], Any]) -> Any:
     succeeded, result = pickle.loads(answer)  # noqa: S301  written by our own child
     assert succeeded, result
     return result
+
+
+def records_in(path: Path) -> dict[str, SessionRecord]:
+    """What is in a SQLite store that nobody has open here; 100 at most."""
+    with closing(SQLiteStore(path)) as store:
+        return {record.id: record for record in store.page(None, 100)}
 
 
 class WatchedStore:

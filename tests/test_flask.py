@@ -554,6 +554,7 @@ def test_the_commands(session_coordinator: CoordinatorFactory, tmp_path: Path, s
     assert run(args=["sessionkit", "list"]).output == "0 sessions: 0 live, 0 expired\n"
     wrong = run(args=["sessionkit", "cleanup", "--max-age", "soon"])
     assert (wrong.exit_code, "not a duration" in wrong.output) == (2, True)
+    store.close()
 
 
 def test_the_commands_without_a_store(app: flask.Flask) -> None:

@@ -27,7 +27,7 @@ from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 
-from .support import WAIT, Closings, HeldUpClock, WatchedStore, in_thread, system_time
+from .support import WAIT, Closings, HeldUpClock, WatchedStore, in_thread, records_in, system_time
 
 CONFIG = CoordinatorConfig(60, 10)
 
@@ -279,10 +279,11 @@ def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorF
 
 def test_a_session_ended_elsewhere_cannot_be_rotated(session_coordinator: CoordinatorFactory, path: Path) -> None:
     """Its record is gone while it is checked out here."""
-    coordinator = session_coordinator(CONFIG, store=SQLiteStore(path))
+    store = SQLiteStore(path)
+    coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
     with coordinator.checkout("old"):
-        SQLiteStore(path).delete(["old"])
+        store.delete(["old"])
         with pytest.raises(SessionNotFoundError):
             coordinator.rotate_session("old", "new")
     assert len(coordinator) == 0
@@ -335,7 +336,7 @@ def test_a_session_rotated_while_the_coordinator_closes_keeps_its_record(path: P
     coordinator.create_session(session_id="old", data={"a": 1})
     with in_between(store, coordinator.close), pytest.raises(Exception, match="closed"):
         coordinator.rotate_session("old", "new")
-    assert [record.id for record in SQLiteStore(path).page(None, 10)] == ["old"]
+    assert list(records_in(path)) == ["old"]
 
 
 def test_who_misses_the_record_while_it_is_renamed_waits(session_coordinator: CoordinatorFactory, path: Path) -> None:

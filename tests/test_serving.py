@@ -16,7 +16,7 @@ from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stores import SQLiteStore
 from sessionkit.wsgi import SessionMiddleware, WebSession
 
-from .support import in_child
+from .support import in_child, records_in
 from .web import Answer, Visitor, request
 
 CONFIG = CoordinatorConfig(60, 10)
@@ -79,9 +79,7 @@ def test_a_program_that_ends_closes_its_coordinator(tmp_path: Path) -> None:
     path = tmp_path / "sessions.db"
     done = subprocess.run([sys.executable, "-c", PROGRAM, path], capture_output=True, text=True, check=True)  # noqa: S603  our own program
     assert (done.stdout, done.stderr) == ("SHUTDOWN\n", "")
-    found = SQLiteStore(path).load("s-1")
-    assert found is not None
-    assert (found.record.message_count, found.lag) == (1, 0.0)
+    assert records_in(path)["s-1"].message_count == 1
 
 
 def test_an_end_that_fails_is_logged(tmp_path: Path) -> None:
