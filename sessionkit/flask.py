@@ -22,7 +22,8 @@ from .coordinator import SessionCoordinator
 from .log import report_problem
 from .serving import TIMEOUT_SECONDS, Service
 from .stores.base import Store
-from .websession import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, WebSession
+from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit
+from .websession import WebSession
 
 __all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "session"]
 
@@ -63,7 +64,7 @@ def init_app(
     app.cli.add_command(commands)
 
 
-class FlaskSession(WebSession, flask.sessions.SessionMixin):
+class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[override]  # the mixin's `new` can be set
     """`flask.session`: as Flask's documentation has it, and a `WebSession`, with `resource`, `rotate()` and `close()`.
 
     `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; when the session ends is up to the
@@ -75,8 +76,8 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):
     a copy of what it was, for tests to look at.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, visit: Visit) -> None:
+        super().__init__(visit)
         self.modified = False
         """Whether keys were set or removed in this request."""
 
@@ -90,36 +91,20 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):
 
     def clear(self) -> None:
         """End the session, as `close` does: it is how Flask's documentation logs out."""
-        if self._left is not None:
-            self._left.clear()
+        if self._visit.left is not None:
+            self._visit.left.clear()
         else:
             self.close()
 
-    def settle(self) -> None:
-        """End the session if nothing is left in it, and save it otherwise."""
-        if self.modified and self._left is None and not self and self.resource is None:
-            self.close()
-        self.save()
-
     def _readable(self) -> dict[str, Any]:
-        if self._left is not None and not self.looked_at:
+        if self._visit.left is not None and not self._visit.looked_at:
             # The first look comes after the response.
-            self._left = None
-            self._look()
-            self._leave()
+            self._visit.left = None
+            self.release()
         return super()._readable()
 
     def _writable(self) -> dict[str, Any] | None:
-        return super()._writable() if self._left is None else self._left
-
-    @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except UNAVAILABLE as error:
-            self.failure = ServiceUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
-            report_problem("answering 503: %s", error)
-            raise self.failure from error
+        return super()._writable() if self._visit.left is None else self._visit.left
 
 
 session = cast(FlaskSession, flask.session)
@@ -141,42 +126,60 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
         """The session of a request, which nobody has looked at yet."""
         self._service.look_at(request.environ)
         header = request.environ.get("HTTP_COOKIE", "")
-        return FlaskSession(self._service.coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
+        return FlaskSession(
+            _Visit(self._service.coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
+        )
 
     def save_session(self, app: flask.Flask, session: flask.sessions.SessionMixin, response: flask.Response) -> None:
         """Save the session before the response goes out."""
         assert isinstance(session, FlaskSession), "open_session makes no others"  # noqa: S101  tells mypy
-        if session.looked_at:
-            if session.failure is None:
+        visit = session._visit
+        if visit.looked_at:
+            if visit.failure is None:
                 self._save(app, session, response)
             vary_by_cookie(response.headers)
-        session.headers_sent = True
+        visit.headers_sent = True
         if isinstance(response.response, ClosingIterator) and (response.content_length or inf) <= SMALL:
             # Flask makes a stream of its own error pages.
             response.make_sequence()
         # A file that is passed through directly goes to the server as it is.
         if response.is_streamed and not response.direct_passthrough:
-            response.response = Body(response.response, session.finish)
+            response.response = Body(response.response, visit.finish)
         else:
-            session.finish()
+            visit.finish()
 
     def give_back(self, _error: BaseException | None) -> None:
         """The request is over; if no response was made, nothing else gives the session back."""
         current = flask.session
         # Another interface may have been set since.
-        if isinstance(current, FlaskSession) and not current.headers_sent:
-            current.finish()
+        if isinstance(current, FlaskSession) and not current._visit.headers_sent:
+            current._visit.finish()
 
     def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
-        expires = self.get_expiration_time(app, session)
+        visit, expires = session._visit, self.get_expiration_time(app, session)
+        if session.modified and visit.left is None and not session and session.resource is None:
+            session.close()
         try:
-            session.settle()
+            visit.save()
         except ServiceUnavailable as error:
             # The response says that something was done, which was not.
             refusal = app.make_response(error.get_response())
             response.status, response.headers, response.response = refusal.status, refusal.headers, refusal.response
-        if session.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
-            add_cookie(response.headers, session.set_cookie(expires))
+        if visit.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
+            add_cookie(response.headers, visit.set_cookie(expires))
+
+
+class _Visit(Visit):
+    """A visit whose failures Flask makes pages of."""
+
+    @contextmanager
+    def noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except UNAVAILABLE as error:
+            report_problem("answering 503: %s", error)
+            self.failure = ServiceUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
+            raise self.failure from error
 
 
 def _cookie_of(app: flask.Flask) -> SessionCookie:

@@ -16,7 +16,8 @@ from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
 from .log import report_problem
 from .serving import TIMEOUT_SECONDS, Service
-from .websession import REFUSAL, RETRY_AFTER_SECONDS, WebSession
+from .visit import REFUSAL, RETRY_AFTER_SECONDS, Visit
+from .websession import WebSession
 
 __all__ = ["KEY", "SessionCookie", "SessionMiddleware", "WebSession"]
 
@@ -62,15 +63,15 @@ class SessionMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self._service.look_at(environ)
-        session = WebSession(
+        visit = Visit(
             self._service.coordinator,
             self._cookie,
             environ.get("HTTP_COOKIE", ""),
             shared=self._shared,
             timeout=self._timeout,
         )
-        environ[KEY] = session
-        return _Exchange(environ, start_response, session).run(self._app)
+        environ[KEY] = WebSession(visit)
+        return _Exchange(environ, start_response, visit).run(self._app)
 
 
 class _Exchange:
@@ -78,10 +79,10 @@ class _Exchange:
     the session before that is saved before the client hears of it.
     """
 
-    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, session: WebSession) -> None:
+    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, visit: Visit) -> None:
         self._environ = environ
         self._start_response = start_response
-        self._session = session
+        self._visit = visit
         self._answer: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Callable[[bytes], object] | None = None
 
@@ -98,7 +99,7 @@ class _Exchange:
                 self.begin()
                 return body
         except BaseException:
-            self._session.finish()
+            self._visit.finish()
             raise
         return _Body(self, body)
 
@@ -110,7 +111,7 @@ class _Exchange:
     @property
     def can_refuse(self) -> bool:
         """Whether the client can be told that there is no session to be had, and that is what went wrong."""
-        return self._session.failure is not None and not self.has_begun
+        return self._visit.failure is not None and not self.has_begun
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExceptionInfo | None = None, /
@@ -130,16 +131,16 @@ class _Exchange:
             return
         if self._answer is None:
             raise AssertionError("the application has to call start_response before the first part of the body")
-        self._session.save()
+        self._visit.save()
         status, headers = self._answer
-        if self._session.failure is not None and status.startswith("5"):
+        if self._visit.failure is not None and status.startswith("5"):
             # A framework made that of what the session raised.
-            raise self._session.failure
+            raise self._visit.failure
         self._send(status, headers)
 
     def refuse(self) -> list[bytes]:
         """Answer 503, and give the body for it."""
-        report_problem("answered 503: %s", self._session.failure)
+        report_problem("answered 503: %s", self._visit.failure)
         text = REFUSAL.encode()
         headers = [
             ("Content-Type", "text/plain; charset=utf-8"),
@@ -152,11 +153,11 @@ class _Exchange:
 
     def finish(self) -> None:
         """The response is over."""
-        self._session.finish()
+        self._visit.finish()
 
     def _send(self, status: str, headers: list[tuple[str, str]]) -> None:
         self._write = self._start_response(status, self._with_cookie(headers))
-        self._session.headers_sent = True
+        self._visit.headers_sent = True
 
     def _write_first(self, part: bytes, /) -> object:
         self.begin()
@@ -164,17 +165,17 @@ class _Exchange:
         return self._write(part)
 
     def _with_cookie(self, given: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        if not self._session.looked_at:
+        if not self._visit.looked_at:
             return given
         headers = Headers(given)
         vary_by_cookie(headers)
-        if self._session.has_news:
-            add_cookie(headers, self._session.set_cookie())
+        if self._visit.has_news:
+            add_cookie(headers, self._visit.set_cookie())
         return headers.to_wsgi_list()
 
     def _is_done_with(self, body: object) -> bool:
         """Whether nothing has the session, nor will ask for it, and the body can go out as it is."""
-        if self._answer is None or (self._session.looked_at and not self._session.released):
+        if self._answer is None or (self._visit.looked_at and self._visit.left is None):
             return False
         wrapper = self._environ.get("wsgi.file_wrapper")
         return type(body) in (list, tuple) or (isinstance(wrapper, type) and isinstance(body, wrapper))

@@ -35,6 +35,7 @@ LAYERS = [
     ["checkout", "engine"],
     ["coordinator", "tokens", "body"],
     ["cookie", "serving"],
+    ["visit"],
     ["websession"],
     ["wsgi"],
     ["contract", "accesslog", "population"],

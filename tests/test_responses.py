@@ -465,7 +465,7 @@ def test_an_application_that_handles_it_has_its_way(coordinator: SessionCoordina
             environ[KEY]["n"] = 1
         with pytest.raises(SessionLimitError):
             environ[KEY].get("n")
-        assert environ[KEY].failure is caught.value
+        assert environ[KEY]._visit.failure is caught.value
         start_response(environ["PATH_INFO"].strip("/"), PLAIN)
         return [b"own answer"]
 

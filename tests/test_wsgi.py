@@ -151,7 +151,7 @@ def test_it_reads_and_writes_like_a_dict(coordinator: SessionCoordinator[Any]) -
 
     def checks(session: WebSession) -> str:
         assert repr(session) == "<WebSession not looked at>"
-        assert not session.looked_at
+        assert not session._visit.looked_at
         session["a"] = 1
         session.setdefault("b", [])
         session["b"].append(2)
@@ -185,8 +185,8 @@ def test_a_session_that_expired_between_two_requests(
     coordinator = session_coordinator(CONFIG)
 
     def tell(session: WebSession) -> object:
-        assert not session
         assert session.ended is not None
+        assert not session
         return session.ended.cause.name, session.ended.limit
 
     visitor = Visitor(SessionMiddleware(Site(index=count, tell=tell), coordinator))
@@ -291,7 +291,7 @@ def test_secrets_do_not_travel(
     channel = coordinator.subscribe()
 
     def fail(session: WebSession) -> None:
-        raise ValueError(repr(session) + repr(vars(session)["_session"]))
+        raise ValueError(repr(session) + repr(session._visit.session))
 
     visitor = Visitor(SessionMiddleware(Site(index=count, fail=fail, close=WebSession.close), coordinator))
     with caplog.at_level(logging.DEBUG):
