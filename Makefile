@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check soak bench bench-quick bench-stores bench-web format clean
+.PHONY: demo test chat check soak bench bench-quick bench-stores bench-web format clean
 
 demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
@@ -14,6 +14,9 @@ test: $(READY)  ## every test, with a branch coverage of 100 %
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+chat: $(READY)  ## a chat with stories in the browser, at the address that this prints
+	$(BIN)/python -m examples.chat
 
 check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check

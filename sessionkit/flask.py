@@ -30,6 +30,20 @@ __all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "
 SMALL = 65_536
 """Up to how many bytes a response is no stream, whatever it is made of, if it says how many they are."""
 
+OF_ITS_CONTENT = (
+    "Accept-Ranges",
+    "Content-Disposition",
+    "Content-Encoding",
+    "Content-Language",
+    "Content-Length",
+    "Content-Range",
+    "Content-Type",
+    "ETag",
+    "Last-Modified",
+    "Location",
+)
+"""What a response says of its content, and is not true of another one."""
+
 EXTENSION = "sessionkit"
 """Under this name, `app.extensions` has the application's coordinator."""
 
@@ -163,8 +177,11 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             visit.save()
         except ServiceUnavailable as error:
             # The response says that something was done, which was not.
-            refusal = app.make_response(error.get_response())
-            response.status, response.headers, response.response = refusal.status, refusal.headers, refusal.response
+            refusal = app.make_response(app.handle_user_exception(error))
+            response.status, response.response = refusal.status, refusal.response
+            for name in OF_ITS_CONTENT:
+                response.headers.remove(name)
+            response.headers.update(refusal.headers)
         if visit.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
             add_cookie(response.headers, visit.set_cookie(expires))
 

@@ -142,6 +142,11 @@ class ManagedSession(Pulse, Generic[R]):
         return SessionMetadata(self._created_at, self._last_active, self._message_count)
 
     @property
+    def session_timeout(self) -> float:
+        """How long it may be idle, in seconds; it is expired when idle for more."""
+        return self._timeout
+
+    @property
     def state(self) -> SessionState:
         """What the session is doing."""
         return self._state

@@ -465,15 +465,30 @@ def test_a_busy_session_is_503(session_coordinator: CoordinatorFactory) -> None:
 def test_a_save_that_fails_is_503(
     session_coordinator: CoordinatorFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The response that said it was done does not go out; the cookie of a new session does."""
+    """The response that said it was done does not go out, but a page of the application's own, with its headers."""
     store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
-    client = site(session_coordinator(CONFIG, store=store)).test_client()
-    store.failing.add("save")
+    app = site(session_coordinator(CONFIG, store=store))
 
+    @app.errorhandler(503)
+    def unavailable(error: ServiceUnavailable) -> flask.Response:
+        response = flask.Response("own page", 503)
+        response.headers["Retry-After"] = str(error.retry_after)
+        return response
+
+    @app.after_request
+    def add_headers(response: flask.Response) -> flask.Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["ETag"] = '"of another page"'
+        return response
+
+    client = app.test_client()
+    store.failing.add("save")
     client.get("/nested")
     response = client.get("/nested")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
-    assert "apple" not in response.text
+    assert (response.text, response.headers["X-Content-Type-Options"]) == ("own page", "nosniff")
+    assert "ETag" not in response.headers
+    assert response.content_length == len("own page")
     assert "answering 503: no save today" in caplog.text
     store.failing.clear()
     assert client.get("/nested").text == '["apple", "apple", "apple"]'

@@ -80,6 +80,7 @@ def test_create_takes_name_id_data_resource_and_timeout(
     agent = object()
 
     session = coordinator.create_session("support", session_id="s-1", data=data, resource=agent, session_timeout=5)
+    assert (session.session_timeout, coordinator.create_session().session_timeout) == (5, 60)
     session.data["step"] = 1
 
     assert (session.name, session.id, session.resource) == ("support", "s-1", agent)
