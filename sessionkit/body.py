@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any
 
 
 class Body:
     """The parts of an application's body, and what is to be done when no more of them are wanted.
 
-    That is done when the body is closed, whatever closing it does; should a server forget that, when it is dropped.
-    `finish` may be called several times, and raises nothing.
+    That is done when the body is closed, whatever closing it does. `finish` may be called several times.
     """
 
     def __init__(self, given: Iterable[Any], finish: Callable[[], object]) -> None:
@@ -18,17 +18,18 @@ class Body:
         self._finish = finish
         self._parts: Iterator[Any] | None = None
 
+    def begin(self) -> None:
+        """Have the first part made, if it was not."""
+        if self._parts is None:
+            parts = iter(self._given)
+            self._parts = chain(list(islice(parts, 1)), parts)
+
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self._parts is None:
-            self._parts = self.begin(self._given)
-        return next(self._parts)
-
-    def begin(self, given: Iterable[Any]) -> Iterator[Any]:
-        """The parts, when the first of them is wanted."""
-        return iter(given)
+        self.begin()
+        return next(self._parts or iter(()))
 
     def close(self) -> None:
         """Called by the server at the end, whatever happened, in whatever thread."""
@@ -38,6 +39,3 @@ class Body:
                 close()
         finally:
             self._finish()
-
-    def __del__(self) -> None:
-        self._finish()

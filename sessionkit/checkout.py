@@ -44,12 +44,16 @@ class Checkout(Generic[R]):
     Both ends begin with the steps that `sessionkit.pulse` describes, and take the lock when those do not do.
     """
 
-    __slots__ = ("_lender", "_session", "_session_id", "_timeout", "exclusive", "in_books", "thread")
+    __slots__ = ("_holder", "_lender", "_session", "_session_id", "_timeout", "exclusive", "in_books", "thread")
 
-    def __init__(self, lender: Lender, session_id: str, exclusive: bool, timeout: float | None) -> None:
+    def __init__(
+        self, lender: Lender, session_id: str, exclusive: bool, timeout: float | None, holder: object | None = None
+    ) -> None:
         self._lender = lender
         self._session_id = session_id
         self._timeout = timeout
+        # Whoever it is for, if that is not the thread that enters it.
+        self._holder = holder
         self._session: ManagedSession[R] | None = None
         self.exclusive = exclusive
         self.in_books = False
@@ -60,7 +64,7 @@ class Checkout(Generic[R]):
             raise RuntimeError(
                 f"this checkout of session {self._session_id!r} was used already; call checkout() for each with block"
             )
-        self.thread = this_thread.token
+        self.thread = this_thread.token if self._holder is None else self._holder
         lender = self._lender
         session: ManagedSession[R] | None = None
         try:

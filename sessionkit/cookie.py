@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from datetime import datetime
+from itertools import islice
+from math import ceil
 from typing import Literal, get_args
 
 from werkzeug.datastructures import Headers
@@ -16,9 +18,15 @@ from .tokens import is_token
 
 SameSite = Literal["Strict", "Lax", "None"]
 
+_LONGEST = 64
+"""How many characters may follow the name: a token has 43."""
+
+_MOST = 10
+"""How many cookies of the same name are looked at."""
+
 _NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _PATH = re.compile(r"/[^\x00-\x1f\x7f;]*")
-_DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
+_DOMAIN = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63})*")
 
 
 class SessionCookie:
@@ -68,7 +76,7 @@ class SessionCookie:
         prefix = "" if not secure else "__Host-" if path == "/" and domain is None else "__Secure-"
         self.name = prefix + name
         """The name that goes out, with its prefix."""
-        self._max_age = None if max_age is None else int(checked_seconds("max_age", max_age))
+        self._max_age = None if max_age is None else ceil(checked_seconds("max_age", max_age))
         self._attributes = {"path": path, "domain": domain, "secure": secure, "samesite": same_site}
 
     def __repr__(self) -> str:
@@ -79,8 +87,12 @@ class SessionCookie:
 
         What is malformed, or too long, is passed over, here and in other cookies.
         """
-        # Not Werkzeug's own parse_cookie(environ), which raises for bytes that are no UTF-8: a token is ASCII.
-        return next(filter(is_token, parse_cookie(header).getlist(self.name)), None)
+        # Werkzeug gets what may be ours alone. For a whole header its time grows with the square of the length, which a
+        # client may choose, and it raises for bytes of other cookies that are no UTF-8.
+        own = (part for part in header.split(";") if part.lstrip(" \t").startswith(self.name))
+        short = (part for part in islice(own, _MOST) if len(part) <= len(self.name) + _LONGEST)
+        found = (value for part in short for value in parse_cookie(part).getlist(self.name))
+        return next(filter(is_token, found), None)
 
     def holding(self, token: str, expires: datetime | None = None) -> str:
         """The value of a `Set-Cookie` header that gives the client this token, until then at most."""
@@ -105,7 +117,7 @@ def checked_cookie(value: object) -> SessionCookie:
 
 def vary_by_cookie(headers: Headers) -> None:
     """The response depends on the session: caches are to keep one for each cookie."""
-    vary = parse_set_header(headers.get("Vary"))
+    vary = parse_set_header(", ".join(headers.getlist("Vary")))
     if "*" not in vary:
         vary.add("Cookie")
         headers["Vary"] = vary.to_header()
@@ -115,3 +127,5 @@ def add_cookie(headers: Headers, value: str) -> None:
     """The response sets a cookie: no cache is to keep it, whatever the application said."""
     headers.add("Set-Cookie", value)
     headers["Cache-Control"] = "private, no-store"
+    for name in ("CDN-Cache-Control", "Surrogate-Control", "Expires"):
+        headers.remove(name)

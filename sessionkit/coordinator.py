@@ -310,13 +310,17 @@ class SessionCoordinator(Engine[R]):
         """
         new_id = secrets.token_urlsafe(32) if new_id is None else checked_id(new_id)
         with self.checkout(session_id, timeout=timeout) as session:
-            rename = partial(self._rename, session, new_id, self._begin_call())
-            if self._archive is not None:
-                self._archive.rotate(session, new_id, rename)
-            else:
-                rename()
-        self._bus.deliver()
+            self._rename_held(session, new_id)
         return session
+
+    def _rename_held(self, session: ManagedSession[R], new_id: str) -> None:
+        """For whoever has it checked out, alone."""
+        rename = partial(self._rename, session, new_id, self._begin_call())
+        if self._archive is not None:
+            self._archive.rotate(session, new_id, rename)
+        else:
+            rename()
+        self._bus.deliver()
 
     def _rename(self, session: ManagedSession[R], new_id: str, reading: float) -> None:
         with self._lock:

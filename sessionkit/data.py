@@ -59,7 +59,8 @@ def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
     if depth > _DEEPEST:
         yield f"{path[:80]}...", "it contains itself, or is nested too deep"
     elif isinstance(value, dict):
-        for key, inner in value.items():
+        # A copy: where sessions are shared, another thread may be at it.
+        for key, inner in list(value.items()):
             if not isinstance(key, str):
                 yield (
                     path,
@@ -69,7 +70,7 @@ def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
                 yield path, f"the key {shown(key)} has half of a surrogate pair, which UTF-8 cannot encode"
             yield from _faults(inner, f"{path}[{shown(key)}]", depth + 1)
     elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
+        for index, inner in enumerate(list(value)):
             yield from _faults(inner, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
         if not _is_text(value):

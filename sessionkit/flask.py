@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import inf
 from types import ModuleType
 from typing import Any, cast
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import click
 import flask
@@ -16,11 +17,11 @@ from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wsgi import ClosingIterator
 
 from .body import Body
-from .checks import Duration, checked_flag, checked_seconds
-from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
+from .checks import Duration, checked_flag
+from .cookie import SameSite, SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
 from .log import report_problem
-from .serving import TIMEOUT_SECONDS, Service
+from .serving import TIMEOUT_SECONDS, Service, checked_timeout
 from .stores.base import Store
 from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit
 from .websession import WebSession
@@ -29,6 +30,12 @@ __all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "
 
 SMALL = 65_536
 """Up to how many bytes a response is no stream, whatever it is made of, if it says how many they are."""
+
+VISIT = "sessionkit.visit"
+"""Where the WSGI environment has the request's visit."""
+
+IS_FINISHED = "sessionkit.is_finished"
+"""Where the WSGI environment says that the visit is finished when the application has been called."""
 
 OF_ITS_CONTENT = (
     "Accept-Ranges",
@@ -70,11 +77,13 @@ def init_app(
         coordinator,
         _cookie_of(app) if cookie is None else checked_cookie(cookie),
         shared=checked_flag("shared", shared),
-        timeout=checked_seconds("timeout", timeout),
+        timeout=checked_timeout(timeout),
     )
     app.session_interface = sessions
     app.extensions[EXTENSION] = coordinator
-    app.teardown_request(sessions.give_back)
+    app.register_error_handler(SessionUnavailable, _explain)
+    app.wsgi_app = _finishing(app.wsgi_app)  # type: ignore[assignment,method-assign]  # as Flask's documentation adds middleware
+    app.teardown_request(_finish_with_context)
     app.cli.add_command(commands)
 
 
@@ -95,30 +104,30 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
         self.modified = False
         """Whether keys were set or removed in this request."""
 
-    def __delitem__(self, key: str) -> None:
-        super().__delitem__(key)
-        self.modified = True
-
-    def update(self, *others: Any, **values: Any) -> None:
-        super().update(*others, **values)
-        self.modified = True
-
     def clear(self) -> None:
         """End the session, as `close` does: it is how Flask's documentation logs out."""
-        if self._visit.left is not None:
-            self._visit.left.clear()
+        if self._is_a_copy:
+            self._readable().clear()
         else:
             self.close()
 
+    @property
+    def _is_a_copy(self) -> bool:
+        return self._visit.left is not None and self._visit.headers_sent
+
     def _readable(self) -> dict[str, Any]:
-        if self._visit.left is not None and not self._visit.looked_at:
+        visit = self._visit
+        if isinstance(visit, FlaskVisit) and visit.is_explained:
+            return {}
+        if self._is_a_copy and not visit.looked_at:
             # The first look comes after the response.
-            self._visit.left = None
+            visit.left = None
             self.release()
         return super()._readable()
 
     def _writable(self) -> dict[str, Any] | None:
-        return super()._writable() if self._visit.left is None else self._visit.left
+        self.modified = True
+        return self._readable() if self._is_a_copy else super()._writable()
 
 
 session = cast(FlaskSession, flask.session)
@@ -140,42 +149,38 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
         """The session of a request, which nobody has looked at yet."""
         self._service.look_at(request.environ)
         header = request.environ.get("HTTP_COOKIE", "")
-        return FlaskSession(
-            _Visit(self._service.coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
-        )
+        visit = FlaskVisit(self._service.coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
+        request.environ[VISIT] = visit
+        return FlaskSession(visit)
 
     def save_session(self, app: flask.Flask, session: flask.sessions.SessionMixin, response: flask.Response) -> None:
         """Save the session before the response goes out."""
         assert isinstance(session, FlaskSession), "open_session makes no others"  # noqa: S101  tells mypy
         visit = session._visit
+        if isinstance(response.response, ClosingIterator) and (response.content_length or inf) <= SMALL:
+            # Flask makes a stream of its own error pages.
+            response.make_sequence()
+        # A file that is passed through directly goes to the server as it is.
+        streams = response.is_streamed and not response.direct_passthrough
+        if streams:
+            response.response = body = Body(response.response, visit.finish)
+            # What it does to the session for its first part is to be saved too, before anything goes out.
+            body.begin()
         if visit.looked_at:
             if visit.failure is None:
                 self._save(app, session, response)
             vary_by_cookie(response.headers)
         visit.headers_sent = True
-        if isinstance(response.response, ClosingIterator) and (response.content_length or inf) <= SMALL:
-            # Flask makes a stream of its own error pages.
-            response.make_sequence()
-        # A file that is passed through directly goes to the server as it is.
-        if response.is_streamed and not response.direct_passthrough:
-            response.response = Body(response.response, visit.finish)
-        else:
+        if not streams:
             visit.finish()
-
-    def give_back(self, _error: BaseException | None) -> None:
-        """The request is over; if no response was made, nothing else gives the session back."""
-        current = flask.session
-        # Another interface may have been set since.
-        if isinstance(current, FlaskSession) and not current._visit.headers_sent:
-            current._visit.finish()
 
     def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
         visit, expires = session._visit, self.get_expiration_time(app, session)
-        if session.modified and visit.left is None and not session and session.resource is None:
-            session.close()
         try:
+            if session.modified and visit.left is None and not session and session.resource is None:
+                session.close()
             visit.save()
-        except ServiceUnavailable as error:
+        except SessionUnavailable as error:
             # The response says that something was done, which was not.
             refusal = app.make_response(app.handle_user_exception(error))
             response.status, response.response = refusal.status, refusal.response
@@ -186,8 +191,15 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             add_cookie(response.headers, visit.set_cookie(expires))
 
 
-class _Visit(Visit):
+class SessionUnavailable(ServiceUnavailable):
+    """What a view is raised where the session cannot be had."""
+
+
+class FlaskVisit(Visit):
     """A visit whose failures Flask makes pages of."""
+
+    is_explained = False
+    """Whether such a page is being made: it may ask for the session again, and finds nothing in it."""
 
     @contextmanager
     def noting_failure(self) -> Iterator[None]:
@@ -195,15 +207,48 @@ class _Visit(Visit):
             yield
         except UNAVAILABLE as error:
             report_problem("answering 503: %s", error)
-            self.failure = ServiceUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
+            self.failure = SessionUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
             raise self.failure from error
+
+
+def _explain(error: SessionUnavailable) -> flask.typing.ResponseReturnValue:
+    flask.request.environ[VISIT].is_explained = True
+    plain = ServiceUnavailable(error.description, retry_after=error.retry_after)
+    plain.__cause__ = error.__cause__
+    return flask.current_app.handle_user_exception(plain)
+
+
+def _finishing(app: WSGIApplication) -> WSGIApplication:
+    """The application, with an end to each visit for which it made no response."""
+
+    def wsgi_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ[IS_FINISHED] = True
+        has_answered = False
+        try:
+            body = app(environ, start_response)
+            has_answered = True
+        finally:
+            # Another session interface may have been set since.
+            visit = environ.get(VISIT)
+            if visit is not None and not (has_answered and visit.headers_sent):
+                visit.finish()
+        return body
+
+    return wsgi_app
+
+
+def _finish_with_context(_error: BaseException | None) -> None:
+    # A context that a test pushed. Others that end may be copies, and their request goes on.
+    current = flask.session
+    if not flask.request.environ.get(IS_FINISHED) and isinstance(current, FlaskSession):
+        current._visit.finish()
 
 
 def _cookie_of(app: flask.Flask) -> SessionCookie:
     config = app.config
     return SessionCookie(
         config["SESSION_COOKIE_NAME"],
-        same_site=config["SESSION_COOKIE_SAMESITE"] or "Lax",
+        same_site=cast(SameSite, str(config["SESSION_COOKIE_SAMESITE"] or "Lax").title()),
         path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
         domain=config["SESSION_COOKIE_DOMAIN"] or None,
     )

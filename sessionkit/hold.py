@@ -24,7 +24,7 @@ class Holder(Protocol):
     """A checkout, as the books know it."""
 
     thread: object
-    """The token of the thread that has, or wants, the session."""
+    """The token of the thread that has, or wants, the session; or of somebody who is no thread, such as a request."""
     exclusive: bool
     in_books: bool
     """Whether a hold has it in its books; else it has the session to itself, or not at all."""

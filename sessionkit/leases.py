@@ -6,6 +6,7 @@ import time
 from math import inf
 from typing import Any
 
+from .data import data_of
 from .errors import SessionBusyError, SessionNotFoundError, StoreError
 from .log import report_problem
 from .parts import Parts
@@ -67,6 +68,14 @@ class Leases:
         except SessionNotFoundError:
             self._standing.end_here(session)
             raise
+
+    def revert(self, session: Session) -> None:
+        """Set the data back to what the store has of it, as far as we know."""
+        written = self._records.written(session)
+        if written is not None:
+            with written.lock:
+                session.data.clear()
+                session.data.update(data_of(written.text, session.id))
 
     def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> Found | None:
         deadline = inf if timeout is None else time.monotonic() + timeout

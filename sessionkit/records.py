@@ -139,6 +139,10 @@ class Records(Ownership):
             written.users.add(holder)
             self._unleased.add(holder)
 
+    def is_leased(self, holder: object) -> bool:
+        """Whether the store knows of a checkout, and so nobody else has the session against it."""
+        return holder not in self._unleased
+
     def give_back(self, session: Session, holder: object) -> None:
         """Undo one `lease`. After the last one, what changed is saved, and the lease given back.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
-from .checks import shown
+from .checks import Duration, checked_wait, shown
 from .coordinator import SessionCoordinator
 from .log import report_failure, report_problem
 
@@ -15,6 +15,14 @@ TIMEOUT_SECONDS = 10.0
 """How long a request waits for others of the same visitor, unless told otherwise."""
 
 _served: WeakSet[SessionCoordinator[Any]] = WeakSet()
+
+
+def checked_timeout(value: Duration) -> float:
+    """How long a request waits, in seconds: 0 or more."""
+    seconds = checked_wait("timeout", value)
+    if seconds is None:
+        raise TypeError("timeout must be seconds as a number, or a timedelta: a server has to answer some time")
+    return seconds
 
 
 class Service:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
+from threading import RLock
 from typing import Any
 
-from .checkout import Checkout
 from .cookie import SessionCookie
 from .coordinator import SessionCoordinator
 from .errors import (
@@ -21,6 +21,7 @@ from .errors import (
 )
 from .log import report_failure
 from .session import ManagedSession
+from .tenure import Tenure
 from .tokens import id_of, new_token
 
 UNAVAILABLE = (SessionBusyError, SessionLimitError, SessionConflictError, StoreError, CoordinatorClosedError)
@@ -36,8 +37,9 @@ REFUSAL = "The session is not available at the moment. Please try again in a few
 class Visit:
     """Finds the session by the request's cookie when somebody looks, makes one when somebody writes, and gives it back.
 
-    For one request, and whatever sends its response. Whatever is in `UNAVAILABLE` and raised once is raised again by
-    the next look: no visitor is to be taken for a new one because of it.
+    For one request, in whatever threads, and whatever sends its response. What is in `UNAVAILABLE` and raised once is
+    raised again by the next look; after any other error, the next look tries again: no visitor is to be taken for a new
+    one because of an error.
     """
 
     def __init__(
@@ -46,18 +48,17 @@ class Visit:
         self._coordinator = coordinator
         self._cookie = cookie
         self._header = header
-        self._shared = shared
-        self._timeout = timeout
-        self._checked_out: Checkout[Any] | None = None
+        self._tenure = Tenure(coordinator, shared=shared, timeout=timeout)
+        self._lock = RLock()
+        # Whether it is known by now if there is a session.
+        self._found_out = False
         # The token that the session has now, and the one by which the client has it.
         self._token: str | None = None
         self._clients_token: str | None = None
-        self.session: ManagedSession[Any] | None = None
-        """The session, once somebody has looked, if there is one."""
         self.looked_at = False
         """Whether anybody asked for the session: only then does the response depend on the cookie."""
         self.left: dict[str, Any] | None = None
-        """What it had when it was given back; None before that."""
+        """What the session had when it was given back; None before that."""
         self.headers_sent = False
         """Whether it is too late to give the client another token. For whoever sends them to say."""
         self.new = False
@@ -67,64 +68,74 @@ class Visit:
         self.failure: Exception | None = None
         """Why there is no session to be had, or to be saved, in this request."""
 
+    @property
+    def session(self) -> ManagedSession[Any] | None:
+        """The session, while it is checked out."""
+        return self._tenure.session
+
     def look(self) -> ManagedSession[Any] | None:
         """The session, checked out; None if there is none, or if it was given back."""
         if self.failure is not None:
             raise self.failure
-        if not self.looked_at:
+        if not self._found_out:
             self.looked_at = True
-            token = self._cookie.token_in(self._header)
-            if token is not None:
-                self._find(token)
-        return None if self.left is not None else self.session
+            self._find_out()
+        return self.session
 
     def create(self, data: dict[str, Any]) -> None:
-        """Make a session, checked out, where a look found none."""
-        self._check_headers("the first write to a session")
-        token = new_token()
-        with self.noting_failure():
-            self._coordinator.create_session(session_id=id_of(token), data=data)
-            try:
-                self._take(token)
-            except SessionNotFoundError as error:
-                raise SessionLimitError("the new session was evicted at once: all others are in use") from error
-        self._token = token
-        self.new = True
+        """Write to the session, and make it first, where a look found none."""
+        with self._lock:
+            if self.session is not None:
+                # Another thread of this request was faster.
+                self.session.data.update(data)
+                return
+            self._check_headers("the first write to a session")
+            token = new_token()
+            with self.noting_failure():
+                self._coordinator.create_session(session_id=id_of(token), data=data)
+                try:
+                    self._tenure.take(id_of(token))
+                except SessionNotFoundError as error:
+                    raise SessionLimitError("the new session was evicted at once: all others are in use") from error
+            self._token = token
+            self.new = True
 
-    def rotate(self, session: ManagedSession[Any]) -> None:
-        """Give the session another token."""
+    def rotate(self) -> None:
+        """Give the session another token; if somebody has ended it meanwhile, there is none any more."""
         self._check_headers("rotate()")
         token = new_token()
-        with self.noting_failure():
-            if self._shared:
-                # Others may have it as well, and are to finish first.
-                self._give_back()
-            self._coordinator.rotate_session(session.id, id_of(token), timeout=self._timeout)
-            self._token = token
-            if self._shared:
-                self._take(token)
+        with self._lock, self.noting_failure():
+            try:
+                self._tenure.rotate(id_of(token))
+                self._token = token
+            except SessionNotFoundError:
+                self._forget()
 
-    def end(self, session: ManagedSession[Any]) -> None:
-        """End the session; somebody else may have done so."""
-        with self.noting_failure(), suppress(SessionNotFoundError):
-            self._coordinator.close_session(session.id)
-        self.session = self._token = None
-        self.new = False
-        self._give_back()
+    def end(self) -> None:
+        """End the session."""
+        with self._lock, self.noting_failure():
+            try:
+                self._tenure.end()
+            finally:
+                self._forget()
 
     def save(self) -> None:
         """Write to the store what changed so far, before the client is told that it was done."""
-        if self.session is not None and self._checked_out is not None and self.failure is None:
-            # Somebody may have ended it meanwhile.
-            with self.noting_failure(), suppress(SessionNotFoundError):
-                self._coordinator.save_session(self.session.id)
+        if self.session is not None and self.failure is None:
+            with self.noting_failure():
+                self._tenure.save()
 
     def leave(self) -> None:
         """Give the session back, and keep what it had. Leaving again does nothing."""
-        if self.left is None:
+        with self._lock:
+            if self.left is not None:
+                return
             self.left = {} if self.session is None else dict(self.session.data)
-            with self.noting_failure():
-                self._give_back()
+            try:
+                self.save()
+            finally:
+                with self.noting_failure():
+                    self._tenure.give_back()
 
     def finish(self) -> None:
         """The request is over: leave. Doing it again does nothing; what fails is logged.
@@ -134,10 +145,14 @@ class Visit:
         session = self.session
         try:
             if session is not None and self.has_news and not self.headers_sent:
-                self.end(session)
+                self.end()
             self.leave()
         except Exception:  # noqa: BLE001  nobody could handle it: the response is out
             report_failure("the last changes of session %r are not saved", None if session is None else session.id)
+
+    def __del__(self) -> None:
+        # A server may forget to close a body, and a test to send a response.
+        self.finish()
 
     @property
     def has_news(self) -> bool:
@@ -157,27 +172,29 @@ class Visit:
             self.failure = error
             raise
 
+    def _find_out(self) -> None:
+        with self._lock:
+            # Another thread of this request may have been at it, or the request may be over.
+            if self._found_out or self.left is not None:
+                return
+            token = self._cookie.token_in(self._header)
+            if token is not None:
+                self._find(token)
+            self._found_out = True
+
     def _find(self, token: str) -> None:
         try:
             with self.noting_failure():
-                self._take(token)
+                self._tenure.take(id_of(token))
+            self._token = self._clients_token = token
         except SessionNotFoundError as error:
             # Its cookie is not taken away: another request may have been given a new one since.
             self.ended = error if isinstance(error, SessionExpiredError) else None
-        else:
-            self._token = self._clients_token = token
 
-    def _take(self, token: str) -> None:
-        checkout = self._coordinator.checkout(id_of(token), exclusive=not self._shared, timeout=self._timeout)
-        self.session = checkout.__enter__()
-        self._checked_out = checkout
-
-    def _give_back(self) -> None:
-        checkout, self._checked_out = self._checked_out, None
-        if checkout is not None:
-            # Somebody may have ended it meanwhile.
-            with suppress(SessionNotFoundError):
-                checkout.__exit__()
+    def _forget(self) -> None:
+        self._tenure.give_back()
+        self._token = None
+        self.new = False
 
     def _check_headers(self, what: str) -> None:
         if self.headers_sent:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any, Self
 
 from .errors import SessionExpiredError
 from .session import ManagedSession
@@ -65,6 +65,32 @@ class WebSession(MutableMapping[str, Any]):
         elif changes:
             self._visit.create(changes)
 
+    # These two at once, where requests share the session.
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """As a dict's `pop`."""
+        data = self._writable()
+        return ({} if data is None else data).pop(key, *default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As a dict's `setdefault`."""
+        data = self._writable()
+        if data is not None:
+            return data.setdefault(key, default)
+        self._visit.create({key: default})
+        return default
+
+    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
+        return self.copy() | dict(other)
+
+    def __ior__(self, other: Mapping[str, Any]) -> Self:
+        self.update(other)
+        return self
+
+    def copy(self) -> dict[str, Any]:
+        """A dict of what there is now, one level deep."""
+        return dict(self._readable())
+
     def clear(self) -> None:
         """Remove all keys. The session goes on; `close` ends it."""
         data = self._writable()
@@ -113,19 +139,17 @@ class WebSession(MutableMapping[str, Any]):
         headers were sent, and `SessionBusyError` if, in shared mode, other requests have the session for all of the
         time limit.
         """
-        session = self._changeable()
-        if session is not None:
-            self._visit.rotate(session)
+        if self._changeable() is not None:
+            self._visit.rotate()
 
     def close(self) -> None:
         """End the session, as somebody logs out, and take the token from the client.
 
         Other requests that have it finish; what they write is gone with it. The next write makes another session. Does
-        nothing while there is no session.
+        nothing while there is no session. Raises `StoreError` if another process may find it yet.
         """
-        session = self._changeable()
-        if session is not None:
-            self._visit.end(session)
+        if self._changeable() is not None:
+            self._visit.end()
 
     def release(self) -> None:
         """Save the session and give it back, before the response's body is closed: for a long download.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -11,11 +10,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from werkzeug.datastructures import Headers
 
 from .body import Body
-from .checks import Duration, checked_flag, checked_function, checked_seconds
+from .checks import Duration, checked_flag, checked_function
 from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
 from .log import report_problem
-from .serving import TIMEOUT_SECONDS, Service
+from .serving import TIMEOUT_SECONDS, Service, checked_timeout
 from .visit import REFUSAL, RETRY_AFTER_SECONDS, Visit
 from .websession import WebSession
 
@@ -36,7 +35,7 @@ class SessionMiddleware:
     `coordinator` keeps the sessions. Its cleanup task is started here, and it is closed when the interpreter exits.
     `cookie`: what carries the token; default `SessionCookie()`. Requests of one visitor have the session one after the
     other; with `shared=True` they have it at the same time, and write to one dict. `timeout`: how long a request waits
-    for the others, in seconds or as a timedelta; default 10.
+    for the others, in seconds or as a timedelta; default 10, and 0 for not at all.
 
     Where the session cannot be had or saved, and the application does not make an answer of its own of that, the
     client gets 503 with `Retry-After`. Responses that depend on the session say `Vary: Cookie`; those that set a
@@ -58,7 +57,7 @@ class SessionMiddleware:
         self._app = app
         self._cookie = checked_cookie(cookie)
         self._shared = checked_flag("shared", shared)
-        self._timeout = checked_seconds("timeout", timeout)
+        self._timeout = checked_timeout(timeout)
         self._service = Service(coordinator)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -91,13 +90,13 @@ class _Exchange:
         try:
             try:
                 body = app(self._environ, self.start_response)
+                if self._is_done_with(body):
+                    self.begin()
+                    return body
             except Exception:
                 if not self.can_refuse:
                     raise
                 body = self.refuse()
-            if self._is_done_with(body):
-                self.begin()
-                return body
         except BaseException:
             self._visit.finish()
             raise
@@ -133,8 +132,8 @@ class _Exchange:
             raise AssertionError("the application has to call start_response before the first part of the body")
         self._visit.save()
         status, headers = self._answer
-        if self._visit.failure is not None and status.startswith("5"):
-            # A framework made that of what the session raised.
+        if self._visit.failure is not None and status.startswith("500"):
+            # Some framework made that of what the session raised.
             raise self._visit.failure
         self._send(status, headers)
 
@@ -188,14 +187,14 @@ class _Body(Body):
         super().__init__(given, exchange.finish)
         self._exchange = exchange
 
-    def begin(self, given: Iterable[bytes]) -> Iterator[bytes]:
-        """The parts, once the headers are sent; if there is no session to be had, those of another answer."""
+    def begin(self) -> None:
+        """Have the first part made, and send the headers; if there is no session to be had, another answer."""
+        if self._exchange.has_begun and self._parts is not None:
+            return
         try:
-            parts = iter(given)
-            first = list(islice(parts, 1))
+            super().begin()
             self._exchange.begin()
         except Exception:
             if not self._exchange.can_refuse:
                 raise
-            return iter(self._exchange.refuse())
-        return chain(first, parts)
+            self._parts = iter(self._exchange.refuse())

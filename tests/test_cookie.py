@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from werkzeug.sansio.http import parse_cookie
 
 from sessionkit.cookie import SessionCookie
 from sessionkit.tokens import id_of, is_token, new_token
@@ -47,6 +48,7 @@ def test_what_can_be_told_otherwise() -> None:
     assert {"Path=/shop", "SameSite=Strict", "Max-Age=86400", "Secure", "HttpOnly"} <= set(value.split("; "))
     assert SessionCookie(domain="example.com").holding(TOKEN).startswith("__Secure-session=")
     assert "Domain=example.com" in SessionCookie(domain="example.com").holding(TOKEN)
+    assert "Max-Age=1;" in SessionCookie(max_age=0.5).holding(TOKEN)
     until = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     dated = cookie.holding(TOKEN, until)
     assert "Expires=Fri, 02 Jan 2026 03:04:05 GMT" in dated
@@ -82,6 +84,9 @@ def test_a_cookie_is_removed_where_it_was_set() -> None:
         ({"path": "/\n"}, "no ';'"),
         ({"domain": "a;b"}, "'a;b'"),
         ({"domain": ""}, "''"),
+        ({"domain": "."}, "'.'"),
+        ({"domain": "a..b"}, "'a..b'"),
+        ({"domain": "a" * 64}, "aaa"),
         ({"max_age": 0}, "max_age"),
     ],
 )
@@ -133,11 +138,29 @@ def test_one_malformed_cookie_does_not_hide_the_others(header: str) -> None:
         f"session={TOKEN}",
         f"__Host-session={'A' * 1_000_000}",
         f"__Host-session=../../{'A' * 37}",
+        f"\xa0__Host-session={TOKEN}",
+        f"\x85__Host-session={TOKEN}",
+        f"a=b, __Host-session={TOKEN}",
     ],
 )
 def test_what_has_not_the_form_of_a_token_is_no_token(header: str) -> None:
     """Shorter, longer, of other characters, or of another name."""
     assert SessionCookie().token_in(header) is None
+
+
+@pytest.mark.parametrize("piece", ['a={} x"', '__Host-session={}x"', '__Host-session="{}', ";__Host-session=", "="])
+def test_a_long_header_costs_no_more_than_its_length(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Werkzeug's parser, whose time may grow with the square of what it gets, never gets much."""
+    parsed: list[str] = []
+
+    def watched(text: str) -> Any:
+        parsed.append(text)
+        return parse_cookie(text)
+
+    monkeypatch.setattr("sessionkit.cookie.parse_cookie", watched)
+    header = ";".join([piece.format(" " * size) for size in (10, 40, 1000, 100_000)] * 50)
+    assert SessionCookie().token_in(header) is None
+    assert sum(map(len, parsed)) < 1000
 
 
 @given(st.binary(max_size=300), st.binary(max_size=100))

@@ -434,6 +434,8 @@ def test_no_room_is_503_with_a_page_of_ones_own(
 
     @own.errorhandler(503)
     def unavailable(error: ServiceUnavailable) -> tuple[str, int]:
+        # As a base template does.
+        assert (session.get("user"), flask.get_flashed_messages()) == (None, [])
         return f"own page: {type(error.__cause__).__name__}", 503
 
     for _ in range(3):
@@ -501,7 +503,7 @@ def test_a_save_that_fails_is_503(
 def test_the_cookie_takes_flasks_configuration(session_coordinator: CoordinatorFactory) -> None:
     """Name, path, domain and SameSite; it is HttpOnly and Secure in any case, unless another one is passed."""
     app = flask.Flask(__name__)
-    app.config.update(SESSION_COOKIE_NAME="shop", SESSION_COOKIE_SAMESITE="Strict", SESSION_COOKIE_PATH="/shop")
+    app.config.update(SESSION_COOKIE_NAME="shop", SESSION_COOKIE_SAMESITE="strict", SESSION_COOKIE_PATH="/shop")
     app.config.update(SESSION_COOKIE_DOMAIN="example.com", SESSION_COOKIE_HTTPONLY=False)
     sessionkit.flask.init_app(app, session_coordinator(CONFIG))
 
@@ -523,6 +525,108 @@ def test_what_init_app_is_given_is_checked(wrong: dict[str, Any], coordinator: S
     """At once."""
     with pytest.raises(TypeError, match=next(iter(wrong))):
         sessionkit.flask.init_app(flask.Flask(__name__), coordinator, **wrong)
+
+
+def test_after_release_nothing_is_lost_in_silence(app: flask.Flask) -> None:
+    """A write raises, and so does a log-out: the copy is for tests that look when the response is made."""
+
+    @app.get("/release")
+    def release() -> str:
+        session.release()
+        assert session["n"] == 1
+        for change in (session.clear, lambda: session.update(n=2), lambda: session.pop("n")):
+            with pytest.raises(RuntimeError, match="given back"):
+                change()
+        return "released"
+
+    client = app.test_client()
+    client.get("/")
+    assert client.get("/release").text == "released"
+    assert client.get("/").text == "2"
+
+
+def test_a_copied_context_leaves_the_session_to_its_request(
+    app: flask.Flask, coordinator: SessionCoordinator[Any]
+) -> None:
+    """Its thread may use the session, and rotate it; what the request writes after that is kept."""
+
+    @app.get("/copied")
+    def copied() -> str:
+        session["before"] = 1
+
+        @flask.copy_current_request_context
+        def work() -> None:
+            session["within"] = 2
+            session.rotate()
+
+        with in_thread(work) as future:
+            assert future.exception(WAIT) is None
+        assert coordinator.stats().checked_out == 1
+        session["after"] = 3
+        return "done"
+
+    client = app.test_client()
+    for _ in range(2):
+        assert client.get("/copied").text == "done"
+        assert json.loads(client.get("/look").text) == {"before": 1, "within": 2, "after": 3}
+
+
+@pytest.mark.parametrize("propagates", [True, False])
+def test_an_application_whose_own_teardown_fails(
+    propagates: bool, app: flask.Flask, coordinator: SessionCoordinator[Any]
+) -> None:
+    """The session is given back all the same."""
+    app.config["PROPAGATE_EXCEPTIONS"] = propagates
+
+    @app.teardown_request
+    def fail(_: BaseException | None) -> None:
+        raise OSError("rollback failed")
+
+    for path in ("/", "/breaks"):
+        with pytest.raises(OSError, match="rollback failed"):
+            app.test_client().get(path)
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_response_that_could_not_be_finished(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
+    """Flask sends it as it is, without the cookie: the session that nobody got the token of is closed."""
+
+    @app.after_request
+    def fail(_: flask.Response) -> flask.Response:
+        raise ValueError("no headers today")
+
+    assert app.test_client().get("/").status_code == 500
+    assert (len(coordinator), coordinator.stats().checked_out) == (0, 0)
+
+
+def test_a_context_that_a_test_pushes(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
+    """Gives its session back when it ends."""
+    with app.test_request_context():
+        session["n"] = 1
+        assert coordinator.stats().checked_out == 1
+    assert (len(coordinator), coordinator.stats().checked_out) == (0, 0)
+
+
+def test_the_first_part_of_a_stream_is_saved_before_it_goes_out(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """Also where that looks at the session first; the response says that it depends on it."""
+    store = SQLiteStore(tmp_path / "sessions.db")
+    app = site(session_coordinator(CONFIG, store=store))
+
+    @app.get("/late")
+    def late() -> flask.Response:
+        def parts() -> Iterator[str]:
+            session["paid"] = True
+            yield "paid"
+
+        return flask.Response(flask.stream_with_context(parts()))
+
+    with app.test_client().get("/late") as response:
+        assert response.headers["Vary"] == "Cookie"
+        assert "Set-Cookie" in response.headers
+        assert next(response.iter_encoded()) == b"paid"
+        assert [record.data for record in store.page(None, 10)] == ['{"paid":true}']
 
 
 def test_a_released_session_is_not_ended(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:

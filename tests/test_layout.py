@@ -34,7 +34,7 @@ LAYERS = [
     ["archive"],
     ["checkout", "engine"],
     ["coordinator", "tokens", "body"],
-    ["cookie", "serving"],
+    ["cookie", "serving", "tenure"],
     ["visit"],
     ["websession"],
     ["wsgi"],

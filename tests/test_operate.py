@@ -7,6 +7,7 @@ import os
 import re
 import sqlite3
 import subprocess
+import time
 from math import inf
 from pathlib import Path
 
@@ -27,6 +28,7 @@ NOW = 1_768_348_800.0
 SUPPORT = SessionRecord("s-1", "support", '{"lang":"en"}', "active", NOW - 3600, NOW - 600, 3, 1800.0, None, 2)
 IDLE = SessionRecord("s-2", "left", "{}", "waiting_for_input", NOW - 7200, NOW - 3600, 0, 1800.0, None)
 OLD = SessionRecord("s-3", None, "{}", "active", NOW - 90000, NOW - 60, 1200, 1800.0, 86400.0)
+RECORDS = (SUPPORT, IDLE, OLD)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,7 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(tmp_path: Path) -> Path:
     """A store with one session that is live, one that was idle for too long, and one that is too old."""
     path = tmp_path / "sessions.db"
-    put(path, SUPPORT, IDLE, OLD)
+    put(path, *RECORDS)
     return path
 
 
@@ -156,8 +158,12 @@ def test_list_in_part(tmp_path: Path) -> None:
     assert [each["id"] for each in json.loads(run("list", path, "--json", "--limit", "2").stdout)] == ["s-000", "s-001"]
 
 
-def test_a_narrow_terminal_gets_fewer_columns(path: Path) -> None:
+def test_a_narrow_terminal_gets_fewer_columns(tmp_path: Path) -> None:
     """Ids and names are never cut off or folded; what has no room is named, and what is piped has all."""
+    # On the clock of the processes that are to show it: how wide a column is goes by how long ago something was, which
+    # is to be so many minutes and some seconds, however slow they are.
+    path, later = tmp_path / "sessions.db", time.time() - NOW - 20
+    put(path, *(r._replace(created_at=r.created_at + later, last_active=r.last_active + later) for r in RECORDS))
     status, text = run_on_terminal("sessions", "list", path, COLUMNS="80", NO_COLOR="1")
     heads, _, support, *_, left_out, _ = text.splitlines()
     assert status == 0

@@ -19,6 +19,7 @@ from sessionkit import (
     RemovalCause,
     SessionCoordinator,
     SessionLimitError,
+    StoreError,
 )
 from sessionkit.pytest_plugin import CoordinatorFactory
 from sessionkit.stores import SQLiteStore
@@ -421,10 +422,11 @@ def test_a_save_that_fails_is_no_success(session_coordinator: CoordinatorFactory
 def test_data_that_cannot_be_stored_is_an_application_error(
     session_coordinator: CoordinatorFactory, store: WatchedStore
 ) -> None:
-    """It says where in the data; no client hears that it was done."""
+    """It says where in the data; no client hears that it was done, and the next request has what was stored last."""
     coordinator = session_coordinator(CONFIG, store=store)
 
     def app(environ: Any, start_response: Any) -> Any:
+        environ[KEY]["n"] = 100
         environ[KEY]["when"] = object()
         start_response("200 OK", PLAIN)
         return [b"done"]
@@ -436,6 +438,29 @@ def test_data_that_cannot_be_stored_is_an_application_error(
     with pytest.raises(ValueError, match=r"data\['when'\]"):
         answer.read()
     assert not answer.status
+    visitor.app = SessionMiddleware(Counter(), coordinator)
+    assert visitor.text() == "2"
+
+
+def test_data_that_cannot_be_stored_at_the_end_of_a_stream(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is logged, and the next request has what was stored last; without a store, anything is kept."""
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        environ[KEY]["n"] = 10
+        yield b"first"
+        environ[KEY]["when"] = object()
+
+    for kept, expected in ((store, "11"), (None, "11")):
+        coordinator = session_coordinator(CONFIG, store=kept)
+        visitor = Visitor(SessionMiddleware(app, coordinator))
+        assert visitor.text() == "first"
+        visitor.app = SessionMiddleware(Counter(), coordinator)
+        assert visitor.text() == expected
+        assert ("data['when']" in caplog.text) is (kept is not None)
+        caplog.clear()
 
 
 def test_what_is_lost_at_the_end_of_a_stream_is_logged(
@@ -472,7 +497,7 @@ def test_an_application_that_handles_it_has_its_way(coordinator: SessionCoordina
     for _ in range(3):
         coordinator.create_session()
     visitor = Visitor(SessionMiddleware(app, coordinator))
-    for status in ("200 OK", "429 Too Many Requests", "302 Found"):
+    for status in ("200 OK", "429 Too Many Requests", "302 Found", "503 Service Unavailable"):
         answer = visitor.get(f"/{status}")
         assert (answer.status, answer.written) == (status, [b"own answer"])
     assert visitor.get("/500 Internal Server Error").status == "503 Service Unavailable"
@@ -481,14 +506,80 @@ def test_an_application_that_handles_it_has_its_way(coordinator: SessionCoordina
 def test_a_new_session_that_is_evicted_at_once(session_coordinator: CoordinatorFactory) -> None:
     """There was no room for it after all: 503."""
     coordinator = session_coordinator(CONFIG)
-    checkout = coordinator.checkout
+    create = coordinator.create_session
 
-    def late(session_id: str, **options: Any) -> Any:
-        coordinator.close_session(session_id)
-        return checkout(session_id, **options)
+    def create_and_evict(**options: Any) -> None:
+        coordinator.close_session(create(**options).id)
 
-    coordinator.checkout = late  # type: ignore[method-assign]  # nobody else comes in between
+    coordinator.create_session = create_and_evict  # type: ignore[assignment,method-assign]  # for want of another thread
     assert Visitor(SessionMiddleware(Counter(), coordinator)).get().status == "503 Service Unavailable"
+
+
+def test_a_release_that_fails_is_503(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
+    """Also where a framework made 500 of it, with a body that needs the session no more."""
+    coordinator = session_coordinator(CONFIG, store=store)
+
+    def app(environ: Any, start_response: Any) -> Any:
+        session: WebSession = environ[KEY]
+        session["n"] = 2
+        with pytest.raises(StoreError):
+            session.release()
+        start_response("500 Internal Server Error", PLAIN)
+        return [b"sorry"]
+
+    visitor = Visitor(SessionMiddleware(Counter(), coordinator))
+    visitor.get()
+    visitor.app = SessionMiddleware(app, coordinator)
+    store.failing.add("save")
+    assert visitor.get().status == "503 Service Unavailable"
+    store.failing.clear()
+    assert coordinator.stats().checked_out == 0
+
+
+@pytest.mark.parametrize("problem", [OSError("no resource"), KeyboardInterrupt()])
+def test_a_look_that_failed_for_another_reason_looks_again(
+    problem: BaseException, session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """An application that goes on after that is not given a new empty session, nor the visitor another token."""
+    problems = [problem]
+
+    def make(_: Any) -> str:
+        if problems:
+            raise problems.pop()
+        return "live"
+
+    with SessionCoordinator(CONFIG, store=SQLiteStore(store.store.path)) as other:  # type: ignore[attr-defined]  # a SQLite store has it
+        visitor = Visitor(SessionMiddleware(Counter(), other))
+        visitor.get()
+
+    def app(environ: Any, start_response: Any) -> Any:
+        session: WebSession = environ[KEY]
+        with pytest.raises(type(problem)):
+            session.get("n")
+        session["flash"] = "sorry"
+        start_response("200 OK", PLAIN)
+        return [str(dict(session)).encode()]
+
+    token = visitor.token
+    visitor.app = SessionMiddleware(app, session_coordinator(CONFIG, store=store, resource_factory=make))
+    assert visitor.text() == "{'n': 1, 'flash': 'sorry'}"
+    assert visitor.token == token
+
+
+def test_a_coordinator_closed_under_a_request(session_coordinator: CoordinatorFactory) -> None:
+    """The session that the request has, which nobody got the token of, is closed when the request is over."""
+    closings = Closings()
+    coordinator = session_coordinator(CONFIG, on_close=closings)
+
+    def app(environ: Any, _: Any) -> Any:
+        environ[KEY]["n"] = 1
+        coordinator.close()
+        raise ValueError("application error")
+
+    with pytest.raises(ValueError, match="application error"):
+        Visitor(SessionMiddleware(app, coordinator)).get()
+    assert [cause for _, cause in closings] == [RemovalCause.SHUTDOWN]
+    assert coordinator.stats().checked_out == 0
 
 
 def test_a_closed_coordinator_is_503(session_coordinator: CoordinatorFactory) -> None:

@@ -162,6 +162,12 @@ def test_it_reads_and_writes_like_a_dict(coordinator: SessionCoordinator[Any]) -
         session.update([("c", 3)])
         assert session.popitem() == ("c", 3)
         session["d"] = 4
+        assert session.setdefault("d", 5) == 4
+        assert (session.copy(), session | {"e": 5}) == ({"d": 4}, {"d": 4, "e": 5})
+        session |= {"f": 6}
+        with pytest.raises(KeyError):
+            session.pop("g")
+        assert (session.pop("f"), session.pop("g", 7)) == (6, 7)
         session.clear()
         assert dict(session) == {}
         assert repr(session) == f"<WebSession {session.id!r}>"
@@ -368,12 +374,35 @@ def test_the_headers_of_a_new_session(coordinator: SessionCoordinator[Any]) -> N
     assert again["Set-Cookie"] == "other=1"
 
 
-@pytest.mark.parametrize(("given_vary", "told"), [("*", "*"), ("cookie", "cookie"), ("", "Cookie")])
-def test_vary_is_not_said_twice(coordinator: SessionCoordinator[Any], given_vary: str, told: str) -> None:
-    """What the application said stays."""
+@pytest.mark.parametrize(
+    ("given_vary", "told"),
+    [
+        (["*"], "*"),
+        (["cookie"], "cookie"),
+        ([""], "Cookie"),
+        (["Accept", "Origin, DNT"], "Accept, Origin, DNT, Cookie"),
+    ],
+)
+def test_vary_is_said_once(coordinator: SessionCoordinator[Any], given_vary: list[str], told: str) -> None:
+    """With all that the application said, in however many headers."""
     site = Site(index=lambda session: session.get("a"))
-    site.headers = [("Vary", given_vary)]
+    site.headers = [("Vary", value) for value in given_vary]
     assert Visitor(SessionMiddleware(site, coordinator)).get()["Vary"] == told
+
+
+def test_no_cache_is_told_to_keep_a_cookie_in_other_words(coordinator: SessionCoordinator[Any]) -> None:
+    """Shared caches have headers of their own, which come before `Cache-Control`."""
+    site = Site(index=count)
+    site.headers = [
+        ("CDN-Cache-Control", "max-age=60"),
+        ("Surrogate-Control", "max-age=60"),
+        ("Expires", "Thu, 01 Jan"),
+    ]
+    assert [name for name, _ in Visitor(SessionMiddleware(site, coordinator)).get().headers] == [
+        "Vary",
+        "Set-Cookie",
+        "Cache-Control",
+    ]
 
 
 def test_the_cookie_can_be_another_one(coordinator: SessionCoordinator[Any]) -> None:
@@ -388,11 +417,17 @@ def test_the_cookie_can_be_another_one(coordinator: SessionCoordinator[Any]) -> 
 
 def test_what_the_middleware_is_given_is_checked(coordinator: SessionCoordinator[Any]) -> None:
     """At once, with what was given."""
-    for app, options in [(None, {}), (SITE, {"shared": 1}), (SITE, {"timeout": "long"}), (SITE, {"cookie": "name"})]:
+    for app, options in [
+        (None, {}),
+        (SITE, {"shared": 1}),
+        (SITE, {"timeout": "long"}),
+        (SITE, {"timeout": None}),
+        (SITE, {"cookie": "name"}),
+    ]:
         with pytest.raises(TypeError):
             SessionMiddleware(app, coordinator, **options)  # type: ignore[arg-type]  # what a person may write
     with pytest.raises(ValueError, match="timeout"):
-        SessionMiddleware(SITE, coordinator, timeout=0)
+        SessionMiddleware(SITE, coordinator, timeout=-1)
     with pytest.raises(TypeError, match="coordinator"):
         SessionMiddleware(SITE, SITE)  # type: ignore[arg-type]  # what a person may write
 
@@ -484,7 +519,75 @@ def test_a_session_made_and_closed_in_one_request_leaves_nothing(coordinator: Se
     assert len(coordinator) == 0
 
 
+def test_a_session_that_ended_under_the_request_cannot_be_rotated(coordinator: SessionCoordinator[Any]) -> None:
+    """There is none any more, and the client is told so; touching and closing do no harm either."""
+
+    def work(session: WebSession) -> object:
+        session.get("n")
+        coordinator.close_session(coordinator.list_sessions()[0].id)
+        session.touch()
+        session.rotate()
+        session.close()
+        return session.id
+
+    visitor = Visitor(SessionMiddleware(Site(index=count, work=work), coordinator))
+    visitor.get()
+    assert visitor.text("/work") == "None"
+    assert visitor.token is None
+
+
+# ---- Several processes
+
+
+@pytest.fixture
+def workers(session_coordinator: CoordinatorFactory, store: WatchedStore, tmp_path: Path) -> tuple[Visitor, Visitor]:
+    """One visitor's session in two workers: in this one's store, calls can fail."""
+    site = Site(index=count, look=dict, close=WebSession.close, rotate=WebSession.rotate)
+    stores = (store, SQLiteStore(tmp_path / "sessions.db"))
+    here, there = (Visitor(SessionMiddleware(site, session_coordinator(CONFIG, store=kept))) for kept in stores)
+    here.get()
+    there.cookies.update(here.cookies)
+    assert there.text("/look") == "{'n': 1}"
+    return here, there
+
+
+@pytest.mark.parametrize("failing", ["*", "lease"])
+@pytest.mark.parametrize("path", ["/close", "/rotate"])
+def test_a_dead_token_is_not_served_from_memory(
+    path: str, failing: str, workers: tuple[Visitor, Visitor], store: WatchedStore
+) -> None:
+    """It died in another worker, and the store cannot say so here: 503."""
+    here, there = workers
+    there.get(path)
+    store.failing.add(failing)
+    assert here.get("/look").status == "503 Service Unavailable"
+    store.failing.clear()
+    assert here.text("/look") == "{}"
+
+
+def test_a_log_out_that_others_may_not_see_is_no_success(workers: tuple[Visitor, Visitor], store: WatchedStore) -> None:
+    """The store cannot delete the record: 503, and the cookie is taken all the same; it is deleted later."""
+    here, there = workers
+    store.failing.add("delete")
+    assert here.get("/close").status == "503 Service Unavailable"
+    assert here.token is None
+    assert there.text("/look") == "{'n': 1}"
+    store.failing.clear()
+    here.app._service.coordinator.cleanup_inactive_sessions()
+    assert there.text("/look") == "{}"
+
+
 # ---- Several requests of one visitor
+
+
+def test_requests_that_one_thread_serves_exclude_each_other(coordinator: SessionCoordinator[Any]) -> None:
+    """As those do that are greenlets of one thread."""
+    visitor = Visitor(SessionMiddleware(SITE, coordinator, timeout=0))
+    visitor.get()
+    first = visitor.begin()
+    assert visitor.get().status == "503 Service Unavailable"
+    assert first.read() == b"2"
+    assert visitor.text() == "3"
 
 
 def test_no_update_is_lost(coordinator: SessionCoordinator[Any]) -> None:
@@ -502,7 +605,7 @@ def test_no_update_is_lost(coordinator: SessionCoordinator[Any]) -> None:
 
 def test_a_request_that_waited_too_long_gets_503(coordinator: SessionCoordinator[Any]) -> None:
     """With `Retry-After`; and the one that has the session is not disturbed."""
-    visitor = Visitor(SessionMiddleware(SITE, coordinator, timeout=0.001))
+    visitor = Visitor(SessionMiddleware(SITE, coordinator, timeout=0))
     visitor.get()
     slow = visitor.begin()
     with in_thread(visitor.get) as future:
@@ -516,7 +619,7 @@ def test_a_request_that_waited_too_long_gets_503(coordinator: SessionCoordinator
 
 def test_shared_requests_have_the_session_at_the_same_time(coordinator: SessionCoordinator[Any]) -> None:
     """Both see what either writes."""
-    visitor = Visitor(SessionMiddleware(SITE, coordinator, shared=True, timeout=0.001))
+    visitor = Visitor(SessionMiddleware(SITE, coordinator, shared=True, timeout=0))
     visitor.get()
     slow = visitor.begin()
     with in_thread(visitor.text) as future:
@@ -593,6 +696,81 @@ def test_a_request_that_waited_while_another_one_rotated_has_nothing(coordinator
             go_on.set()
             assert (first.result(WAIT), second.result(WAIT)) == ("in", "{}")
     assert visitor.text("/look") == "{'n': 1, 'user': 7}"
+
+
+def test_two_requests_that_rotate_a_shared_session(coordinator: SessionCoordinator[Any]) -> None:
+    """The one that comes second has a token that is dead, and no session; nothing breaks."""
+    both = threading.Barrier(2)
+
+    def rotate(session: WebSession) -> object:
+        session.get("n")
+        both.wait(WAIT)
+        session.rotate()
+        return dict(session)
+
+    app = SessionMiddleware(Site(index=count, rotate=rotate), coordinator, shared=True, timeout=WAIT)
+    visitor = Visitor(app)
+    visitor.get()
+    copy = Visitor(app)
+    copy.cookies.update(visitor.cookies)
+    with in_thread(visitor.text, "/rotate") as one, in_thread(copy.text, "/rotate") as other:
+        assert sorted([one.result(WAIT), other.result(WAIT)]) == ["{'n': 1}", "{}"]
+    assert coordinator.stats().checked_out == 0
+
+
+def test_several_threads_of_one_request(coordinator: SessionCoordinator[Any]) -> None:
+    """Find, or make, one session, and have it both; what the last one knows is kept."""
+
+    def work(session: WebSession) -> object:
+        found, asked = [], threading.Event()
+
+        def ask() -> None:
+            asked.set()
+            found.append(dict(session))
+            session["other"] = True
+
+        take = session._visit._tenure.take
+
+        def take_slowly(session_id: str) -> None:
+            thread.start()
+            assert asked.wait(WAIT)
+            take(session_id)
+
+        thread = threading.Thread(target=ask)
+        with patch.object(session._visit._tenure, "take", take_slowly):
+            found.append(dict(session))
+        thread.join(WAIT)
+        return found, session.copy()
+
+    def make(session: WebSession) -> object:
+        assert session.get("a") is None
+        session._visit.create({"a": 1})
+        session._visit.create({"b": 2})
+        return dict(session)
+
+    visitor = Visitor(SessionMiddleware(Site(index=count, work=work, make=make), coordinator))
+    visitor.get()
+    assert visitor.text("/work") == "([{'n': 1}, {'n': 1}], {'n': 1, 'other': True})"
+    assert Visitor(visitor.app).text("/make") == "{'a': 1, 'b': 2}"
+    assert len(coordinator) == 2
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_look_that_comes_when_the_request_is_over(coordinator: SessionCoordinator[Any]) -> None:
+    """A thread that the request has left behind finds nothing, and holds nothing."""
+    left: list[WebSession] = []
+
+    def leave(session: WebSession) -> str:
+        left.append(session)
+        return "left"
+
+    visitor = Visitor(SessionMiddleware(Site(index=count, leave=leave), coordinator))
+    visitor.get()
+    visitor.begin("/leave").close()
+    left[0]._visit.finish()
+    assert dict(left[0]) == {}
+    assert left[0].id is None
+    assert coordinator.stats().checked_out == 0
 
 
 def test_log_out_while_another_request_runs(session_coordinator: CoordinatorFactory) -> None:
