@@ -23,7 +23,7 @@ class Tenure:
         self._shared = shared
         self._timeout = timeout
         self._holder = object()
-        self._checkout: Checkout[Any] | None = None
+        self._loan: Checkout[Any] | None = None
         self.session: ManagedSession[Any] | None = None
         """The session, while it is held."""
 
@@ -79,16 +79,16 @@ class Tenure:
 
     def give_back(self) -> None:
         """Hold it no more. Giving back again does nothing."""
-        checkout, self._checkout, self.session = self._checkout, None, None
-        if checkout is not None:
+        loan, self._loan, self.session = self._loan, None, None
+        if loan is not None:
             # Somebody may have ended it meanwhile.
             with suppress(SessionNotFoundError):
-                checkout.__exit__()
+                loan.__exit__()
 
     def _take(self, session_id: str, *, exclusive: bool) -> None:
         checkout: Checkout[Any] = Checkout(self._coordinator, session_id, exclusive, self._timeout, self._holder)
         self.session = checkout.__enter__()
-        self._checkout = checkout
+        self._loan = checkout
         records = self._coordinator._records
         if records is not None and not records.is_leased(checkout):
             # What changed in it before is not to be blamed on this request.
