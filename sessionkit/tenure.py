@@ -22,10 +22,10 @@ class Tenure:
         self._coordinator = coordinator
         self._shared = shared
         self._timeout = timeout
-        self._holder = object()
-        self._loan: Checkout[Any] | None = None
-        self.session: ManagedSession[Any] | None = None
-        """The session, while it is held."""
+
+    _loan: Checkout[Any] | None = None
+    session: ManagedSession[Any] | None = None
+    """The session, while it is held."""
 
     def take(self, session_id: str) -> None:
         """Check the session out. Raises as a checkout does, and `StoreError` if the store does not confirm it."""
@@ -86,7 +86,7 @@ class Tenure:
                 loan.__exit__()
 
     def _take(self, session_id: str, *, exclusive: bool) -> None:
-        checkout: Checkout[Any] = Checkout(self._coordinator, session_id, exclusive, self._timeout, self._holder)
+        checkout: Checkout[Any] = Checkout(self._coordinator, session_id, exclusive, self._timeout, self)
         self.session = checkout.__enter__()
         self._loan = checkout
         records = self._coordinator._records

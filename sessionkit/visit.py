@@ -50,23 +50,24 @@ class Visit:
         self._header = header
         self._tenure = Tenure(coordinator, shared=shared, timeout=timeout)
         self._lock = RLock()
-        # Whether it is known by now if there is a session.
-        self._found_out = False
-        # The token that the session has now, and the one by which the client has it.
-        self._token: str | None = None
-        self._clients_token: str | None = None
-        self.looked_at = False
-        """Whether anybody asked for the session: only then does the response depend on the cookie."""
-        self.left: dict[str, Any] | None = None
-        """What the session had when it was given back; None before that."""
-        self.headers_sent = False
-        """Whether it is too late to give the client another token. For whoever sends them to say."""
-        self.new = False
-        """Whether the session was made in this request."""
-        self.ended: SessionExpiredError | None = None
-        """How the visitor's last session ended, if it did and that is known."""
-        self.failure: Exception | None = None
-        """Why there is no session to be had, or to be saved, in this request."""
+
+    # What most requests leave as it is. First: whether it is known by now if there is a session.
+    _found_out = False
+    # The token that the session has now, and the one by which the client has it.
+    _token: str | None = None
+    _clients_token: str | None = None
+    looked_at = False
+    """Whether anybody asked for the session: only then does the response depend on the cookie."""
+    left: dict[str, Any] | None = None
+    """What the session had when it was given back; None before that."""
+    headers_sent = False
+    """Whether it is too late to give the client another token. For whoever sends them to say."""
+    new = False
+    """Whether the session was made in this request."""
+    ended: SessionExpiredError | None = None
+    """How the visitor's last session ended, if it did and that is known."""
+    failure: Exception | None = None
+    """Why there is no session to be had, or to be saved, in this request."""
 
     @property
     def session(self) -> ManagedSession[Any] | None:
@@ -142,6 +143,9 @@ class Visit:
 
         A session whose token never got out is ended: nobody could ever ask for it.
         """
+        if not self.looked_at:
+            self.left = {}
+            return
         session = self.session
         try:
             if session is not None and self.has_news and not self.headers_sent:

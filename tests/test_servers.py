@@ -92,6 +92,8 @@ class Server:
             )
         found = self.until(lambda: re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log))
         self.port = int(found[1])
+        workers = sum(int(number) for number in re.findall(r"--workers=(\d)", " ".join(arguments)))
+        self.until(lambda: self.log.count("Booting worker") == workers)
 
     @property
     def log(self) -> str:
@@ -167,6 +169,8 @@ def gunicorn(*options: str) -> list[str]:
         "--bind=127.0.0.1:0",
         "--worker-tmp-dir=/tmp",
         "--no-control-socket",
+        # A worker that is told to stop while it starts does not hear it, and is killed after this.
+        "--graceful-timeout=5",
         *options,
         "site_for_tests:application",
     ]
