@@ -70,12 +70,12 @@ class Leases:
             raise
 
     def revert(self, session: Session) -> None:
-        """Set the data back to what the store has of it, as far as we know."""
+        """Set the data of a session that is checked out here back to what the store has of it, as far as we know."""
         written = self._records.written(session)
-        if written is not None:
-            with written.lock:
-                session.data.clear()
-                session.data.update(data_of(written.text, session.id))
+        assert written is not None, "it has not left memory"  # noqa: S101  tells mypy
+        with written.lock:
+            session.data.clear()
+            session.data.update(data_of(written.text, session.id))
 
     def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> Found | None:
         deadline = inf if timeout is None else time.monotonic() + timeout
