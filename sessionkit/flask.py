@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import inf
-from types import ModuleType
 from typing import Any, cast
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-import click
 import flask
-import flask.cli
 import flask.sessions
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wsgi import ClosingIterator
@@ -20,9 +17,9 @@ from .body import Body
 from .checks import Duration, checked_flag
 from .cookie import SameSite, SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
+from .flask_cli import EXTENSION, commands
 from .log import report_problem
 from .serving import TIMEOUT_SECONDS, Service, checked_timeout
-from .stores.base import Store
 from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit
 from .websession import WebSession
 
@@ -50,9 +47,6 @@ OF_ITS_CONTENT = (
     "Location",
 )
 """What a response says of its content, and is not true of another one."""
-
-EXTENSION = "sessionkit"
-"""Under this name, `app.extensions` has the application's coordinator."""
 
 
 def init_app(
@@ -252,50 +246,3 @@ def _cookie_of(app: flask.Flask) -> SessionCookie:
         path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
         domain=config["SESSION_COOKIE_DOMAIN"] or None,
     )
-
-
-@click.group("sessionkit", cls=flask.cli.AppGroup)
-def commands() -> None:
-    """Look after the sessions in this application's store."""
-
-
-@commands.command("list")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="List the first N only.")
-@click.option("--json", "wants_json", is_flag=True, help="Print a JSON array instead of the table, an object a line.")
-def list_command(limit: int | None, wants_json: bool) -> None:
-    """Which sessions are in the store?"""
-    _operate().list_sessions(_store(), limit, wants_json)
-
-
-@commands.command("cleanup")
-@click.option(
-    "--max-age", metavar="DURATION", help="Also remove who has been idle for more than this, such as 90s or 12h."
-)
-@click.option("--dry-run", is_flag=True, help="Only count.")
-@click.option("--json", "wants_json", is_flag=True, help="Print one JSON object instead.")
-def cleanup_command(max_age: str | None, dry_run: bool, wants_json: bool) -> None:
-    """Remove expired sessions, which servers do themselves while they run."""
-    operate = _operate()
-    age = None if max_age is None else operate.parse_duration(max_age)
-    operate.clean_up(_store(), age, dry_run, wants_json)
-
-
-def _operate() -> ModuleType:
-    # Only now: what it prints with is another extra.
-    try:
-        from . import operate
-    except ImportError as error:
-        raise click.ClickException(
-            f"these commands need another extra ({error}); run: pip install 'sessionkit[cli]'"
-        ) from None
-    return operate
-
-
-def _store() -> Store:
-    store: Store | None = flask.current_app.extensions[EXTENSION].store
-    if store is None:
-        raise click.ClickException(
-            "this application has no session store: its sessions are in the memory of its server, where no other "
-            "command sees them. Give the coordinator one, such as SessionCoordinator(store=SQLiteStore('sessions.db'))"
-        )
-    return store

@@ -44,7 +44,8 @@ LAYERS = [
     ["report", "output"],
     ["durations", "listing"],
     ["operate"],
-    ["cli", "flask"],
+    ["cli", "flask_cli"],
+    ["flask"],
     ["__main__", "__init__"],
 ]
 HEIGHTS = {module: height for height, layer in enumerate(LAYERS) for module in layer}
