@@ -154,19 +154,22 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
         if isinstance(response.response, ClosingIterator) and (response.content_length or inf) <= SMALL:
             # Flask makes a stream of its own error pages.
             response.make_sequence()
+        stream = None
         # A file that is passed through directly goes to the server as it is.
-        streams = response.is_streamed and not response.direct_passthrough
-        if streams:
-            response.response = body = Body(response.response, visit.finish)
+        if response.is_streamed and not response.direct_passthrough:
+            response.response = stream = Body(response.response, visit.finish)
             # What it does to the session for its first part is to be saved too, before anything goes out.
-            body.begin()
+            stream.begin()
         if visit.looked_at:
             if visit.failure is None:
                 self._save(app, session, response)
             vary_by_cookie(response.headers)
         visit.headers_sent = True
-        if not streams:
+        if stream is None:
             visit.finish()
+        elif response.response is not stream:
+            # There is another answer now.
+            stream.close()
 
     def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
         visit, expires = session._visit, self.get_expiration_time(app, session)

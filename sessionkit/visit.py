@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from threading import RLock
 from typing import Any
@@ -155,8 +155,11 @@ class Visit:
             report_failure("the last changes of session %r are not saved", None if session is None else session.id)
 
     def __del__(self) -> None:
-        # A server may forget to close a body, and a test to send a response.
-        self.finish()
+        # A server may forget to close a body, and a test to send a response. Elsewhere, because the thread that
+        # collects this may be in the middle of anything; at the very end of a program, that is too late.
+        if self.session is not None:
+            with suppress(RuntimeError):
+                self._coordinator._call_elsewhere(self.finish)
 
     @property
     def has_news(self) -> bool:

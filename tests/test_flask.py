@@ -629,6 +629,19 @@ def test_the_first_part_of_a_stream_is_saved_before_it_goes_out(
         assert [record.data for record in store.page(None, 10)] == ['{"paid":true}']
 
 
+def test_a_stream_whose_first_part_cannot_be_saved(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
+    """Another answer goes out instead, and the session is given back."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    coordinator = session_coordinator(CONFIG, store=store)
+    client = site(coordinator).test_client()
+    client.get("/")
+    store.failing.add("save")
+    assert client.get("/stream").status_code == 503
+    store.failing.clear()
+    assert coordinator.stats().checked_out == 0
+    assert client.get("/").text == "3"
+
+
 def test_a_released_session_is_not_ended(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
     """Given back by the view, it is left as it is."""
 
