@@ -573,3 +573,24 @@ def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> 
     assert not store._database._idle[-1].in_transaction
     store._database.rest()
     assert store.touch({"s-1": Touch(NOW)}) == set()
+
+
+def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -> None:
+    """Also not one that another thread was using then; with the next owner, connections are kept again."""
+    store = SQLiteStore(tmp_path / "sessions.db")
+    idle = store._database._idle
+    owner = store.join(1.0)
+    store.find("nobody")
+    assert len(idle) == 1
+
+    def leave_meanwhile(connection: sqlite3.Connection) -> None:
+        with in_thread(store.leave, owner) as future:
+            assert future.exception(WAIT) is None
+
+    store._database.read(leave_meanwhile)
+    store.find("nobody")
+    assert not idle
+    store.join(1.0)
+    store.find("nobody")
+    assert len(idle) == 1
+    store.close()

@@ -48,7 +48,7 @@ class Database:
         self._application_id = application_id
         self._version = version
         self._idle: list[Connection] = []
-        self._closed = False
+        self._closed = self._rests = False
         with _told_as_store_error(path), _gate:
             if not os.path.lexists(path):
                 self._make_file(schema)
@@ -84,7 +84,15 @@ class Database:
         self.rest()
 
     def rest(self) -> None:
-        """Close the connections that are not in use; more work opens them anew."""
+        """Until `rouse`, keep no connection open that is not in use."""
+        self._rests = True
+        self._close_idle()
+
+    def rouse(self) -> None:
+        """Keep connections open from now on, for more work."""
+        self._rests = False
+
+    def _close_idle(self) -> None:
         # The last one that is closed writes to the file.
         with _gate:
             while self._idle:
@@ -118,8 +126,8 @@ class Database:
 
     def _let_go(self, connection: Connection) -> None:
         self._idle.append(connection)
-        if self._closed:
-            self.rest()
+        if self._closed or self._rests:
+            self._close_idle()
 
     def _connect(self) -> Connection:
         connection = sqlite3.connect(

@@ -128,6 +128,7 @@ class SQLiteStore:
             self._lifelines.cut(owner)
             raise
         self._lags[owner] = lag
+        self._database.rouse()
         return owner
 
     def promise(self, owner: str, lag: float) -> None:
