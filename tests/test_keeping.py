@@ -1159,3 +1159,15 @@ def test_saving_without_a_store_only_looks(session_coordinator: CoordinatorFacto
     coordinator.save_session(coordinator.create_session().id)
     with pytest.raises(SessionNotFoundError):
         coordinator.save_session("nobody")
+
+
+def test_nothing_is_written_of_a_session_that_has_left(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
+    """Whoever was about to write it came too late: its record is gone, or somebody else's."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    session = coordinator.create_session()
+    coordinator.close_session(session.id)
+    session.data["late"] = True
+    assert coordinator._records is not None
+    coordinator._records.write(session)
+    assert not {"save", "touch"} & set(store.calls)
