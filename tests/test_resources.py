@@ -482,3 +482,19 @@ def test_a_session_whose_coordinator_closes_during_its_factory_is_closed_too(
     assert closings == [("support", RemovalCause.SHUTDOWN)]
     assert coordinator.stats().created == 1
     assert coordinator.stats().removed[RemovalCause.SHUTDOWN] == 1
+
+
+def test_a_session_that_is_given_back_again_is_closed_once(session_coordinator: CoordinatorFactory) -> None:
+    """As after an interruption: it ended while it was checked out, and whoever comes second has nothing to do."""
+    closings = Closings()
+    coordinator = session_coordinator(on_close=closings)
+    session = coordinator.create_session("support")
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__()
+    coordinator.close_session(session.id)
+    with coordinator._lock:
+        for _ in range(2):
+            coordinator._roster.give_back(session, checkout, coordinator._clock.latest)
+    assert not closings
+    checkout.__exit__()
+    assert closings == [("support", RemovalCause.CLOSED)]
