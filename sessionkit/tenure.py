@@ -32,7 +32,10 @@ class Tenure:
         self._take(session_id, exclusive=not self._shared)
 
     def rotate(self, new_id: str) -> None:
-        """Give the session another id, once nobody else has it. Raises as `SessionCoordinator.rotate_session` does."""
+        """Give the session another id, once nobody else has it; where it is shared, it is given back for that.
+
+        Raises as `SessionCoordinator.rotate_session` does.
+        """
         session = self._held()
         if not self._shared:
             self._coordinator._rename_held(session, new_id)
@@ -44,7 +47,6 @@ class Tenure:
             self._coordinator._rename_held(self._held(), new_id)
         finally:
             self.give_back()
-        self.take(new_id)
 
     def end(self) -> None:
         """End the session, and give it back; somebody else may have ended it.

@@ -96,7 +96,12 @@ class Visit:
                 self._coordinator.create_session(session_id=id_of(token), data=data)
                 try:
                     self._tenure.take(id_of(token))
-                except SessionNotFoundError as error:
+                except BaseException as error:
+                    # Nobody has its token.
+                    with suppress(SessionNotFoundError):
+                        self._coordinator.close_session(id_of(token))
+                    if not isinstance(error, SessionNotFoundError):
+                        raise
                     raise SessionLimitError("the new session was evicted at once: all others are in use") from error
             self._token = token
             self.new = True
@@ -108,7 +113,10 @@ class Visit:
         with self._lock, self.noting_failure():
             try:
                 self._tenure.rotate(id_of(token))
+                # First: should it not be had again, the client needs the new one all the same.
                 self._token = token
+                if self.session is None:
+                    self._tenure.take(id_of(token))
             except SessionNotFoundError:
                 self._forget()
 

@@ -590,7 +590,17 @@ def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -
     store._database.read(leave_meanwhile)
     store.find("nobody")
     assert not idle
-    store.join(1.0)
+    owner = store.join(1.0)
+    store.find("nobody")
+    assert len(idle) == 1
+    rest = store._database.rest
+
+    def rest_late() -> None:
+        store.join(1.0)
+        rest()
+
+    with patch.object(store._database, "rest", rest_late):
+        store.leave(owner)
     store.find("nobody")
     assert len(idle) == 1
     store.close()

@@ -565,6 +565,41 @@ def test_a_dead_token_is_not_served_from_memory(
     assert here.text("/look") == "{}"
 
 
+def test_a_new_session_that_the_store_does_not_confirm(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """503, and nothing of it stays: nobody has its token."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    store.failing.add("lease")
+    answer = Visitor(SessionMiddleware(SITE, coordinator)).get()
+    assert (answer.status, answer["Set-Cookie"]) == ("503 Service Unavailable", None)
+    assert len(coordinator) == 0
+    assert store.store.page(None, 1) == []
+    store.failing.clear()
+
+
+def test_a_rotation_after_which_a_shared_session_is_not_had_again(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """503, with the new token: the old one is dead."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    rename = store.store.rename
+
+    def rename_and_fail(*arguments: Any) -> bool:
+        store.failing.add("lease")
+        return rename(*arguments)
+
+    site = Site(index=count, rotate=WebSession.rotate)
+    visitor = Visitor(SessionMiddleware(site, coordinator, shared=True))
+    visitor.get()
+    token = visitor.token
+    with patch.object(store.store, "rename", rename_and_fail):
+        assert visitor.get("/rotate").status == "503 Service Unavailable"
+    store.failing.clear()
+    assert visitor.token != token
+    assert visitor.text() == "2"
+
+
 def test_a_log_out_that_others_may_not_see_is_no_success(workers: tuple[Visitor, Visitor], store: WatchedStore) -> None:
     """The store cannot delete the record: 503, and the cookie is taken all the same; it is deleted later."""
     here, there = workers

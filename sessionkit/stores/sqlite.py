@@ -144,6 +144,9 @@ class SQLiteStore:
             if self._lags.pop(owner, None) is not None and not self._lags:
                 # Whoever makes a store for a coordinator need not close it.
                 self._database.rest()
+                if self._lags:
+                    # Somebody has joined meanwhile.
+                    self._database.rouse()
 
     # ---- One record
 
