@@ -1171,3 +1171,18 @@ def test_nothing_is_written_of_a_session_that_has_left(session_coordinator: Coor
     assert coordinator._records is not None
     coordinator._records.write(session)
     assert not {"save", "touch"} & set(store.calls)
+
+
+def test_messages_of_a_session_that_ended_elsewhere_have_nowhere_to_go(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """Whoever recorded them and gives it back is told, though its data did not change."""
+    store = SQLiteStore(tmp_path / "sessions.db")
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    checkout = coordinator.checkout(coordinator.create_session().id)
+    held = checkout.__enter__()
+    held.record_message()
+    store.delete([held.id])
+    with pytest.raises(SessionNotFoundError):
+        checkout.__exit__()
+    assert len(coordinator) == 0
