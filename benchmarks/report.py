@@ -96,16 +96,19 @@ def who_is_ahead(tables: Mapping[str, Table]) -> str:
     return "\n".join([*lines, "", "In brackets, each column of the table in turn, times sessionkit."]) + "\n"
 
 
-def machine() -> str:
-    """On what it was measured."""
-    processor = platform.processor() or platform.machine()
+def processor() -> str:
+    """The model of this machine's processor."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """On what it was measured."""
     versions = ", ".join(dict.fromkeys(kind.title() for kind in CONTENDERS if kind.package))
     return (
-        f"CPython {platform.python_version()}, {platform.system()} on {os.cpu_count()} cores of {processor}; "
+        f"CPython {platform.python_version()}, {platform.system()} on {os.cpu_count()} cores of {processor()}; "
         f"{versions}.\n"
     )
 

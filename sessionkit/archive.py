@@ -9,11 +9,13 @@ from typing import Any, Protocol
 from weakref import ref
 
 from .checks import checked_id
+from .config import CoordinatorConfig
 from .creation import Creation, Maker, Restoration
 from .data import data_of
 from .ending import RemovalCause
 from .errors import (
     SessionBusyError,
+    SessionElsewhereError,
     SessionExistsError,
     SessionExpiredError,
     SessionLimitError,
@@ -40,6 +42,8 @@ MOVE_SECONDS = 30.0
 class Restorer(Maker, Protocol):
     """What an archive needs of its coordinator."""
 
+    config: CoordinatorConfig
+
     def _begin_call(self) -> float: ...
 
     def _make_session(
@@ -61,6 +65,7 @@ class Archive:
         self._roster = coordinator._roster
         self._finaliser = coordinator._finaliser
         self._sweep = coordinator._sweep
+        self._affinity = coordinator.config.affinity
         self.records = records
         self.standing = Standing(coordinator, records)
         """Whether sessions in memory stand as the store has them."""
@@ -88,10 +93,10 @@ class Archive:
 
     def get(self, session_id: str) -> Session:
         """The live session with this id, as the store has it now."""
-        session, restored = self._find(session_id)
-        if not restored:
-            self.standing.look(session)
-        return session
+        while True:
+            session, restored = self._find(session_id)
+            if restored or self.standing.look(session):
+                return session
 
     def bring(self, session_id: str) -> Session:
         """The live session with this id: from memory as it is there, or else restored."""
@@ -210,7 +215,7 @@ class Archive:
     def _could_restore(self, session_id: str) -> bool:
         try:
             return self._find(session_id)[1]
-        except (SessionNotFoundError, SessionLimitError):
+        except (SessionNotFoundError, SessionLimitError, SessionElsewhereError):
             return False
         except StoreError:
             raise
@@ -237,7 +242,9 @@ class Archive:
         leaving = self._finaliser.leaving.get(session_id)
         if leaving is not None:
             lives_on = leaving._ending is not None and leaving._ending[0] in _MAY_LIVE_ON
-            return lives_on and not leaving.checked_out and not self._finaliser.is_mine(session_id)
+            # Whoever has an outdated one checked out is about to give it back.
+            is_held = leaving.checked_out and self.records.is_current(leaving)
+            return lives_on and not is_held and not self._finaliser.is_mine(session_id)
         if self.records.is_ending(session_id):
             return False
         coming = self._coming.get(session_id)
@@ -261,14 +268,20 @@ class Archive:
     def _restore(self, session_id: str) -> Session:
         checked_id(session_id)
         session: Session | None = None
+        attached = session_id in self.records.undetached
         try:
-            # Most who are not in memory are nowhere: that is seen without a write, which others would wait for.
-            found = self.records.attach(session_id) if self.records.load(session_id) is not None else None
+            if self._affinity:
+                # Before anything is written: those that are elsewhere are asked for here again and again.
+                self._check_affinity(self.records.load(session_id))
+            attached = True
+            found = self.records.attach(session_id)
+            self._check_affinity(found)
             if found is not None:
                 session, created_at, last_active = self._session_of(found)
                 self._bring_in(session, found, created_at, last_active)
         except BaseException:
-            self._detach_unless_here(session_id, session)
+            if attached:
+                self._detach_unless_here(session_id, session)
             raise
         with self._lock:
             if session is None:
@@ -276,6 +289,12 @@ class Archive:
             self.records.restored += 1
             self._roster.forget_end(session_id)
         return session
+
+    def _check_affinity(self, found: Found | None) -> None:
+        """With affinity, raise `SessionElsewhereError` if it lives in another process."""
+        if self._affinity and found is not None and found.elsewhere:
+            if ending_of(found, *self.records.now()) is None:
+                raise SessionElsewhereError(found.record.id, found.elsewhere[0])
 
     def _bring_in(self, session: Session, found: Found, created_at: float, last_active: float) -> None:
         restoration = Restoration(self._coordinator, session, self.records, found.record, created_at, last_active)

@@ -84,7 +84,7 @@ class Checkout(Generic[R]):
             if lender._archive is not None:
                 self._session = self._enter_with_store(lender._archive)
                 return self._session
-            self._session = session = self._enter_with_lock()
+            self._session = session = self._enter_with_lock(self._timeout)
             return session
         except BaseException:
             if session is not None:
@@ -138,21 +138,24 @@ class Checkout(Generic[R]):
 
     def _enter_with_store(self, archive: Archive) -> ManagedSession[R]:
         began = time.monotonic()
+        left = self._timeout
         while True:
             archive.bring(self._session_id)
             try:
-                session = self._enter_with_lock()
-                break
+                session = self._enter_with_lock(left)
             except SessionNotFoundError:
-                # It may have been passivated just now; else this raises again.
+                # It may have left memory just now; else this raises again.
                 continue
-        try:
-            left = None if self._timeout is None else max(self._timeout - (time.monotonic() - began), 0.0)
-            archive.leases.check_out(session, self, self.exclusive, left)
-        except BaseException:
+            finally:
+                left = None if self._timeout is None else max(self._timeout - (time.monotonic() - began), 0.0)
+            try:
+                if archive.leases.check_out(session, self, self.exclusive, left):
+                    return session
+            except BaseException:
+                self._undo(session)
+                raise
+            # It leaves memory now, and comes back with another resource.
             self._undo(session)
-            raise
-        return session
 
     def _exit_with_store(self, session: ManagedSession[R], archive: Archive) -> None:
         if self._lender._interrupted():
@@ -164,7 +167,7 @@ class Checkout(Generic[R]):
             self._give_back(session)
             archive.upkeep.leave_if_done()
 
-    def _enter_with_lock(self) -> ManagedSession[R]:
+    def _enter_with_lock(self, timeout: float | None) -> ManagedSession[R]:
         session: ManagedSession[R] | None = None
         queued: tuple[ManagedSession[R], Waiter] | None = None
         reading = self._lender._begin_call()
@@ -175,7 +178,7 @@ class Checkout(Generic[R]):
                 if not self._lender._roster.take(session, self, now):
                     queued = session, self._queue(self._lender._roster.hold(session))
             if queued is not None:
-                self._wait(*queued)
+                self._wait(*queued, timeout)
             # Within the try: an interruption here gives it back too.
             return session
         except BaseException:
@@ -193,8 +196,8 @@ class Checkout(Generic[R]):
             )
         return hold.queue(self)
 
-    def _wait(self, session: ManagedSession[R], waiter: Waiter) -> None:
-        waiter.wait(self._timeout)
+    def _wait(self, session: ManagedSession[R], waiter: Waiter, timeout: float | None) -> None:
+        waiter.wait(timeout)
         # The wait may have been long: a second reading.
         reading = self._lender._clock.read()
         with self._lender._lock:

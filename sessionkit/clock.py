@@ -39,10 +39,11 @@ def wall_clock_of(clock: Clock) -> Clock:
     every call.
     """
     wall: Clock | None = getattr(clock, "wall", None)
-    return _system_wall_clock if wall is None else wall
+    return system_wall_clock if wall is None else wall
 
 
-def _system_wall_clock() -> float:
+def system_wall_clock() -> float:
+    """Read `time.time`, in UTC seconds since 1970; like `system_clock`, as a test has set it."""
     wall = time.time
     if type(wall) is BuiltinFunctionType:
         return time.time()
@@ -62,6 +63,11 @@ BUILTIN_CLOCKS: dict[Clock, Clock] = (
     {system_clock: time.monotonic} if type(time.monotonic) is BuiltinFunctionType else {}
 )
 """What a clock comes down to while time is not frozen: a function that is called without any of our own in between."""
+
+
+def stopwatch() -> float:
+    """Seconds from some origin, for waits that are real: whatever time a test has set, unless it had before the import."""
+    return BUILTIN_CLOCKS.get(system_clock, time.monotonic)()
 
 
 class SteadyClock:

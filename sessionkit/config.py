@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from .checks import Duration, checked_count, checked_seconds, shown
+from .checks import Duration, checked_count, checked_flag, checked_owner_name, checked_seconds, shown
 
 OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
@@ -30,6 +30,12 @@ class Settings(NamedTuple):
     """How many unread events a channel keeps before it drops the oldest. Default: 100."""
     max_data_bytes: int
     """How many bytes a session's data may take as JSON, where it goes to a store. Default: 1 MiB."""
+    affinity: bool
+    """Whether a session that another process has in memory stays there: to ask for it here raises
+    `SessionElsewhereError`. By default (False), it is restored here, and the other process lets go of its own."""
+    owner_name: str | None
+    """What other processes call this one, in `SessionElsewhereError`: where a router finds it, for instance. By default
+    (None), its host name and process id."""
 
 
 class CoordinatorConfig(Settings):
@@ -51,6 +57,8 @@ class CoordinatorConfig(Settings):
         on_full: OnFull = "reject",
         event_capacity: int = 100,
         max_data_bytes: int = 1_048_576,
+        affinity: bool = False,
+        owner_name: str | None = None,
     ) -> Self:
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
@@ -63,6 +71,8 @@ class CoordinatorConfig(Settings):
             on_full,
             checked_count("event_capacity", event_capacity),
             checked_count("max_data_bytes", max_data_bytes),
+            checked_flag("affinity", affinity),
+            None if owner_name is None else checked_owner_name(owner_name),
         )
         if config.cleanup_interval > config.session_timeout:
             warnings.warn(

@@ -42,7 +42,7 @@ class StoreContract(ABC):
         """A store, and an owner that joined it and promised a lag of 10 seconds."""
         store = self.new_store()
         try:
-            yield store, store.join(10.0)
+            yield store, store.join(10.0, "owner")
         finally:
             store.close()
 
@@ -130,12 +130,85 @@ class StoreContract(ABC):
             assert sorted(outcomes) == ["SessionConflictError"] * (THREADS - 1) + ["done"]
             assert _record(store).message_count == 1
 
+    def test_giving_back_saves_and_releases(self) -> None:
+        """Data if there are any, the touch, and the lease in one step; without new data the version stays."""
+        with self.store() as (store, owner):
+            store.create(record(), owner)
+            store.lease("s-1", owner, True)
+            assert store.give_back("s-1", owner, 1, '{"a":1}', Touch(NOW + 5, 1)) == 2
+            assert _found(store.load("s-1")).lag == 10.0
+            store.lease("s-1", owner, True)
+            assert store.give_back("s-1", owner, 2, None, Touch(NOW + 7, 1, "processing")) == 2
+            assert _found(store.load("s-1")).lag == 10.0
+            changed = record(data='{"a":1}', last_active=NOW + 7, message_count=2, state="processing", version=2)
+            assert _record(store) == changed
+
+    def test_giving_back_releases_also_what_cannot_be_saved(self) -> None:
+        """Another version, or a record that is gone, raises, and nobody has a lease any more."""
+        with self.store() as (store, owner):
+            store.create(record(), owner)
+            store.save("s-1", 1, '{"by":"other"}', Touch(NOW))
+            store.lease("s-1", owner, True)
+            _raised(SessionConflictError, lambda: store.give_back("s-1", owner, 1, "{}", Touch(NOW + 1, 1)))
+            assert store.load("s-1") == Found(record(data='{"by":"other"}', version=2), 10.0, ("owner",))
+            store.delete(["s-1"])
+            for data in ("{}", None):
+                error = _raised(
+                    SessionNotFoundError,
+                    lambda data=data: store.give_back("s-1", owner, 2, data, Touch(NOW)),  # type: ignore[misc]  # a default binds it now
+                )
+                assert error.session_id == "s-1"
+
+    def test_whoever_had_it_before_an_exclusive_lease_is_outdated(self) -> None:
+        """In the eyes of that one alone, until it has given back a lease of its own; a shared lease does nothing."""
+        with self.store() as (store, owner):
+            other = store.join(5.0, "other")
+            store.create(record(), owner)
+            store.lease("s-1", other, False)
+            store.release("s-1", other)
+            assert not _found(store.load("s-1", owner)).outdated
+            store.lease("s-1", other, True)
+            store.give_back("s-1", other, 1, None, Touch(NOW))
+            assert _found(store.load("s-1", owner)).outdated
+            assert _found(store.attach("s-1", owner)).outdated
+            assert not _found(store.load("s-1", other)).outdated
+            assert not _found(store.load("s-1")).outdated
+            # It has none to give back.
+            store.release("s-1", owner)
+            store.give_back("s-1", owner, 1, None, Touch(NOW))
+            assert _found(store.lease("s-1", owner, True)).outdated
+            store.release("s-1", owner)
+            assert not _found(store.load("s-1", owner)).outdated
+            assert _found(store.load("s-1", other)).outdated
+            store.detach(["s-1"], other)
+            assert not _found(store.attach("s-1", other)).outdated
+
+    def test_an_exclusive_lease_outdates_others_when_it_ends(self) -> None:
+        """Also those that attached meanwhile, and however it ends: by then all is done that was done under it."""
+        with self.store() as (store, owner):
+            other, third = (store.join(5.0, name) for name in ("other", "third"))
+            endings: dict[str, Callable[[], object]] = {
+                "s-1": lambda: store.release("s-1", other),
+                "s-2": lambda: store.detach(["s-2"], other),
+                "s-3": lambda: store.leave(other),
+            }
+            for session_id, end in endings.items():
+                store.create(record(session_id), owner)
+                store.lease(session_id, other, True)
+                store.attach(session_id, third)
+                for holder in (owner, third):
+                    assert not _found(store.load(session_id, holder)).outdated
+                    assert not _found(store.attach(session_id, holder)).outdated
+                end()
+                for holder in (owner, third):
+                    assert _found(store.load(session_id, holder)).outdated
+
     def test_a_record_gets_another_id(self) -> None:
         """All else stays, the old id is free, and whoever renamed it is attached, with the lease that it had."""
         with self.store() as (store, owner):
             made = record(name="a", message_count=3, max_lifetime=1e6)
             store.create(made, owner)
-            other = store.join(5.0)
+            other = store.join(5.0, "other")
             store.attach("s-1", other)
             store.lease("s-1", owner, True)
             assert store.rename("s-1", "s-2", owner)
@@ -153,7 +226,7 @@ class StoreContract(ABC):
         """Also if it was not before; it has no lease then."""
         with self.store() as (store, owner):
             store.create(record(), owner)
-            other = store.join(5.0)
+            other = store.join(5.0, "other")
             assert store.rename("s-1", "s-2", other)
             assert _found(store.load("s-2", owner)).lag == 5.0
 
@@ -174,7 +247,7 @@ class StoreContract(ABC):
             assert not store.rename("s-1", "s-2", owner)
             assert store.load("s-2") is None
             store.create(record(), owner)
-            other = store.join(5.0)
+            other = store.join(5.0, "other")
             store.lease("s-1", other, False)
             _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", owner))
             assert _record(store) == record()
@@ -261,7 +334,7 @@ class StoreContract(ABC):
     def test_what_somebody_has_in_memory_is_left_to_him(self) -> None:
         """However long ago it was active: only whoever is attached knows what it has not written yet."""
         with self.store() as (store, owner):
-            other = store.join(25.0)
+            other = store.join(25.0, "other")
             store.create(record(), owner)
             store.attach("s-1", other)
             for leaver in (owner, other):
@@ -274,17 +347,17 @@ class StoreContract(ABC):
     def test_the_lag_is_that_of_the_others(self) -> None:
         """The longest that another owner who is attached has promised; a new promise, and leaving, change it."""
         with self.store() as (store, owner):
-            other = store.join(25.0)
+            other = store.join(25.0, "other")
             store.create(record(), owner)
-            assert store.load("s-1") == Found(record(), 10.0)
+            assert store.load("s-1") == Found(record(), 10.0, ("owner",))
             assert store.load("s-1", owner) == Found(record(), 0.0)
-            assert store.attach("s-1", other) == Found(record(), 10.0)
-            assert store.attach("s-1", owner) == Found(record(), 25.0)
-            assert store.load("s-1") == Found(record(), 25.0)
+            assert store.attach("s-1", other) == Found(record(), 10.0, ("owner",))
+            assert store.attach("s-1", owner) == Found(record(), 25.0, ("other",))
+            assert store.load("s-1") == Found(record(), 25.0, ("other", "owner"))
             store.promise(other, inf)
-            assert store.load("s-1", owner) == Found(record(), inf)
+            assert store.load("s-1", owner) == Found(record(), inf, ("other",))
             store.promise(other, 5.0)
-            assert store.load("s-1", owner) == Found(record(), 5.0)
+            assert store.load("s-1", owner) == Found(record(), 5.0, ("other",))
             store.leave(other)
             store.leave(other)
             assert store.load("s-1", owner) == Found(record(), 0.0)
@@ -292,7 +365,7 @@ class StoreContract(ABC):
     def test_a_lease_excludes(self) -> None:
         """Exclusive: nobody else. Shared: others that share. A released one is free; its owner may take it again."""
         with self.store() as (store, owner):
-            other = store.join(10.0)
+            other = store.join(10.0, "other")
             store.create(record(), owner)
             for _ in range(2):
                 assert store.lease("s-1", owner, True) is not None
@@ -310,7 +383,7 @@ class StoreContract(ABC):
     def test_leases_end_with_what_they_belong_to(self) -> None:
         """Detaching ends a lease, and leaving ends all of an owner's."""
         with self.store() as (store, owner):
-            other = store.join(10.0)
+            other = store.join(10.0, "other")
             store.create(record(), owner)
             store.lease("s-1", owner, True)
             store.detach(["s-1"], owner)
@@ -323,7 +396,7 @@ class StoreContract(ABC):
         """The others are told that it is taken."""
         with self.store() as (store, owner):
             store.create(record(), owner)
-            owners = iter([store.join(1.0) for _ in range(THREADS)])
+            owners = iter([store.join(1.0, "other") for _ in range(THREADS)])
             outcomes = _at_once(lambda: _outcome(lambda: store.lease("s-1", next(owners), True)))
             assert sorted(outcomes) == ["SessionBusyError"] * (THREADS - 1) + ["done"]
 
@@ -332,10 +405,10 @@ class StoreContract(ABC):
         with self.store() as (store, owner):
             store.create(record(), owner)
             store.lease("s-1", owner, False)
-            assert store.load("s-1") == Found(record(), inf)
+            assert store.load("s-1") == Found(record(), inf, ("owner",))
             assert store.load("s-1", owner) == Found(record(), 0.0)
             store.release("s-1", owner)
-            assert store.load("s-1") == Found(record(), 10.0)
+            assert store.load("s-1") == Found(record(), 10.0, ("owner",))
 
     def test_what_nobody_else_used_is_deleted_on_its_owners_word(self) -> None:
         """Whatever the time says; the absent are not among the deleted."""
@@ -348,7 +421,7 @@ class StoreContract(ABC):
     def test_what_was_used_elsewhere_is_kept(self) -> None:
         """It was active later, or somebody else has it in memory; the asker is detached all the same."""
         with self.store() as (store, owner):
-            other = store.join(10.0)
+            other = store.join(10.0, "other")
             for session_id in ("touched", "held"):
                 store.create(record(session_id), owner)
             store.touch({"touched": Touch(NOW + 1)})
@@ -375,14 +448,15 @@ class StoreContract(ABC):
     def test_closing(self) -> None:
         """Closing again does nothing; any other call raises."""
         store = self.new_store()
-        owner = store.join(1.0)
+        owner = store.join(1.0, "other")
         store.close()
         store.close()
         calls: list[Callable[[], object]] = [
-            lambda: store.join(1.0),
+            lambda: store.join(1.0, "other"),
             lambda: store.create(record(), owner),
             lambda: store.load("s-1"),
             lambda: store.save("s-1", 1, "{}", Touch(NOW)),
+            lambda: store.give_back("s-1", owner, 1, None, Touch(NOW)),
             lambda: store.touch({"s-1": Touch(NOW)}),
             lambda: store.delete(["s-1"]),
             lambda: store.page(None, 1),

@@ -219,7 +219,9 @@ class SessionCoordinator(Engine[R]):
         """The live session with this id. Looks only: does not touch.
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it. With a
-        store, one that is not in memory is restored, and one that is gets what others saved.
+        store, one that is not in memory is restored, and one that is gets what others saved; where another process has
+        had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
+        `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
         if time.monotonic is self._goes_without_lock:
             try:
@@ -367,7 +369,8 @@ class SessionCoordinator(Engine[R]):
         """Bring back the live sessions that are in the store only, while there is room, and return how many that were.
 
         Nothing depends on it: each comes back when it is asked for. One whose `resource_factory` raises is logged and
-        stays in the store. Raises `StoreError`, and `CoordinatorClosedError` after `close()`.
+        stays in the store; with `affinity=True`, so does one that another process has in memory. Raises `StoreError`,
+        and `CoordinatorClosedError` after `close()`.
         """
         self._roster.check_open()
         return 0 if self._archive is None else self._archive.restore_all()

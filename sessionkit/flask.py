@@ -20,7 +20,7 @@ from .coordinator import SessionCoordinator
 from .flask_cli import EXTENSION, commands
 from .log import report_problem
 from .serving import TIMEOUT_SECONDS, Service, checked_timeout
-from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit
+from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit, owner_headers
 from .websession import WebSession
 
 __all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "session"]
@@ -87,7 +87,8 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; when the session ends is up to the
     coordinator. `modified` need not be set: what changes, however deep, is saved. `clear()` ends the session, as a
     session without data and resource is ended. Where the session cannot be had or saved, Flask's own
-    `ServiceUnavailable` is raised, which an `errorhandler(503)` may give a page; its `__cause__` says why.
+    `ServiceUnavailable` is raised, which an `errorhandler(503)` may give a page; its `__cause__` says why. Where that
+    is because `affinity=True` leaves the session to another process, the response has the header `Sessionkit-Owner`.
 
     The session is given back before the body goes out, or, where that is a stream, when it is closed. After that it is
     a copy of what it was, for tests to look at.
@@ -159,10 +160,15 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
         if response.is_streamed and not response.direct_passthrough:
             response.response = stream = Body(response.response, visit.finish)
             # What it does to the session for its first part is to be saved too, before anything goes out.
-            stream.begin()
+            try:
+                stream.begin()
+            except SessionUnavailable as error:
+                self._refuse(app, response, error)
         if visit.looked_at:
             if visit.failure is None:
                 self._save(app, session, response)
+            else:
+                response.headers.extend(owner_headers(response.status, visit.failure.__cause__))
             vary_by_cookie(response.headers)
         visit.headers_sent = True
         if stream is None:
@@ -179,13 +185,17 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             visit.save()
         except SessionUnavailable as error:
             # The response says that something was done, which was not.
-            refusal = app.make_response(app.handle_user_exception(error))
-            response.status, response.response = refusal.status, refusal.response
-            for name in OF_ITS_CONTENT:
-                response.headers.remove(name)
-            response.headers.update(refusal.headers)
+            self._refuse(app, response, error)
         if visit.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
             add_cookie(response.headers, visit.set_cookie(expires))
+
+    def _refuse(self, app: flask.Flask, response: flask.Response, error: SessionUnavailable) -> None:
+        """Make another response of this one."""
+        refusal = app.make_response(app.handle_user_exception(error))
+        response.status, response.response = refusal.status, refusal.response
+        for name in OF_ITS_CONTENT:
+            response.headers.remove(name)
+        response.headers.update(refusal.headers)
 
 
 class SessionUnavailable(ServiceUnavailable):

@@ -13,7 +13,6 @@ from .parts import Parts
 from .records import Records
 from .session import ManagedSession
 from .standing import Standing
-from .stores.base import Found
 
 Session = ManagedSession[Any]
 
@@ -32,25 +31,24 @@ class Leases:
         self._records = records
         self._standing = standing
 
-    def check_out(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> None:
+    def check_out(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> bool:
         """Take the lease on a session that is checked out here, and the newest version.
 
-        Waits up to `timeout` seconds for other processes; raises `SessionBusyError` then, and `SessionNotFoundError` if
-        it was ended elsewhere.
+        False if another process has had it, and its resource here is out of use: once nobody here has it checked out,
+        it leaves memory, to come back with another one. Waits up to `timeout` seconds for other processes; raises
+        `SessionBusyError` then, and `SessionNotFoundError` if it was ended elsewhere.
         """
         try:
-            found = self._wait_for(session, holder, exclusive, timeout)
+            taken = self._wait_for(session, holder, exclusive, timeout)
         except StoreError as error:
             report_problem("session %r is checked out in this process only: %s", session.id, error)
-            self._records.go_without_lease(session, holder)
-            return
-        try:
-            if found is None:
-                self._standing.end_here(session)
-                raise SessionNotFoundError(session.id)
-        except BaseException:
-            self._records.give_back(session, holder)
+            return self._records.go_without_lease(session, holder)
+        except SessionNotFoundError:
+            self._standing.end_here(session)
             raise
+        if not taken:
+            self._standing.end_here(session)
+        return taken
 
     def give_back(self, session: Session, holder: object) -> None:
         """Undo one `check_out`: save what changed, if it was the last one here, which is active until now."""
@@ -77,7 +75,7 @@ class Leases:
             session.data.clear()
             session.data.update(data_of(written.text, session.id))
 
-    def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> Found | None:
+    def _wait_for(self, session: Session, holder: object, exclusive: bool, timeout: float | None) -> bool:
         deadline = inf if timeout is None else time.monotonic() + timeout
         pause = FIRST_LOOK_SECONDS
         while True:

@@ -51,11 +51,12 @@ def as_json(record: SessionRecord, now: float) -> str:
 
 
 def found_as_json(found: Found, now: float) -> str:
-    """A record, its data, and whether a process has it in memory, as a JSON object. Data that is damaged is a str."""
+    """A record, its data, and which processes have it in memory, as a JSON object. Data that is damaged is a str."""
     data, _, _ = _data(found.record)
     fields = _fields(found.record, now) | {
         "expired": expiry_of(found.record, now, found.lag).has_come,
-        "in_memory": found.lag > 0,
+        "in_memory": bool(found.elsewhere),
+        "owners": list(found.elsewhere),
         "lag_seconds": _finite(found.lag),
         "data": data,
     }
@@ -136,8 +137,8 @@ def as_table(records: Iterable[SessionRecord], now: float) -> str:
 
 
 def as_page(found: Found, now: float) -> str:
-    """All of a record, its data below, and whether a process has it in memory."""
-    record, lag = found
+    """All of a record, its data below, and which processes have it in memory."""
+    record = found.record
     _, data, remark = _data(record)
     lines = {
         "id": record.id,
@@ -150,7 +151,7 @@ def as_page(found: Found, now: float) -> str:
         "max lifetime": "none" if record.max_lifetime is None else _span(record.max_lifetime),
         "messages": f"{record.message_count:,}",
         "version": f"{record.version:,}",
-        "in memory": _memory(lag),
+        "in memory": _memory(found),
         "data": f"{_size(record):,} bytes{remark}",
     }
     head = "".join(f"{label:17}{printable(line)}\n" for label, line in lines.items())
@@ -164,12 +165,16 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
 
 
-def _memory(lag: float) -> str:
-    if lag == 0:
+def _memory(found: Found) -> str:
+    if not found.elsewhere:
         return "of no process"
-    if lag == math.inf:
-        return "of a process, which has it checked out or has not said when it writes its activity"
-    return f"of a process; activity of the last {_span(max(lag, 1))} may not be written yet"
+    names = ", ".join(found.elsewhere)
+    if found.lag == 0:
+        return f"of {names}"
+    if found.lag == math.inf:
+        which = "which" if len(found.elsewhere) == 1 else "one of which"
+        return f"of {names}; {which} has it checked out or has not said when it writes its activity"
+    return f"of {names}; activity of the last {_span(max(found.lag, 1))} may not be written yet"
 
 
 def _expires(expiry: Expiry, now: float) -> str:

@@ -88,7 +88,7 @@ def list_command(where: str, limit: int | None, wants_json: bool) -> None:
 def show_command(where: str, id_or_name: str, wants_json: bool) -> None:
     """What is known of a session?
 
-    All of its record and its data, and whether a process has it in memory. The exit status is 1 if it is not there.
+    All of its record and its data, and which processes have it in memory. The exit status is 1 if it is not there.
 
     \b
     Examples:
@@ -97,10 +97,10 @@ def show_command(where: str, id_or_name: str, wants_json: bool) -> None:
     """
     with _opened(where) as store:
         session_id = _id_of(store, id_or_name)
-        found = None if session_id is None else store.load(session_id)
+        found, now = None if session_id is None else store.load(session_id), _now(store)
     if found is None:
         raise _absent([id_or_name])
-    write(found_as_json(found, time()) if wants_json else as_page(found, time()))
+    write(found_as_json(found, now) if wants_json else as_page(found, now))
 
 
 @sessions.command("close", cls=TakesIds)
@@ -160,7 +160,7 @@ def cleanup_command(where: str, max_age: float | None, dry_run: bool, wants_json
 
 def list_sessions(store: Store, limit: int | None, wants_json: bool) -> None:
     """What the list command does with an open store."""
-    records, now = _records(store), time()
+    records, now = _records(store), _now(store)
     if wants_json:
         _write_array(as_json(record, now) for record in islice(records, limit))
         return
@@ -176,7 +176,7 @@ def list_sessions(store: Store, limit: int | None, wants_json: bool) -> None:
 def clean_up(store: Store, max_age: float | None, dry_run: bool, wants_json: bool) -> None:
     """What the cleanup command does with an open store."""
     # One instant for all batches, or else a busy store would have no last one.
-    now = time()
+    now = _now(store)
     if dry_run:
         count = store.count_expired(now, max_age=max_age)
         remaining = max(sum(1 for _ in _records(store)) - count, 0)
@@ -233,6 +233,11 @@ def _opened(where: str) -> Iterator[Store]:
 def _failure(error: StoreError) -> click.ClickException:
     # SQLite quotes what it cannot read.
     return click.ClickException(printable(str(error)))
+
+
+def _now(store: Store) -> float:
+    """The time that the store goes by."""
+    return time() + store.skew()
 
 
 def _records(store: Store) -> Iterator[SessionRecord]:

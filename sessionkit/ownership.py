@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +16,22 @@ BATCH = 100
 """How many records are written in one step of the store: others that write wait for no more than that."""
 
 
+def default_name() -> str:
+    """What others call an owner that was given no name: its host and its process."""
+    return f"{os.uname().nodename}:{os.getpid()}"
+
+
 class Ownership:
     """One coordinator as an owner in a store, which it joins when it first needs to.
 
     All of it is I/O and is called with the coordinator's lock free. Every failure of the store is counted, and raised.
     """
 
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, name: str | None) -> None:
         self.store = store
         self._read_clock = clock
-        self._wall = wall_clock_of(clock)
+        self._read_wall_clock = wall_clock_of(clock)
+        self._name = name
         self._owner: str | None = None
         self._joining = threading.RLock()
         self._lag = inf
@@ -36,7 +43,7 @@ class Ownership:
         with self._joining:
             if self._owner is None:
                 with self._counted():
-                    self._owner = self.store.join(self._lag)
+                    self._owner = self.store.join(self._lag, self._name or default_name())
             return self._owner
 
     @property
@@ -62,8 +69,11 @@ class Ownership:
                     self.store.leave(owner)
 
     def now(self) -> tuple[float, float]:
-        """The coordinator's clock and the wall clock, read together."""
+        """The coordinator's clock and the store's time, read together."""
         return self._read_clock(), self._wall()
+
+    def _wall(self) -> float:
+        return self._read_wall_clock() + self.store.skew()
 
     def delete(self, session_id: str) -> bool:
         """Delete the record of a session that is not in memory; whether it was there."""

@@ -36,7 +36,7 @@ class Records(Ownership):
     """
 
     def __init__(self, store: Store, clock: Clock, config: CoordinatorConfig) -> None:
-        super().__init__(store, clock)
+        super().__init__(store, clock, config.owner_name)
         self._max_bytes = config.max_data_bytes
         self._max_lifetime = config.max_lifetime
         self._written: dict[Session, Written] = {}
@@ -48,8 +48,10 @@ class Records(Ownership):
         # Who may be on lease though nobody here has it checked out; and checkouts that went without.
         self._unreleased: set[Session] = set()
         self._unleased: set[object] = set()
-        # Of whom we may be noted to have it in memory, though it is not.
+        # Of whom we may be noted to have it in memory, though it is not; and of these, whose lease we have until it is
+        # back there.
         self.undetached: set[str] = set()
+        self._kept: set[str] = set()
         # Whose records are being deleted at this moment.
         self._deleting: set[str] = set()
         self._retrying = threading.RLock()
@@ -92,7 +94,12 @@ class Records(Ownership):
 
     def note_restored(self, session: Session, record: SessionRecord) -> None:
         """The session was made of this record, and we are attached to it."""
-        self._written[session] = Written(record)
+        written = self._written[session] = Written(record)
+        if session.id in self._kept:
+            written.leased = True
+            # Unless somebody here takes it.
+            self._unreleased.add(session)
+            self._kept.discard(session.id)
 
     def discard(self, session: Session) -> None:
         """Delete the record of a session that could not be made after all; raises nothing."""
@@ -103,7 +110,11 @@ class Records(Ownership):
         """The session has left memory: nothing more of it is written."""
         self._settled.discard(session)
         self.unwritten.discard(session)
-        self._written.pop(session, None)
+        written = self._written.get(session)
+        if written is not None:
+            # What is under way for it may be meant for its id, which another one may have next.
+            with written.lock:
+                self._written.pop(session, None)
 
     def written(self, session: Session) -> Written | None:
         """What has been written of a session; None once it has left memory."""
@@ -111,13 +122,16 @@ class Records(Ownership):
 
     def lease(
         self, session: Session, holder: object, exclusive: bool, catch_up: Callable[[SessionRecord], None]
-    ) -> Found | None:
+    ) -> bool:
         """Try to take the lease for a checkout; the first one here catches up with the record.
 
-        Raises `SessionBusyError` while others have it.
+        False if the session is outdated: it is to leave memory, and when it is back there, we have its lease. Raises
+        `SessionBusyError` while others have it, and `SessionNotFoundError` if the record is gone.
         """
         written = self._written[session]
         with written.lock:
+            if not self.is_current(session):
+                return False
             try:
                 with self._counted():
                     found = self.store.lease(session.id, self.owner, exclusive)
@@ -127,17 +141,56 @@ class Records(Ownership):
                 # It may be ours all the same: the next run gives it back.
                 self._unreleased.add(session)
                 raise
-            if found is not None and not written.users:
+            if found is None:
+                raise SessionNotFoundError(session.id)
+            if not written.users:
                 catch_up(found.record)
+            self.note_outdated(session, found)
+            if not self.is_current(session):
+                # Were it given back, whoever takes it next would make this one outdated again: of several who each
+                # make a resource, none would get to use it.
+                self.undetached.add(session.id)
+                self._kept.add(session.id)
+                return False
+            written.leased = True
             written.users.add(holder)
-            return found
+            return True
 
-    def go_without_lease(self, session: Session, holder: object) -> None:
-        """Note a checkout, though the store cannot say whether others have the session."""
+    def go_without_lease(self, session: Session, holder: object) -> bool:
+        """Note a checkout, though the store cannot say whether others have the session; False if it is outdated."""
         written = self._written[session]
         with written.lock:
+            if not self.is_current(session):
+                return False
             written.users.add(holder)
             self._unleased.add(holder)
+            return True
+
+    def is_current(self, session: Session) -> bool:
+        """Whether a session in memory may be used: not if somebody else has had it since its resource was made here.
+
+        While somebody here works with it, it may be used all the same.
+        """
+        written = self._written.get(session)
+        return written is not None and (not written.outdated or bool(written.users))
+
+    def leases_of(self, session: Session) -> int:
+        """How many leases on a session have ended here, for `note_outdated`."""
+        written = self._written.get(session)
+        return 0 if written is None else written.leases
+
+    def note_outdated(self, session: Session, found: Found, leases: int | None = None) -> None:
+        """Note whether somebody else has had a session, whose record was found so when that many leases had ended here.
+
+        With each of them the store forgets who had it before; and until then, it says what it said when we took it.
+        One that has no resource has nothing that its data do not say.
+        """
+        written = self._written.get(session)
+        if written is None or not found.outdated or session.resource is None:
+            return
+        with written.lock:
+            if not written.leased and leases in (None, written.leases):
+                written.outdated = True
 
     def is_leased(self, holder: object) -> bool:
         """Whether the store knows of a checkout, and so nobody else has the session against it."""
@@ -154,7 +207,7 @@ class Records(Ownership):
         with written.lock:
             try:
                 if len(written.users) == 1:
-                    self._save_and_release(session, certain=holder not in self._unleased)
+                    self._save_and_release(session, written, certain=holder not in self._unleased)
             except Exception:
                 written.users.discard(holder)
                 self._unleased.discard(holder)
@@ -162,20 +215,41 @@ class Records(Ownership):
             written.users.discard(holder)
             self._unleased.discard(holder)
 
-    def _save_and_release(self, session: Session, certain: bool) -> None:
+    def _save_and_release(self, session: Session, written: Written, certain: bool) -> None:
+        ending = session._ending
+        # Until it is released, for whoever comes to try it again.
+        self._unreleased.add(session)
         try:
-            ending = session._ending
             if ending is None or ending[0] in KEPT:
-                self.write(session)
+                self._put(session, self._give_back_with if written.leased else self._write_with)
         finally:
-            # Until that is done, for whoever comes to try it again.
-            self._unreleased.add(session)
-            with contextlib.nullcontext() if certain else contextlib.suppress(StoreError):
-                self._release(session)
+            if session in self._unreleased:
+                with contextlib.nullcontext() if certain else contextlib.suppress(StoreError):
+                    self._release(session, written)
 
-    def _release(self, session: Session) -> None:
+    def _give_back_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
+        written = self._written[session]
+        try:
+            version = self.store.give_back(session.id, self.owner, version, data, touch)
+        except (SessionNotFoundError, SessionConflictError):
+            self._note_released(session, written)
+            raise
+        self._note_released(session, written)
+        return version
+
+    def _release(self, session: Session, written: Written) -> None:
         with self._counted():
+            if not written.leased:
+                # It may be ours all the same; with it would go what the store knows of those who had it before.
+                found = self.store.load(session.id, self.owner)
+                if found is not None:
+                    self.note_outdated(session, found)
             self.store.release(session.id, self.owner)
+        self._note_released(session, written)
+
+    def _note_released(self, session: Session, written: Written) -> None:
+        written.leased = False
+        written.leases += 1
         self._unreleased.discard(session)
 
     def rename(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
@@ -219,18 +293,28 @@ class Records(Ownership):
         Raises `SessionNotFoundError` if the record is gone, `SessionConflictError` if somebody else saved it, and
         `InvalidSessionError` if the data cannot be stored.
         """
+        self._put(session, self._write_with)
+
+    def _write_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
+        if data is not None:
+            return self.store.save(session.id, version, data, touch)
+        if self.store.touch({session.id: touch}):
+            raise SessionNotFoundError(session.id)
+        return version
+
+    def _put(self, session: Session, put: Callable[[Session, int, str | None, Touch], int]) -> None:
+        """Have written what changed of a session, its data or only a touch, if there is something."""
         written = self._written.get(session)
         if written is None:
             return
         with written.lock, self._counted():
             text = self.text_of(session)
             touch = self._take_touch(session, written)
+            if text == written.text and not touch.messages and touch.state is None:
+                return
             try:
-                if text != written.text:
-                    written.version = self.store.save(session.id, written.version, text, touch)
-                    written.text = text
-                elif (touch.messages or touch.state is not None) and self.store.touch({session.id: touch}):
-                    raise SessionNotFoundError(session.id)
+                written.version = put(session, written.version, None if text == written.text else text, touch)
+                written.text = text
             except BaseException:
                 written.take_back(touch)
                 raise
@@ -290,13 +374,12 @@ class Records(Ownership):
     def retry(self) -> None:
         """Try again what could not be deleted, or given back."""
         for session in list(self._unreleased):
-            written = self._written.get(session)
-            if written is None:
+            for _, written in self._with_records([session]):
+                with written.lock:
+                    if session in self._written and not written.users:
+                        self._release(session, written)
+            if session not in self._written:
                 self._unreleased.discard(session)
-                continue
-            with written.lock:
-                if not written.users:
-                    self._release(session)
         with self._retrying:
             waiting = dict(self.undeleted)
             if waiting and self._delete(waiting) is None:
@@ -376,18 +459,25 @@ class Records(Ownership):
                 raise StoreError(f"the store failed before: {self._gave_up}")
             return
         try:
-            self.write(session)
-            if session in self.unwritten:
-                self.write_touches([session])
-            if cause is RemovalCause.PASSIVATED:
-                self.undetached.add(session.id)
-                self.detach(session.id)
-                self.undetached.discard(session.id)
+            try:
+                self.write(session)
+                if session in self.unwritten:
+                    self.write_touches([session])
+            finally:
+                if cause is RemovalCause.PASSIVATED and session.id not in self._kept:
+                    self.undetached.add(session.id)
+                    self.detach(session.id)
+                    self.undetached.discard(session.id)
         except StoreError as error:
             if cause is RemovalCause.SHUTDOWN:
                 # However many sessions there are, nobody should wait for each of them in turn.
                 self._gave_up = error
             raise
+
+    def detach(self, session_id: str) -> None:
+        """We do not have it in memory any more, nor its lease."""
+        self._kept.discard(session_id)
+        super().detach(session_id)
 
     # ---- Figures
 

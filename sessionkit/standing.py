@@ -33,25 +33,33 @@ class Standing:
         self._bus = parts._bus
         self._records = records
 
-    def look(self, session: Session) -> None:
+    def look(self, session: Session) -> bool:
         """See what the store has of a session in memory: it may have been ended elsewhere, or saved.
 
-        Raises `SessionNotFoundError` if it was ended.
+        False if it is not in memory any more: another process has had it, and its resource here was out of use. Raises
+        `SessionNotFoundError` if it was ended.
         """
         session_id = session.id
+        leases = self._records.leases_of(session)
         try:
             found = self._records.load(session_id)
         except StoreError as error:
             report_problem("session %r is used as it is in memory: %s", session_id, error)
-            return
+            return True
         if found is not None:
             self.catch_up(session, found.record)
-        elif not self._records.was_renamed(session, session_id):
+            self._records.note_outdated(session, found, leases)
+            if self._records.is_current(session):
+                return True
+            self.end_here(session)
+            return False
+        if not self._records.was_renamed(session, session_id):
             self.end_here(session)
             raise SessionNotFoundError(session_id)
+        return True
 
     def end_here(self, session: Session) -> None:
-        """It was ended elsewhere: it leaves memory, once nobody has it checked out."""
+        """It was ended elsewhere, or lives there now: it leaves memory, once nobody has it checked out."""
         with self._lock:
             if self._roster.at_hand.get(session.id) is session:
                 self._roster.move_out(session, self._clock.latest)

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from threading import RLock
 from typing import Any
+from urllib.parse import quote
 
 from .cookie import SessionCookie
 from .coordinator import SessionCoordinator
@@ -14,6 +15,7 @@ from .errors import (
     CoordinatorClosedError,
     SessionBusyError,
     SessionConflictError,
+    SessionElsewhereError,
     SessionExpiredError,
     SessionLimitError,
     SessionNotFoundError,
@@ -24,7 +26,14 @@ from .session import ManagedSession
 from .tenure import Tenure
 from .tokens import id_of, new_token
 
-UNAVAILABLE = (SessionBusyError, SessionLimitError, SessionConflictError, StoreError, CoordinatorClosedError)
+UNAVAILABLE = (
+    SessionBusyError,
+    SessionElsewhereError,
+    SessionLimitError,
+    SessionConflictError,
+    StoreError,
+    CoordinatorClosedError,
+)
 """The errors for which a server cannot go on with a session now, and may later: 503."""
 
 RETRY_AFTER_SECONDS = 5
@@ -32,6 +41,19 @@ RETRY_AFTER_SECONDS = 5
 
 REFUSAL = "The session is not available at the moment. Please try again in a few seconds.\n"
 """What goes into the body then."""
+
+OWNER_HEADER = "Sessionkit-Owner"
+"""The header that names the process which has the session, where that is why this one cannot have it."""
+
+
+def owner_headers(status: str, failure: BaseException | None) -> list[tuple[str, str]]:
+    """What a response says, besides, to whoever may send the request to another process.
+
+    Only a 503: with any other status, the application has made its own answer of the failure.
+    """
+    if not (isinstance(failure, SessionElsewhereError) and status.startswith("503")):
+        return []
+    return [(OWNER_HEADER, quote(failure.owner_name, safe="".join(map(chr, range(0x20, 0x7F)))))]
 
 
 class Visit:

@@ -20,8 +20,9 @@ class WebSession(MutableMapping[str, Any]):
     What was written before an error stays written. For the thread, or threads, of one request.
 
     The first look raises `SessionBusyError` if other requests of this visitor had the session for all of the time
-    limit, `StoreError` if the store cannot be read, and the first write `SessionLimitError` if there is no room for
-    one more; what raised once raises again. An application that does not handle these answers 503.
+    limit, `StoreError` if the store cannot be read, `SessionElsewhereError` if another process has it in memory (only
+    with `affinity=True`), and the first write `SessionLimitError` if there is no room for one more; what raised once
+    raises again. An application that does not handle these answers 503.
     """
 
     def __init__(self, visit: Visit) -> None:

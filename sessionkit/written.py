@@ -10,13 +10,32 @@ from .stores.base import SessionRecord, Touch
 class Written:
     """What this process knows to be in the record of one session. Guarded by its lock, as is the I/O for it."""
 
-    __slots__ = ("id", "last_active", "last_state", "lock", "messages", "state", "text", "users", "version")
+    __slots__ = (
+        "id",
+        "last_active",
+        "last_state",
+        "leased",
+        "leases",
+        "lock",
+        "messages",
+        "outdated",
+        "state",
+        "text",
+        "users",
+        "version",
+    )
 
     def __init__(self, record: SessionRecord) -> None:
         self.id = record.id
         self.lock = threading.RLock()
         self.users: set[object] = set()
         """The checkouts that have the session here."""
+        self.leased = False
+        """Whether the lease is ours, and what the store said when it was taken has been seen to."""
+        self.leases = 0
+        """How many leases on it have ended here."""
+        self.outdated = False
+        """Whether somebody else has had the session since its resource was made here."""
         self.last_state: str | None = None
         """The state it had when it ended here, should its record stay."""
         self.last_active = record.last_active

@@ -15,7 +15,7 @@ from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
 from .log import report_problem
 from .serving import TIMEOUT_SECONDS, Service, checked_timeout
-from .visit import REFUSAL, RETRY_AFTER_SECONDS, Visit
+from .visit import REFUSAL, RETRY_AFTER_SECONDS, Visit, owner_headers
 from .websession import WebSession
 
 __all__ = ["KEY", "SessionCookie", "SessionMiddleware", "WebSession"]
@@ -38,8 +38,10 @@ class SessionMiddleware:
     for the others, in seconds or as a timedelta; default 10, and 0 for not at all.
 
     Where the session cannot be had or saved, and the application does not make an answer of its own of that, the
-    client gets 503 with `Retry-After`. Responses that depend on the session say `Vary: Cookie`; those that set a
-    cookie, `Cache-Control: private, no-store` in place of what they said.
+    client gets 503 with `Retry-After`. Where that is because `affinity=True` leaves the session to another process, the
+    header `Sessionkit-Owner` names that one, so that a router can send the request there; so it does with a 503 of the
+    application's own. Responses that depend on the session say `Vary: Cookie`; those that set a cookie,
+    `Cache-Control: private, no-store` in place of what they said.
 
     May be called from any thread. Raises `TypeError` or `ValueError` for bad input.
     """
@@ -155,6 +157,7 @@ class _Exchange:
         self._visit.finish()
 
     def _send(self, status: str, headers: list[tuple[str, str]]) -> None:
+        headers = [*headers, *owner_headers(status, self._visit.failure)]
         self._write = self._start_response(status, self._with_cookie(headers))
         self._visit.headers_sent = True
 

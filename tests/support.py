@@ -134,6 +134,9 @@ class WatchedStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
+        if name == "skew":
+            # No I/O, which cannot fail.
+            return method
 
         def call(*arguments: Any) -> Any:
             self.calls[name] += 1

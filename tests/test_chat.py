@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
 from pathlib import Path
 from typing import NoReturn
+from unittest.mock import patch
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, OpenerDirector, build_opener
 
@@ -39,10 +40,11 @@ from sessionkit import (
     SessionLimitError,
     StoreError,
 )
-from sessionkit.stores import SQLiteStore
+from sessionkit.stores import RedisStore, SQLiteStore
 from sessionkit.testing import ManualClock
 
 from .chatroom import TIMEOUT, WINNING, Chatroom, chatroom
+from .redis_server import redis_server
 from .support import WAIT, in_thread
 
 ROOT = Path(__file__).parents[1]
@@ -497,6 +499,7 @@ def test_a_store_that_fails(visitor: FlaskClient, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as broken:
         broken.setattr(SQLiteStore, "save", fail)
+        broken.setattr(SQLiteStore, "give_back", fail)
         page = visitor.post(chat, data={"message": "north", "turn": "0"})
     assert page.status_code == 503
     assert "please try again in a few seconds" in text_of(page)
@@ -654,6 +657,22 @@ def test_the_command(number: signal.Signals, tmp_path: Path) -> None:
         assert "about 10 minutes left" in page
 
 
+def test_the_command_on_a_redis_server(tmp_path: Path) -> None:
+    """With --store or SESSIONKIT_STORE, chats are on a Redis server, from where several commands tell one story."""
+    opener = build_opener(HTTPCookieProcessor(CookieJar()))
+    directory = tmp_path / "chat-data"
+    with redis_server() as redis, patch.dict(os.environ, SESSIONKIT_STORE=redis.url):
+        with served(directory) as (_, address), served(directory, "--store", redis.url) as (_, other):
+            assert JETTY in talk(opener, f"{address}/chats", story="lighthouse")
+            chat = opener.open(address).url.removeprefix(address)
+            assert "The keeper's kitchen" in talk(opener, other + chat, message="north", turn="0")
+            assert "Taken: the herring." in talk(opener, address + chat, message="take herring", turn="1")
+        for what in ("visitors", "chats"):
+            with closing(RedisStore(redis.url, f"candlelight-{what}")) as store:
+                assert len(store.page(None, 10)) == 1
+    assert not directory.exists()
+
+
 def refused(*arguments: str, directory: Path) -> tuple[int, str]:
     done = subprocess.run(  # noqa: S603  our own
         [sys.executable, "-m", "examples.chat", *arguments],
@@ -686,6 +705,14 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         (["--timeout", "nan"], "must be more than 0, and 1440 (a day) at most, not nan"),
         (["--timeout", "soon"], "invalid"),
         (["--port", "0", "--directory", "/dev/null/chats"], "Cannot keep chats in /dev/null/chats: "),
+        (
+            ["--port", "0", "--store", "redis://:secret@127.0.0.1:1"],
+            "Cannot keep chats on a Redis server: the session store",
+        ),
+        (
+            ["--port", "0", "--store", "rdis://:secret@127.0.0.1"],
+            "Cannot keep chats on a Redis server: this is no URL of",
+        ),
     ],
 )
 def test_options_that_cannot_be(arguments: list[str], complaint: str, tmp_path: Path) -> None:
@@ -694,6 +721,7 @@ def test_options_that_cannot_be(arguments: list[str], complaint: str, tmp_path: 
     assert status in (1, 2)
     assert complaint in errors
     assert "Traceback" not in errors
+    assert "secret" not in errors
 
 
 def test_a_file_that_is_no_store(tmp_path: Path) -> None:

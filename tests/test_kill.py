@@ -112,5 +112,5 @@ def test_a_store_that_was_killed_while_it_was_made_is_whole_or_not_there(tmp_pat
         path = tmp_path / f"{turn}.db"
         kill_at_random(work, chance, 1)
         store = SQLiteStore(path)
-        store.leave(store.join(1.0))
+        store.leave(store.join(1.0, "other"))
         assert is_whole(path), (seed, turn)

@@ -21,11 +21,18 @@ LAYERS = [
     ["errors", "stats", "pulse"],
     ["checks"],
     ["config", "session", "events"],
-    ["line", "tombstones", "cleanup", "finaliser", "fork", "data", "stores.base"],
-    ["table", "ownership", "written", "stores.database", "stores.lifeline"],
-    ["active", "directory", "records", "stored", "stores.sqlite"],
-    ["departures", "stores.__init__", "stores.opening"],
-    ["loans"],
+    [
+        *("line", "tombstones", "cleanup", "finaliser", "fork", "data"),
+        *("stores.base", "stores.partitions", "stores.server", "stores.servertime"),
+    ],
+    [
+        *("table", "ownership", "written", "stores.database", "stores.lifeline", "stores.refusals", "stores.packing"),
+        *("stores.script", "stores.terms"),
+    ],
+    ["active", "directory", "records", "stored", "stores.sqlite", "stores.crossing"],
+    ["departures", "stores.redis"],
+    ["stores.__init__"],
+    ["loans", "stores.opening"],
     ["roster"],
     ["sweep"],
     ["parts"],
@@ -93,6 +100,7 @@ def test_importing_the_package_brings_in_cachetools_and_no_extra() -> None:
         "hypothesis",
         "werkzeug",
         "flask",
+        "redis",
     }
 
 

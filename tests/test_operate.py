@@ -47,7 +47,7 @@ def path(tmp_path: Path) -> Path:
 def put(path: Path, *records: SessionRecord) -> None:
     """Put records into a store that no process has in memory."""
     store = SQLiteStore(path)
-    owner = store.join(0.0)
+    owner = store.join(0.0, "other")
     for record in records:
         store.create(record, owner)
     store.close()
@@ -233,32 +233,56 @@ def test_show_as_json(path: Path) -> None:
     """--json prints the object that the list has, and the data."""
     shown = json.loads(run("show", path, "--json", "support").stdout)
     (listed,) = json.loads(run("list", path, "--json", "--limit", "1").stdout)
-    assert shown == listed | {"in_memory": False, "lag_seconds": 0.0, "data": {"lang": "en"}}
+    assert shown == listed | {"in_memory": False, "owners": [], "lag_seconds": 0.0, "data": {"lang": "en"}}
 
 
 @pytest.mark.parametrize(
     ("lag", "name", "memory", "expires", "expired"),
     [
-        (75.0, "support", "activity of the last 1m15s may", "in 20m (idle for too long); later if there was", False),
-        (7200.0, "left", "activity of the last 2h may", "expired 30m ago (idle for too long); unless the", False),
-        (75.0, "left", "activity of the last 1m15s may", "expired 30m ago (idle for too long); not yet", True),
-        (inf, "left", "has it checked out or has not said when", "expired 30m ago (idle for too long); unless", False),
+        (75.0, "support", "of b:1; activity of the last 1m15s may", "in 20m (idle for too long); later if", False),
+        (7200.0, "left", "of b:1; activity of the last 2h may", "expired 30m ago (idle for too long); unless", False),
+        (75.0, "left", "of b:1; activity of the last 1m15s may", "expired 30m ago (idle for too long); not yet", True),
+        (inf, "left", "of b:1; which has it checked out or has not", "expired 30m ago (idle for too long); un", False),
+        (0.0, "left", "of b:1\n", "expired 30m ago (idle for too long); not yet removed", True),
     ],
 )
 def test_show_what_a_process_has_in_memory(
     path: Path, lag: float, name: str, memory: str, expires: str, expired: bool
 ) -> None:
-    """A session that a process has in memory may have been active later, and says by how much."""
+    """A session that a process has in memory may have been active later, and says by how much, and which process."""
     store = SQLiteStore(path)
     session_id = store.find(name)
     assert session_id is not None
-    store.attach(session_id, store.join(lag))
+    store.attach(session_id, store.join(lag, "b:1"))
     text = run("show", path, name).stdout
-    assert memory in text
+    assert f"in memory        {memory}" in text
     assert expires in text
     shown = json.loads(run("show", path, name, "--json").stdout)
-    assert (shown["in_memory"], shown["lag_seconds"], shown["expired"]) == (True, None if lag == inf else lag, expired)
+    assert (shown["in_memory"], shown["owners"], shown["expired"]) == (True, ["b:1"], expired)
+    assert shown["lag_seconds"] == (None if lag == inf else lag)
     store.close()
+
+
+def test_show_what_several_processes_have_in_memory(path: Path) -> None:
+    """All are named, as a terminal may have it, and the figure is of the one that is latest."""
+    store = SQLiteStore(path)
+    for lag, owner in ((75.0, "b:1"), (30.0, "http://a b/\u202e")):
+        store.attach("s-1", store.join(lag, owner))
+    text = run("show", path, "s-1").stdout
+    assert "of b:1, http://a b/\\u202e; activity of the last 1m15s may not be written yet\n" in text
+    assert json.loads(run("show", path, "s-1", "--json").stdout)["owners"] == ["b:1", "http://a b/\u202e"]
+    store.lease("s-1", store.join(30.0, "c:1"), True)
+    assert "of b:1, c:1, http://a b/\\u202e; one of which has it checked out" in run("show", path, "s-1").stdout
+    store.close()
+
+
+def test_the_time_is_that_of_the_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose clock is behind shows, and removes, what has expired by the store's clock."""
+    monkeypatch.setattr(SQLiteStore, "skew", lambda _: 86_400.0)
+    assert words(run("list", path))[-1][0] == "3 sessions: 0 live, 3 expired"
+    assert ["expires", "expired 23h40m ago (idle for too long); not yet removed"] in words(run("show", path, "s-1"))
+    assert json.loads(run("show", path, "s-1", "--json").stdout)["expired"] is True
+    assert json.loads(run("cleanup", path, "--json").stdout)["removed"] == 3
 
 
 def test_show_who_is_not_there(path: Path) -> None:
@@ -362,8 +386,8 @@ def test_cleanup_of_who_was_idle_for_less(path: Path) -> None:
 def test_cleanup_leaves_what_a_process_may_have_used(path: Path) -> None:
     """What a process has checked out, or may have touched and not written yet, stays."""
     store = SQLiteStore(path)
-    store.lease("s-3", store.join(0.0), exclusive=True)
-    store.attach("s-2", store.join(3600.0))
+    store.lease("s-3", store.join(0.0, "other"), exclusive=True)
+    store.attach("s-2", store.join(3600.0, "other"))
     assert run("cleanup", path, "--max-age", "1").stdout == (
         "Removed 1 session (1 idle for too long, 0 too old); 2 left\n"
     )
@@ -544,7 +568,7 @@ def test_a_store_that_fails(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("redis://:secret@localhost", "'redis' is not a scheme of session stores, which are: sqlite; give the path"),
+        ("mysql://:secret@localhost", "'mysql' is not a scheme of session stores, which are: sqlite, redis, rediss, "),
         (
             "sqlite://sessions.db",
             "SQLite's URLs name files and no hosts: write sqlite:///relative.db or sqlite:////abs",

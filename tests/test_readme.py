@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import ast
 import re
+from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
 
+from .redis_server import shared_server
 from .web import Visitor
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TOKENS = MarkdownIt().parse(README)
 EXAMPLES = [token.content for token in TOKENS if token.type == "fence" and token.info == "python"]
+REDIS_URL = "redis://localhost:6379/0"
 USER_TESTS = [source for source in EXAMPLES if "def test_" in source or "StoreContract" in source]
 
 
 def test_there_are_examples() -> None:
-    """The README has five examples of use and two files of a user's tests."""
-    assert (len(EXAMPLES), len(USER_TESTS)) == (7, 2)
+    """The README has six examples of use and two files of a user's tests."""
+    assert (len(EXAMPLES), len(USER_TESTS)) == (8, 2)
 
 
 @pytest.mark.parametrize("source", [source for source in EXAMPLES if source not in USER_TESTS])
@@ -29,7 +33,8 @@ def test_an_example_runs(source: str, tmp_path: Path, monkeypatch: pytest.Monkey
     """Pasted as it is, an example runs, from its imports on; its assertions hold."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "example"}
-    exec(compile(source, "README.md", "exec"), names)  # noqa: S102  our own example
+    with shared_server() if REDIS_URL in source else nullcontext("") as url:
+        exec(compile(source.replace(REDIS_URL, url), "README.md", "exec"), names)  # noqa: S102  our own example
     application = names.get("application", names.get("app"))
     if application is not None:
         visitor = Visitor(application)
@@ -52,12 +57,13 @@ def test_the_users_tests_pass(pytester: pytest.Pytester) -> None:
 def promises() -> list[str]:
     sections = [
         README.partition(title)[2].partition("\n## ")[0]
-        for title in ("## Keep sessions", "## In a web server", "## What is promised")
+        for title in ("## Keep sessions", "## On many machines", "## In a web server", "## What is promised")
     ]
     bullets = re.findall(r"^\* (.+(?:\n  .+)*)", "\n".join(sections), re.MULTILINE)
     return [" ".join(bullet.split()) for bullet in bullets]
 
 
+@cache
 def docstrings() -> str:
     functions = [
         node

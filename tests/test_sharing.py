@@ -558,14 +558,18 @@ def test_a_lease_ends_when_its_holder_dies(pair: Pair, path: Path) -> None:
 
 
 def test_watched_calls_of_one_checkout(session_coordinator: CoordinatorFactory, path: Path) -> None:
-    """A checkout is one step of the store when taken, one when given back, and one to save what changed."""
+    """A checkout is one step of the store when taken, and one when given back, which also saves what changed."""
     store = WatchedStore(SQLiteStore(path))
     coordinator = session_coordinator(CONFIG, store=store)
     session = coordinator.create_session()
     store.calls.clear()
     with coordinator.checkout(session.id) as held:
         held.data["a"] = 1
-    assert store.calls == {"lease": 1, "save": 1, "release": 1}
+    assert store.calls == {"lease": 1, "give_back": 1}
+    store.calls.clear()
+    with coordinator.checkout(session.id):
+        pass
+    assert store.calls == {"lease": 1, "release": 1}
     store.calls.clear()
     coordinator.get_session(session.id)
     assert store.calls == {"load": 1}
@@ -659,13 +663,13 @@ def test_an_interrupted_give_back_saves_and_releases_all_the_same(
     here = session_coordinator(CONFIG, store=store)
     there = session_coordinator(CONFIG, store=SQLiteStore(path))
     session = here.create_session()
-    save = store.store.save
+    give_back = store.store.give_back
 
     def interrupted(*arguments: Any) -> Any:
-        store.store.save = save
+        store.store.give_back = give_back
         raise KeyboardInterrupt
 
-    store.store.save = interrupted
+    store.store.give_back = interrupted
     checkout = here.checkout(session.id)
     checkout.__enter__().data["step"] = 1
     with pytest.raises(KeyboardInterrupt):

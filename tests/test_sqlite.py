@@ -64,7 +64,7 @@ def test_a_new_file_is_for_its_owner_alone(store: SQLiteStore, path: Path) -> No
     before = os.umask(0)
     try:
         fresh = SQLiteStore(path.with_name("fresh.db"))
-        fresh.create(record(), fresh.join(1.0))
+        fresh.create(record(), fresh.join(1.0, "other"))
     finally:
         os.umask(before)
     files = list(path.parent.glob("fresh.db*"))
@@ -154,7 +154,7 @@ def test_a_path_with_every_character(tmp_path: Path) -> None:
     place = tmp_path / "a b?c=d#e%20\u20ac"
     place.mkdir()
     store = SQLiteStore(place / "100%.db?mode=memory")
-    store.create(record(), store.join(1.0))
+    store.create(record(), store.join(1.0, "other"))
     store.close()
     assert (place / "100%.db?mode=memory").stat().st_size > 0
     before = Path.cwd()
@@ -171,7 +171,7 @@ def test_many_that_make_the_same_file_at_once(path: Path) -> None:
     """All of them get the same store, and nothing is left lying about."""
     stores = all_at_once(*[lambda: SQLiteStore(path)] * 8)
     for number, store in enumerate(stores):
-        store.create(record(f"s-{number}"), store.join(1.0))
+        store.create(record(f"s-{number}"), store.join(1.0, "other"))
     assert [len(store.page(None, 100)) for store in stores] == [8] * 8
     for store in stores:
         store.close()
@@ -181,7 +181,7 @@ def test_many_that_make_the_same_file_at_once(path: Path) -> None:
 def test_a_store_without_owners_has_no_file_open(path: Path) -> None:
     """Whoever makes one for a coordinator need not close it; it opens again when it is used."""
     store = SQLiteStore(path)
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     store.leave(owner)
     assert store._database._idle == []
@@ -195,7 +195,7 @@ def test_a_store_without_owners_has_no_file_open(path: Path) -> None:
 
 def test_a_lock_that_is_held_for_too_long(store: SQLiteStore, path: Path) -> None:
     """After the timeout, StoreError says what to do; reads go on, and once it is free, so do writes."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -208,7 +208,7 @@ def test_a_lock_that_is_held_for_too_long(store: SQLiteStore, path: Path) -> Non
 
 def test_a_file_deleted_or_moved_away_is_noticed(store: SQLiteStore, path: Path) -> None:
     """Nothing is written to a file that nobody will find again; brought back, it goes on."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     away = path.with_name("away.db")
     path.rename(away)
@@ -222,7 +222,7 @@ def test_a_file_deleted_or_moved_away_is_noticed(store: SQLiteStore, path: Path)
 
 def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> None:
     """By whatever: nothing is read from it or written to it."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     backup = path.with_name("backup.db")
     shutil.copy(path, backup)
@@ -251,7 +251,7 @@ def test_a_file_replaced_while_it_is_opened_is_noticed(store: SQLiteStore, path:
 def test_a_corrupt_file_is_left_as_it_is(path: Path) -> None:
     """Damaged while nobody looked: StoreError when the damage is met, and never a new file."""
     store = SQLiteStore(path)
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     for number in range(200):
         store.create(record(f"s-{number}", data='"' + "x" * 500 + '"'), owner)
     store.close()
@@ -268,7 +268,7 @@ def test_a_corrupt_file_is_left_as_it_is(path: Path) -> None:
 
 def test_a_read_only_file(store: SQLiteStore, path: Path) -> None:
     """Reads go on; a write is a StoreError that says what to check."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     for connection in store._database._idle:
         connection.execute("PRAGMA query_only = ON")
@@ -279,7 +279,7 @@ def test_a_read_only_file(store: SQLiteStore, path: Path) -> None:
 
 def test_a_full_disk(store: SQLiteStore, path: Path) -> None:
     """Nothing of the failed write is there; reads go on, and once there is room, so do writes."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     for connection in store._database._idle:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
@@ -301,7 +301,7 @@ from sessionkit.contract import record
 from sessionkit.stores import SQLiteStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = SQLiteStore({str(path)!r})
-owner = store.join(1.0)
+owner = store.join(1.0, "other")
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 for number in range(1000):
     try:
@@ -321,7 +321,7 @@ for number in range(1000):
 
 def test_a_database_error_closes_its_connection(store: SQLiteStore) -> None:
     """What it has noted of the file may be wrong; whatever else is raised within leaves it open, and nothing done."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     database = store._database
 
@@ -368,12 +368,12 @@ def test_the_database_knows_of_no_session(tmp_path: Path) -> None:
 
 def test_an_owner_lives_as_long_as_its_process(store: SQLiteStore, path: Path) -> None:
     """Its attachments and leases end with it, however it ends; its file goes when somebody notices."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
 
     def child() -> str:
         mine = SQLiteStore(path)
-        name = mine.join(7.0)
+        name = mine.join(7.0, "mine")
         assert mine.lease("s-1", name, True) is not None
         with pytest.raises(SessionBusyError):
             store.lease("s-1", owner, True)
@@ -384,7 +384,7 @@ def test_an_owner_lives_as_long_as_its_process(store: SQLiteStore, path: Path) -
     found = store.lease("s-1", owner, True)
     assert found is not None
     assert found.lag == 0.0
-    store.join(1.0)
+    store.join(1.0, "other")
     assert not path.with_name(f"{path.name}-owner-{dead}").exists()
 
 
@@ -395,13 +395,13 @@ def test_a_forked_child_does_not_keep_its_parents_owners_alive(path: Path) -> No
     parent = os.fork()
     if parent == 0:
         store = SQLiteStore(path)
-        owner = store.join(1.0)
+        owner = store.join(1.0, "other")
         store.create(record(), owner)
         store.lease("s-1", owner, True)
         if os.fork() == 0:
             os.close(parents_life[1])
             os.read(parents_life[0], 1)
-            fresh = store.join(1.0)
+            fresh = store.join(1.0, "other")
             os.write(writer, b"free" if store.lease("s-1", fresh, True) else b"gone")
         os._exit(0)
     for file in (writer, *parents_life):
@@ -413,11 +413,11 @@ def test_a_forked_child_does_not_keep_its_parents_owners_alive(path: Path) -> No
 
 def test_an_owner_whose_file_was_deleted_is_noted_again(store: SQLiteStore, path: Path) -> None:
     """Somebody cleaned up a directory: others may take it for dead, and it goes on all the same."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     path.with_name(f"{path.name}-owner-{owner}").unlink()
     other = SQLiteStore(path)
-    second = other.join(1.0)
+    second = other.join(1.0, "other")
     assert other.lease("s-1", second, True) is not None
     other.release("s-1", second)
     assert store.lease("s-1", owner, True) is not None
@@ -431,23 +431,23 @@ def test_an_owner_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, path: 
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError):
-            store.join(1.0)
+            store.join(1.0, "other")
     with patch.object(store._lifelines, "tie", side_effect=OSError(24, "Too many open files")):
         with pytest.raises(StoreError, match="Too many open files"):
-            store.join(1.0)
+            store.join(1.0, "other")
     assert not list(path.parent.glob("*-owner-*"))
 
 
 def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
     """Collected without close(): its owners are dead to others."""
     dropped = SQLiteStore(path)
-    owner = dropped.join(1.0)
+    owner = dropped.join(1.0, "other")
     dropped.create(record(), owner)
     dropped.lease("s-1", owner, True)
     dropped._database.rest()
     del dropped
     store = SQLiteStore(path)
-    assert store.lease("s-1", store.join(1.0), True) is not None
+    assert store.lease("s-1", store.join(1.0, "other"), True) is not None
     store.close()
 
 
@@ -483,10 +483,10 @@ def test_stores_are_imported_when_they_are_used() -> None:
 
 def test_the_files_of_owners_nobody_knew_are_cleared_away(store: SQLiteStore, path: Path) -> None:
     """Their process died before it was noted; those of the living stay."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     stray = path.with_name(f"{path.name}-owner-stray")
     stray.touch()
-    store.join(1.0)
+    store.join(1.0, "other")
     assert not stray.exists()
     assert path.with_name(f"{path.name}-owner-{owner}").exists()
 
@@ -496,7 +496,7 @@ def test_a_file_that_is_not_what_it_was(path: Path) -> None:
     anything is written to it.
     """
     store = SQLiteStore(path)
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
     original = path.with_name("original.db")
     path.rename(original)
@@ -522,7 +522,7 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
     def synchronous() -> int:
         return int(store._database.read(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0]))
 
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     levels = [synchronous()]
     for call in (
         lambda: store.create(record(), owner),
@@ -532,7 +532,7 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
         lambda: store.delete(["s-1"]),
         lambda: store.release("s-1", owner),
         lambda: store.delete_unless_used({"s-1": NOW}, owner, NOW),
-        lambda: store.attach("s-1", owner),
+        lambda: store.detach(["s-1"], owner),
         lambda: store.delete_expired(NOW, 1),
     ):
         call()
@@ -542,10 +542,10 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
 
 def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(store: SQLiteStore) -> None:
     """The owners that its parent has there are none of its own."""
-    store.join(1.0)
+    store.join(1.0, "other")
 
     def child() -> int:
-        store.leave(store.join(1.0))
+        store.leave(store.join(1.0, "other"))
         return len(store._database._idle)
 
     assert in_child(child) == 0
@@ -553,7 +553,7 @@ def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(st
 
 def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> None:
     """Ctrl-C right after the lock was taken: it is given back."""
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.create(record(), owner)
 
     class Interrupted(sqlite3.Connection):
@@ -579,7 +579,7 @@ def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -
     """Also not one that another thread was using then; with the next owner, connections are kept again."""
     store = SQLiteStore(tmp_path / "sessions.db")
     idle = store._database._idle
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
 
@@ -590,13 +590,13 @@ def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -
     store._database.read(leave_meanwhile)
     store.find("nobody")
     assert not idle
-    owner = store.join(1.0)
+    owner = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
     rest = store._database.rest
 
     def rest_late() -> None:
-        store.join(1.0)
+        store.join(1.0, "other")
         rest()
 
     with patch.object(store._database, "rest", rest_late):
@@ -604,3 +604,27 @@ def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -
     store.find("nobody")
     assert len(idle) == 1
     store.close()
+
+
+def test_an_owner_that_has_left_promises_nothing(store: SQLiteStore) -> None:
+    """It is not noted again, and so no connection stays open for it."""
+    owner = store.join(1.0, "other")
+    store.leave(owner)
+    store.promise(owner, 5.0)
+    store.find("nobody")
+    assert store._database._idle == []
+
+
+def test_a_session_that_is_deleted_while_somebody_attaches_is_absent(store: SQLiteStore) -> None:
+    """It was there at the first look, and is gone at the second."""
+    owner = store.join(1.0, "other")
+    store.create(record(), owner)
+    load = store.load
+
+    def load_and_delete(session_id: str) -> Any:
+        found = load(session_id)
+        store.delete([session_id])
+        return found
+
+    with patch.object(store, "load", load_and_delete):
+        assert store.attach("s-1", owner) is None

@@ -13,6 +13,7 @@ import pytest
 from sessionkit import (
     CoordinatorConfig,
     RemovalCause,
+    SessionBusyError,
     SessionCoordinator,
     SessionExistsError,
     SessionExpiredError,
@@ -89,12 +90,12 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     given back saves it, unless another process has saved the session first. The session is free meanwhile.
     """
     session = coordinator.create_session()
-    store.failing = {"save", "create"}
+    store.failing = {"give_back", "create"}
     with pytest.raises(StoreError):
         coordinator.create_session()
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
-    with pytest.raises(StoreError, match="no save today"):
+    with pytest.raises(StoreError, match="no give_back today"):
         checkout.__exit__()
     assert coordinator.get_session(session.id).data == {"step": 1}
     assert (coordinator.stats().checked_out, data_in(path, session.id)) == (0, "{}")
@@ -103,7 +104,7 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
         pass
     assert data_in(path, session.id) == '{"step":1}'
 
-    store.failing = {"save"}
+    store.failing = {"give_back"}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 2
     with pytest.raises(StoreError):
@@ -119,7 +120,7 @@ def test_messages_that_could_not_be_written_are_counted_once(
 ) -> None:
     """Whatever failed in between, by whichever way, the count and the state are right in the end."""
     session = coordinator.create_session()
-    store.failing = {"touch", "save"}
+    store.failing = {"touch", "give_back"}
     session.record_message()
     session.set_state(SessionState.PROCESSING)
     with pytest.raises(StoreError):
@@ -161,19 +162,31 @@ def test_a_session_in_memory_stays_usable(
 
 
 def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinator[Any], store: WatchedStore) -> None:
-    """What was changed is saved; the session is free in this process, and in the others after the next checkout."""
+    """The session is free in this process, and in the others after the next checkout, which saves what was changed;
+    what was saved before stays saved.
+    """
     session = coordinator.create_session()
-    store.failing = {"release"}
+    other = SQLiteStore(store.store.path)
+    owner = other.join(1.0, "other")
+    store.failing = {"give_back", "release"}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
+    coordinator.save_session(session.id)
     with pytest.raises(StoreError, match="no release today"):
         checkout.__exit__()
     assert store.load(session.id).record.data == '{"step":1}'
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 2
+    with pytest.raises(StoreError, match="no release today"):
+        checkout.__exit__()
+    with pytest.raises(SessionBusyError):
+        other.lease(session.id, owner, True)
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    other = SQLiteStore(store.store.path)
-    assert other.lease(session.id, other.join(1.0), True) is not None
+    found = other.lease(session.id, owner, True)
+    assert found is not None
+    assert found.record.data == '{"step":2}'
     other.close()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import secrets
 import shutil
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+import redis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule, run_state_machine_as_test
@@ -26,13 +29,65 @@ from sessionkit import (
     SessionNotFoundError,
     StoreError,
 )
-from sessionkit.stores import SQLiteStore
+from sessionkit.stores import RedisStore, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 
+from .redis_server import shared_server
 from .support import WatchedStore
 
 NAMES = st.sampled_from([None, None, "a", "b"])
 TIMEOUTS = st.sampled_from([None, None, 5, 20])
+
+
+class Place(Protocol):
+    """Where a store keeps its records."""
+
+    def open(self) -> Store: ...
+
+    def crash(self, store: Any) -> None:
+        """The process that has this store is gone."""
+        ...
+
+    def remove(self) -> None: ...
+
+
+class OnDisk:
+    """A SQLite file."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+
+    def open(self) -> Store:
+        return SQLiteStore(self.directory / "sessions.db")
+
+    def crash(self, store: Any) -> None:
+        store._lifelines._let_go()
+        store._database.rest()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory)
+
+
+class OnServer:
+    """A real Redis server, under a prefix of its own."""
+
+    url = ""
+
+    def __init__(self) -> None:
+        self.prefix = f"test-{secrets.token_hex(4)}"
+
+    def open(self) -> Store:
+        return RedisStore(self.url, prefix=self.prefix)
+
+    def crash(self, store: Any) -> None:
+        with redis.Redis.from_url(self.url, protocol=2) as client:
+            # As if its term had run out.
+            client.hdel(f"{{{self.prefix}}}:owners", "", *store._owners)
+        store._owners.clear()
+        store._terms.end_all()
+
+    def remove(self) -> None:
+        pass
 
 
 @dataclass(eq=False)
@@ -66,11 +121,12 @@ class StoreMachine(RuleBasedStateMachine):
     """Every rule does one thing to both, and says what the naive model expects of it."""
 
     known = Bundle("known")
+    place_kind: type[Any] = OnDisk
     held = Bundle("held")
 
     @initialize(limit=st.sampled_from([1, 2, None]), lifetime=st.sampled_from([None, 30]))
     def start(self, limit: int | None, lifetime: int | None) -> None:
-        self.directory = Path(tempfile.mkdtemp())
+        self.place: Place = self.place_kind()
         self.config = CoordinatorConfig(10, 1, limit, lifetime, "passivate")
         self.clock = ManualClock()
         self.sessions: dict[str, Naive] = {}
@@ -79,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def open(self) -> None:
-        self.store = WatchedStore(SQLiteStore(self.directory / "sessions.db"))
+        self.store = WatchedStore(self.place.open())
         self.coordinator = SessionCoordinator[Any](
             self.config,
             clock=self.clock,
@@ -225,7 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
         session.data.setdefault("list", []).append(value)
         naive.data.setdefault("list", []).append(value)
         session.data[key] = naive.data[key] = value
-        self.store.failing = {"save"} if fails else set()
+        self.store.failing = {"save", "give_back"} if fails else set()
         over = naive.ended is not None or self.due(naive)
         last_one = naive.holds == 1
         with pytest.raises(StoreError) if fails and last_one and not over else nullcontext():
@@ -282,9 +338,8 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """The process is gone: what it had not written is lost, and nothing else."""
-        self.store.store._lifelines._let_go()
         self.coordinator._roster.closed = True
-        self.store.store._database.rest()
+        self.place.crash(self.store.store)
         for naive in self.sessions.values():
             if naive.in_memory:
                 naive.revert()
@@ -292,7 +347,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def unended(self) -> set[str]:
-        store = SQLiteStore(self.directory / "sessions.db")
+        store = self.place.open()
         ids = {record.id for record in store.page(None, 1000)}
         store.close()
         return ids
@@ -318,11 +373,26 @@ class StoreMachine(RuleBasedStateMachine):
                 self.coordinator.close()
                 # With sessions checked out still, the coordinator has not left it.
                 self.store.store.close()
-                shutil.rmtree(self.directory)
+                self.place.remove()
+
+
+class RedisMachine(StoreMachine):
+    """The same on a Redis server."""
+
+    place_kind = OnServer
+
+
+@contextmanager
+def nowhere() -> Iterator[str]:
+    """No server is needed."""
+    yield ""
 
 
 @pytest.mark.filterwarnings("ignore:cleanup_interval")
-def test_the_coordinator_with_a_store_does_what_dicts_would_do(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("machine", "server"), [(StoreMachine, nowhere), (RedisMachine, shared_server)])
+def test_the_coordinator_with_a_store_does_what_dicts_would_do(
+    machine: Any, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """Random lives with restarts, crashes and passivation: who is live, with which data, who left and why."""
-    with caplog.at_level("CRITICAL", logger="sessionkit"):
-        run_state_machine_as_test(StoreMachine, settings=settings(max_examples=100, stateful_step_count=40))
+    with server() as OnServer.url, caplog.at_level("CRITICAL", logger="sessionkit"):
+        run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40))

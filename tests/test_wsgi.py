@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import logging
 import secrets
+import sqlite3
 import threading
 import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -266,7 +268,11 @@ def test_forged_ids_leave_no_trace(
             assert list(app_iter) == [b"{}"]
             app_iter.close()  # type: ignore[attr-defined]  # it has one
 
+    def stored_bytes() -> list[bytes]:
+        return [tmp_path.joinpath(f"sessions.db{suffix}").read_bytes() for suffix in ("", "-wal") if stored]
+
     forge(1000)
+    before_all = stored_bytes()
     gc.collect()
     tracemalloc.start()
     try:
@@ -281,8 +287,11 @@ def test_forged_ids_leave_no_trace(
     assert grown < 100_000
     assert len(coordinator) == 0
     assert coordinator._roster._tombstones._by_id == {}
-    assert not {"attach", "create"} & set(store.calls)
+    assert stored_bytes() == before_all
+    assert not store.calls["create"]
     assert records_in(tmp_path / "sessions.db") == {}
+    with closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:
+        assert connection.execute("SELECT * FROM holders").fetchall() == []
     if coordinator._records is not None:
         assert not coordinator._records.undetached
 

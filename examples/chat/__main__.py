@@ -1,9 +1,15 @@
-"""Serve the chat: `python -m examples.chat`, or `make chat`."""
+"""Serve the chat: `python -m examples.chat`, or `make chat`.
+
+It keeps the chats in a directory, or on the Redis server whose URL `--store` or the environment variable
+`SESSIONKIT_STORE` gives, from where several of these can serve them, on many machines. For several processes on one
+machine there is `wsgi`.
+"""
 # ruff: noqa: T201  it prints the address
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import sys
@@ -31,23 +37,26 @@ def main() -> int:
         return 1
     with listener:
         try:
-            options.directory.mkdir(parents=True, exist_ok=True)
+            if not options.store:
+                options.directory.mkdir(parents=True, exist_ok=True)
             _serve(listener, options)
-        except (OSError, StoreError) as error:
-            _complain(f"Cannot keep chats in {options.directory}: {error}")
-            _complain("Choose another one with --directory.")
+        except (OSError, StoreError, ImportError, ValueError) as error:
+            _complain(f"Cannot keep chats {_place(options)}: {error}")
+            _complain(f"Choose another one with {'--store' if options.store else '--directory'}.")
             return 1
     return 0
 
 
 def _serve(listener: socket.socket, options: argparse.Namespace) -> None:
-    directory, timeout = options.directory, timedelta(minutes=options.timeout)
-    with visitors_in(directory) as visitors, chats_in(directory, timeout) as chats:
+    place, timeout = options.store or options.directory, timedelta(minutes=options.timeout)
+    with visitors_in(place) as visitors, chats_in(place, timeout) as chats:
+        # A server that is not there is noticed now, and not by the first visitor.
+        chats.store.page(None, 1)
         app = create_app(visitors, chats, https=options.https)
         server = waitress.create_server(app, sockets=[listener], threads=8, max_request_body_size=1024 * 1024)
         for number in _ENDINGS:
             signal.signal(number, _stop)
-        print(f"Candlelight is at {_address(listener)} (Ctrl-C ends it; chats are kept in {directory})", flush=True)
+        print(f"Candlelight is at {_address(listener)} (Ctrl-C ends it; chats are kept {_place(options)})", flush=True)
         # Comes back when it was interrupted, and its threads have finished what they were at.
         server.run()
 
@@ -63,6 +72,11 @@ def _stop(*_: object) -> None:
     sys.exit()
 
 
+def _place(options: argparse.Namespace) -> str:
+    # The URL is not shown: it may have a password.
+    return "on a Redis server" if options.store else f"in {options.directory}"
+
+
 def _complain(what: str) -> None:
     print(what, file=sys.stderr)
 
@@ -76,6 +90,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--directory", type=Path, default=Path("chat-data"), help="where to keep the chats (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--store",
+        default=os.environ.get("SESSIONKIT_STORE"),
+        metavar="URL",
+        help="keep them on a Redis server instead, such as redis://localhost:6379/0 (default: $SESSIONKIT_STORE)",
     )
     parser.add_argument("--https", action="store_true", help="a proxy serves this by HTTPS: make the cookie Secure")
     return parser.parse_args()

@@ -1,4 +1,7 @@
-"""Stores: where session records are kept. `base` has the contract, and `sqlite` the embedded store."""
+"""Stores: where session records are kept.
+
+`base` has the contract, `sqlite` the embedded store, and `redis` the one for many machines.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,25 @@ from typing import TYPE_CHECKING
 from .base import Found, SessionRecord, Store, Touch
 
 if TYPE_CHECKING:
+    from .redis import RedisStore
     from .sqlite import SQLiteStore
 
-__all__ = ["Found", "SQLiteStore", "SessionRecord", "Store", "Touch"]
+__all__ = ["Found", "RedisStore", "SQLiteStore", "SessionRecord", "Store", "Touch"]
 
 
 def __getattr__(name: str) -> object:
-    # Whoever uses no SQLite should not wait for its import.
+    # Whoever uses one of them should not wait for the import of the other.
     if name == "SQLiteStore":
         from .sqlite import SQLiteStore
 
         return SQLiteStore
+    if name == "RedisStore":
+        try:
+            from .redis import RedisStore
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "redis":
+                raise
+            raise ImportError("RedisStore needs redis-py: pip install 'sessionkit[redis]'") from error
+
+        return RedisStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

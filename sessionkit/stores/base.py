@@ -26,7 +26,7 @@ class SessionRecord(NamedTuple):
     max_lifetime: float | None
     """The age in seconds after which the session ends; None for no limit."""
     version: int = 1
-    """1 when created, and 1 more for each save."""
+    """1 when created, and 1 more for each save, and for each lease that was taken from an owner thought dead."""
 
     @property
     def idle_end(self) -> float:
@@ -50,13 +50,20 @@ class Touch(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A record, and how much of it may be out of date."""
+    """A record, how much of it may be out of date, and who else has it."""
 
     record: SessionRecord
     lag: float
     """How far behind `last_active` may be, in seconds, because other owners have not written their touches yet.
 
     0 if no other owner has the session in memory, infinity while another one has it on lease.
+    """
+    elsewhere: tuple[str, ...] = ()
+    """The names of the other owners that have it in memory, in the order of the alphabet."""
+    outdated: bool = False
+    """Whether another owner had an exclusive lease since the one who asks attached, or gave its own lease back.
+
+    While that one has it still, this is not told yet: what it does is not done.
     """
 
 
@@ -71,15 +78,23 @@ class Store(Protocol):
 
     **Owners.** Each coordinator is an owner, from `join` until `leave` or until its process dies; how a store finds out
     about a death is for it to say. A *living* owner is *attached* to the sessions that it has in memory, and may have a
-    *lease* on those that are checked out in it. Both end with the owner.
+    *lease* on those that are checked out in it. Both end with the owner. A store that can take a living owner for dead
+    makes a new version of a record whose lease it takes from one, so that what that one saves is in nobody's way.
 
     **Absent** means: never created, or deleted since. A record that is gone stays gone: only `create` inserts.
     **Expired** records are like any other, until they are deleted: whoever loads one compares `idle_end` and `life_end`
     with the time, allowing for the lag.
     """
 
-    def join(self, lag: float) -> str:
-        """Become an owner, and get its name. It promises to write its touches within `lag` seconds; see `promise`."""
+    def join(self, lag: float, name: str) -> str:
+        """Become an owner, and get its id. It promises to write its touches within `lag` seconds; see `promise`.
+
+        `name` is what other owners hear of it, in `Found.elsewhere`; several may have the same.
+        """
+        ...
+
+    def skew(self) -> float:
+        """How far the time that the store goes by is ahead of this host's wall clock, in seconds. No I/O."""
         ...
 
     def promise(self, owner: str, lag: float) -> None:
@@ -124,6 +139,14 @@ class Store(Protocol):
 
     def release(self, session_id: str, owner: str) -> None:
         """The owner's lease on this session ends; it stays attached. Does nothing if it has none."""
+        ...
+
+    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+        """As `save`, and then as `release`, in one step; without new data, only note the touch.
+
+        Gives the version. Where this raises `SessionConflictError` or `SessionNotFoundError`, it has released all the
+        same.
+        """
         ...
 
     def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
+# Each kind of store is imported when it is used first.
+from .. import stores
 from ..checks import shown
 from ..errors import StoreError
 from .base import Store
-from .sqlite import SQLiteStore
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
-_LIKE = "sqlite:///relative.db or sqlite:////absolute.db"
+_LIKE_SQLITE = "sqlite:///relative.db or sqlite:////absolute.db"
+_LIKE = f"redis://host:6379/0, {_LIKE_SQLITE}"
 
 
 def open_store(where: str) -> Store:
-    """Open the store that `where` says: the path of a SQLite store, `sqlite:///relative.db` or `sqlite:////absolute.db`.
+    """Open the store that `where` says: the path of a SQLite store, or a URL.
 
-    Makes no store: raises `StoreError` if there is none, and `ValueError` for a URL that it cannot read.
+    That is `sqlite:///relative.db`, `sqlite:////absolute.db`, or one that `RedisStore` takes, with `prefix=` in its
+    query if the store was given a prefix: `redis://host:6379/0?prefix=shop`.
+
+    Makes no store: raises `StoreError` if there is no such file, and `ValueError` for a URL that it cannot read.
+    Whether a Redis server can be reached turns out when the store is used.
     """
     scheme, separator, rest = where.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
@@ -31,12 +37,12 @@ def open_store(where: str) -> Store:
             f"{shown(scheme)} is not a scheme of session stores, which are: {', '.join(_OPENERS)}; give the path of a "
             f"SQLite store, or a URL like {_LIKE}"
         )
-    return opener(rest)
+    return opener(scheme.lower(), rest)
 
 
-def _open_sqlite_url(rest: str) -> Store:
+def _open_sqlite_url(_scheme: str, rest: str) -> Store:
     if not rest.startswith("/"):
-        raise ValueError(f"SQLite's URLs name files and no hosts: write {_LIKE}")
+        raise ValueError(f"SQLite's URLs name files and no hosts: write {_LIKE_SQLITE}")
     if found := re.search("[?#]", rest):
         raise ValueError(
             f"there are no settings for what comes after {found[0]} in {shown(rest)}; if it is part of the path, write "
@@ -58,7 +64,24 @@ def _open_file(path: str) -> Store:
         raise StoreError(f"the session store {shown(path)} cannot be reached: {error.strerror}") from error
     if os.path.isdir(path):
         raise StoreError(f"{shown(path)} is a directory; give the path of the session store's file")
-    return SQLiteStore(path)
+    return stores.SQLiteStore(path)
 
 
-_OPENERS: dict[str, Callable[[str], Store]] = {"sqlite": _open_sqlite_url}
+def _open_redis_url(scheme: str, rest: str) -> Store:
+    try:
+        store = stores.RedisStore
+    except ImportError as error:
+        # redis-py is not there; this says how to get it.
+        raise StoreError(str(error)) from error
+    place, _, query = rest.partition("?")
+    settings = query.split("&")
+    own = parse_qsl("&".join(one for one in settings if one.startswith("prefix=")), keep_blank_values=True)
+    others = "&".join(one for one in settings if not one.startswith("prefix="))
+    url = f"{scheme}://{place}?{others}" if others else f"{scheme}://{place}"
+    return store(url, dict(own)["prefix"]) if own else store(url)
+
+
+_OPENERS: dict[str, Callable[[str, str], Store]] = {
+    "sqlite": _open_sqlite_url,
+    **dict.fromkeys(("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"), _open_redis_url),
+}

@@ -12,18 +12,19 @@ from typing import TypeVar
 
 from ..checks import Duration, checked_seconds, shown
 from ..clock import SLACK
-from ..errors import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError
+from ..errors import SessionConflictError, SessionNotFoundError
 from ..fork import start_clean_after_fork
 from .base import Found, SessionRecord, Touch
 from .database import Database
 from .lifeline import Lifelines
+from .refusals import busy, conflict, taken, taken_id
 
 T = TypeVar("T")
 
 APPLICATION_ID = 0x736B6974
 """What marks a SQLite file as ours: "skit" in ASCII."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE sessions (
@@ -41,11 +42,12 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_due ON sessions (due);
 CREATE INDEX sessions_last_active ON sessions (last_active);
-CREATE TABLE owners (id TEXT PRIMARY KEY, lag REAL NOT NULL);
+CREATE TABLE owners (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NULL);
 CREATE TABLE holders (
     session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
     owner TEXT NOT NULL REFERENCES owners ON DELETE CASCADE,
     lease TEXT,  -- 'shared', 'exclusive', or NULL while it is only attached
+    outdated INTEGER NOT NULL,  -- whether another owner has, or had, an exclusive lease meanwhile
     PRIMARY KEY (session_id, owner)
 ) WITHOUT ROWID;
 CREATE INDEX holders_owner ON holders (owner);
@@ -54,11 +56,11 @@ CREATE INDEX holders_owner ON holders (owner);
 _COLUMNS = ", ".join(SessionRecord._fields)
 # ruff: noqa: S608  what is put into these statements are our own names; values are bound
 _FIND = f"""
-    SELECT {", ".join("s." + column for column in SessionRecord._fields)}, o.id, o.lag, h.lease
+    SELECT {", ".join("s." + column for column in SessionRecord._fields)}, o.id, o.lag, o.name, h.lease, h.outdated
     FROM sessions s
-    LEFT JOIN holders h ON h.session_id = s.id AND h.owner IS NOT :owner
+    LEFT JOIN holders h ON h.session_id = s.id
     LEFT JOIN owners o ON o.id = h.owner
-    WHERE s.id = :id
+    WHERE s.id = ?
 """
 # Once the dead are buried, whoever is attached lives.
 _EXPIRED = f"""
@@ -101,39 +103,44 @@ class SQLiteStore:
             str(self.path), checked_seconds("timeout", timeout), SCHEMA, APPLICATION_ID, SCHEMA_VERSION
         )
         self._lifelines = Lifelines(str(self.path))
-        self._lags: dict[str, float] = {}
+        # The lag and the name of those that joined here.
+        self._owners: dict[str, tuple[float, str]] = {}
         start_clean_after_fork(self)
 
     def _after_fork_in_child(self) -> None:
         # The owners are its parent's.
-        self._lags = {}
+        self._owners = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
     # ---- Owners
 
-    def join(self, lag: float) -> str:
+    def join(self, lag: float, name: str) -> str:
         owner = secrets.token_hex(8)
 
         def work(connection: sqlite3.Connection) -> None:
             self._bury_dead(connection)
             self._lifelines.cut_strays()
             self._lifelines.tie(owner)
-            connection.execute("INSERT INTO owners VALUES (?, ?)", (owner, lag))
+            connection.execute("INSERT INTO owners VALUES (?, ?, ?)", (owner, lag, name))
 
         try:
             self._write(work)
         except BaseException:
             self._lifelines.cut(owner)
             raise
-        self._lags[owner] = lag
+        self._owners[owner] = lag, name
         self._database.rouse()
         return owner
 
     def promise(self, owner: str, lag: float) -> None:
         self._write(lambda connection: connection.execute("UPDATE owners SET lag = ? WHERE id = ?", (lag, owner)))
-        self._lags[owner] = lag
+        if owner in self._owners:
+            self._owners[owner] = lag, self._owners[owner][1]
+
+    def skew(self) -> float:
+        return 0.0
 
     def leave(self, owner: str) -> None:
         try:
@@ -141,10 +148,10 @@ class SQLiteStore:
         finally:
             # Whoever comes next would see that it is dead.
             self._lifelines.cut(owner)
-            if self._lags.pop(owner, None) is not None and not self._lags:
+            if self._owners.pop(owner, None) is not None and not self._owners:
                 # Whoever makes a store for a coordinator need not close it.
                 self._database.rest()
-                if self._lags:
+                if self._owners:
                     # Somebody has joined meanwhile.
                     self._database.rouse()
 
@@ -152,13 +159,12 @@ class SQLiteStore:
 
     def create(self, record: SessionRecord, owner: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
-            taken = connection.execute(
+            found = connection.execute(
                 "SELECT id FROM sessions WHERE id = ? UNION ALL SELECT id FROM sessions WHERE name = ?",
                 (record.id, record.name),
             ).fetchone()
-            if taken is not None:
-                what = f"id {record.id!r}" if taken[0] == record.id else f"name {record.name!r}"
-                raise SessionExistsError(f"a stored session has the {what} already; choose another", taken[0])
+            if found is not None:
+                raise taken(record, found[0])
             connection.execute(f"INSERT INTO sessions ({_COLUMNS}) VALUES ({_marks(record)})", record)
             self._note_holder(connection, record.id, owner)
 
@@ -174,10 +180,14 @@ class SQLiteStore:
         return None if row is None else str(row[0])
 
     def attach(self, session_id: str, owner: str) -> Found | None:
+        if self.load(session_id) is None:
+            # Most who ask for one that nobody has in memory ask for none: others that write need not wait for that.
+            return None
+
         def work(connection: sqlite3.Connection) -> Found | None:
-            found = self._find(connection, session_id, owner)[0]
+            found, leases = self._find(connection, session_id, owner)
             if found is not None:
-                self._note_holder(connection, session_id, owner)
+                self._note_holder(connection, session_id, owner, outdated="exclusive" in leases)
             return found
 
         return self._write(work)
@@ -192,35 +202,43 @@ class SQLiteStore:
             if found is None:
                 return None
             if leases and (exclusive or "exclusive" in leases):
-                raise SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
+                raise busy(session_id)
             self._note_holder(connection, session_id, owner)
             connection.execute(
                 "UPDATE holders SET lease = ? WHERE session_id = ? AND owner = ? AND lease IS NOT 'exclusive'",
                 ("exclusive" if exclusive else "shared", session_id, owner),
             )
+            if exclusive:
+                connection.execute(
+                    "UPDATE holders SET outdated = 1 WHERE session_id = ? AND owner <> ?", (session_id, owner)
+                )
             return found
 
         return self._write(work)
 
     def release(self, session_id: str, owner: str) -> None:
-        change = "UPDATE holders SET lease = NULL WHERE session_id = ? AND owner = ?"
-        self._write(lambda connection: connection.execute(change, (session_id, owner)))
+        self._write(lambda connection: _release(connection, session_id, owner))
 
     def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
-        def work(connection: sqlite3.Connection) -> int:
-            found = connection.execute("SELECT version FROM sessions WHERE id = ?", (session_id,)).fetchone()
-            if found is None:
-                raise SessionNotFoundError(session_id)
-            if found[0] != version:
-                raise SessionConflictError(
-                    f"session {session_id!r} was saved by somebody else: it has version {found[0]}, and this change "
-                    f"was made to version {version}; check it out again, and make the change anew"
-                )
-            connection.execute("UPDATE sessions SET data = ?, version = version + 1 WHERE id = ?", (data, session_id))
-            _touch(connection, session_id, touch)
-            return version + 1
+        return self._database.write(lambda connection: _save(connection, session_id, version, data, touch), "FULL")
 
-        return self._database.write(work, "FULL")
+    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+        def work(connection: sqlite3.Connection) -> int | SessionNotFoundError | SessionConflictError:
+            _release(connection, session_id, owner)
+            try:
+                if data is not None:
+                    return _save(connection, session_id, version, data, touch)
+                if not _touch(connection, session_id, touch):
+                    return SessionNotFoundError(session_id)
+            except (SessionNotFoundError, SessionConflictError) as error:
+                # Raised here, it would undo the release.
+                return error
+            return version
+
+        outcome = self._database.write(work, "NORMAL" if data is None else "FULL")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def rename(self, session_id: str, new_id: str, owner: str) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
@@ -228,9 +246,9 @@ class SQLiteStore:
             if found is None:
                 return False
             if leases:
-                raise SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
+                raise busy(session_id)
             if self._find(connection, new_id, None)[0] is not None:
-                raise SessionExistsError(f"a stored session has the id {new_id!r} already; choose another", new_id)
+                raise taken_id(new_id)
             mine = "SELECT lease FROM holders WHERE session_id = ? AND owner = ?"
             lease = connection.execute(mine, (session_id, owner)).fetchone() or (None,)
             connection.execute("DELETE FROM holders WHERE session_id = ?", (session_id,))
@@ -304,20 +322,29 @@ class SQLiteStore:
         self, connection: sqlite3.Connection, session_id: str, owner: str | None
     ) -> tuple[Found | None, set[str]]:
         """The record with its lag, and the leases of other living owners. One statement."""
-        rows = connection.execute(_FIND, {"id": session_id, "owner": owner}).fetchall()
+        rows = connection.execute(_FIND, (session_id,)).fetchall()
         if not rows:
             return None, set()
-        lag, leases = 0.0, set()
-        for *_, other, others_lag, lease in rows:
-            if other is not None and self._lifelines.is_alive(other):
-                lag = max(lag, others_lag if lease is None else inf)
+        lag, names, leases, outdated = 0.0, list[str](), set[str](), False
+        for *_, holder, its_lag, name, lease, is_outdated in rows:
+            if holder == owner:
+                outdated = bool(is_outdated)
+            elif holder is not None and self._lifelines.is_alive(holder):
+                names.append(name)
+                lag = max(lag, its_lag if lease is None else inf)
                 leases |= set() if lease is None else {lease}
-        return Found(SessionRecord._make(rows[0][:-3]), lag), leases
+        record = SessionRecord._make(rows[0][: len(SessionRecord._fields)])
+        return Found(record, lag, (*sorted(names),), outdated and "exclusive" not in leases), leases
 
-    def _note_holder(self, connection: sqlite3.Connection, session_id: str, owner: str) -> None:
+    def _note_holder(
+        self, connection: sqlite3.Connection, session_id: str, owner: str, *, outdated: bool = False
+    ) -> None:
         # It is there, unless somebody took this process for dead because its file was deleted.
-        connection.execute("INSERT OR IGNORE INTO owners VALUES (?, ?)", (owner, self._lags.get(owner, inf)))
-        connection.execute("INSERT OR IGNORE INTO holders VALUES (?, ?, NULL)", (session_id, owner))
+        connection.execute(
+            "INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", (owner, *self._owners.get(owner, (inf, "")))
+        )
+        change = "INSERT OR IGNORE INTO holders (session_id, owner, outdated) VALUES (?, ?, ?)"
+        connection.execute(change, (session_id, owner, outdated))
 
     def _bury_dead(self, connection: sqlite3.Connection) -> None:
         for (owner,) in connection.execute("SELECT id FROM owners").fetchall():
@@ -331,6 +358,22 @@ class SQLiteStore:
 
 def _marks(record: SessionRecord) -> str:
     return ", ".join("?" * len(record))
+
+
+def _save(connection: sqlite3.Connection, session_id: str, version: int, data: str, touch: Touch) -> int:
+    found = connection.execute("SELECT version FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    if found is None:
+        raise SessionNotFoundError(session_id)
+    if found[0] != version:
+        raise conflict(session_id, found[0], version)
+    connection.execute("UPDATE sessions SET data = ?, version = version + 1 WHERE id = ?", (data, session_id))
+    _touch(connection, session_id, touch)
+    return version + 1
+
+
+def _release(connection: sqlite3.Connection, session_id: str, owner: str) -> None:
+    change = "UPDATE holders SET lease = NULL, outdated = 0 WHERE session_id = ? AND owner = ? AND lease IS NOT NULL"
+    connection.execute(change, (session_id, owner))
 
 
 def _touch(connection: sqlite3.Connection, session_id: str, touch: Touch) -> bool:

@@ -1,0 +1,656 @@
+-- What the server does for a RedisStore. Each call is one step that no other can come into.
+--
+-- KEYS[1]  the base of a partition's keys, with its hash tag: all other keys begin with it, and so are in its slot:
+--   :s:<id>    a hash, one session: "m" the record but its data, "d" the data, "@<owner>" for each owner that has it
+--   :due       a sorted set, ids by the instant at which they expire
+--   :ids       a sorted set, ids in their order
+--   :owners    a hash, from owners to "since|until|term|lag|name", where lag may be "left"
+--   :longest   the longest session timeout so far
+--   :layout    the version of all this
+--   :r:<token> what a call gave, for whoever did not hear it
+-- KEYS[2]  a hash, from names to ids, where it is in that slot too; else names are looked after with calls of their own
+-- ARGV     the operation, its token ("" if it may simply be repeated), for how many ms its result is kept, the server's
+--          time after which nobody waits for it any more ("inf" if that is not known), and its own
+--
+-- Every key goes by itself: each time that a session is written, its keys get its session timeout and a day to live.
+
+local base, NAMES, operation, token, result_ms, not_after = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local DUE, IDS, OWNERS = base .. ':due', base .. ':ids', base .. ':owners'
+local LONGEST, LAYOUT = base .. ':longest', base .. ':layout'
+local RESULT = base .. ':r:' .. token
+local DAY_MS, HOUR_MS = 86400000, 3600000
+local MOST_MS = 1e14
+local WALK = 500
+local FIRST = 5
+
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+
+local function number(text)
+  if text == 'inf' then return math.huge end
+  return tonumber(text)
+end
+
+-- Whoever asked has been told that it failed.
+if now > number(not_after) and operation ~= 'sign' and operation ~= 'join' then
+  return redis.error_reply('LATE by ' .. now - number(not_after) .. ' seconds')
+end
+
+-- ---- Owners, and which of them live
+
+local owners = nil
+
+local function owner_of(text)
+  local since, until_, term, lag, name = string.match(text, '^(.-)|(.-)|(.-)|(.-)|(.*)$')
+  return {since = number(since), until_ = number(until_), term = number(term), lag = lag, name = name}
+end
+
+local function all_owners()
+  if not owners then
+    owners = {}
+    local flat = redis.call('HGETALL', OWNERS)
+    for i = 1, #flat, 2 do owners[flat[i]] = owner_of(flat[i + 1]) end
+  end
+  return owners
+end
+
+-- An owner whose term has run out is dead if another one, who could say so, says that it is not the server that was
+-- away: one that has renewed its own term since, and either never let it run out or has had it again for a whole term.
+local function is_alive(id)
+  local owner = all_owners()[id]
+  if not owner or owner.lag == 'left' then return false end
+  if now <= owner.until_ then return true end
+  local witnesses = false
+  for _, other in pairs(all_owners()) do
+    if now <= other.until_ and other.lag ~= 'left' then
+      witnesses = true
+      local renewed = other.until_ - other.term
+      local was_there = other.since <= owner.until_ or now - other.since > owner.term
+      if renewed > owner.until_ and was_there then return false end
+    end
+  end
+  return witnesses or now <= owner.until_ + 10 * owner.term
+end
+
+-- Which argument is the owner that is to have a session.
+local HOLDERS = {create = 4, attach = 2, lease = 2, rename = 3, seize = 2, adopt = 4}
+
+-- Whether it has to sign on again before it gets anything: others may take it for dead, and the server may have come
+-- back without it.
+local function is_lapsed(id)
+  local text = redis.call('HGET', OWNERS, id)
+  if not text then return true end
+  local owner = owner_of(text)
+  return now > owner.until_ and owner.lag ~= 'left'
+end
+
+local function sign(id, term, lag, name)
+  local before = all_owners()[id]
+  local kept = before and now <= before.until_
+  local since = kept and before.since or now
+  -- Out of memory, a server refuses what adds to a hash, unless something else was written before.
+  redis.call('HDEL', OWNERS, id)
+  local times = string.format('%.6f|%.6f', since, now + number(term))
+  redis.call('HSET', OWNERS, id, table.concat({times, term, lag, name}, '|'))
+  redis.call('PEXPIRE', OWNERS, DAY_MS)
+  return kept
+end
+
+-- ---- Sessions
+
+local function key_of(id) return base .. ':s:' .. id end
+
+-- name | state | created_at | last_active | message_count | session_timeout | max_lifetime | version | who saved it
+local function parsed(id, meta)
+  local name, state, created, last, count, timeout, lifetime, version, saver =
+    string.match(meta, '^(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.*)$')
+  return {
+    id = id, key = key_of(id), name = name, state = state, created = created, last = last, count = number(count),
+    timeout = timeout, lifetime = lifetime, version = number(version), saver = saver
+  }
+end
+
+local function meta_of(s)
+  return table.concat({
+    s.name, s.state, s.created, s.last, string.format('%.0f', s.count), s.timeout, s.lifetime,
+    string.format('%.0f', s.version), s.saver
+  }, '|')
+end
+
+local function peek(id)
+  local meta = redis.call('HGET', key_of(id), 'm')
+  return meta and parsed(id, meta)
+end
+
+local function session(id)
+  local flat = redis.call('HGETALL', key_of(id))
+  local fields, holders = {}, {}
+  for i = 1, #flat, 2 do
+    if string.sub(flat[i], 1, 1) == '@' then
+      holders[string.sub(flat[i], 2)] = flat[i + 1]
+    else
+      fields[flat[i]] = flat[i + 1]
+    end
+  end
+  if not fields.m then return nil end
+  local s = parsed(id, fields.m)
+  s.data, s.holders = fields.d, holders
+  return s
+end
+
+local function life_end(s)
+  return s.lifetime == '' and math.huge or number(s.created) + number(s.lifetime)
+end
+
+local function keep(key, ms)
+  if redis.call('PTTL', key) < ms then redis.call('PEXPIRE', key, string.format('%.0f', ms)) end
+end
+
+local function keep_indexes(ms)
+  for _, key in ipairs({DUE, IDS, LONGEST, LAYOUT, NAMES}) do keep(key, ms) end
+end
+
+local function keep_with_indexes(s)
+  local ms = math.min(math.ceil(number(s.timeout) * 1000), MOST_MS) + DAY_MS
+  redis.call('PEXPIRE', s.key, string.format('%.0f', ms))
+  -- An hour more, so that not every session that is written makes it longer.
+  if redis.call('PTTL', DUE) < ms then keep_indexes(ms + HOUR_MS) end
+end
+
+local wrote = false
+
+local function write(s)
+  wrote = true
+  -- Out of memory, a server refuses what it thinks to be longer, unless something else was written before.
+  redis.call('HDEL', s.key, '')
+  redis.call('HSET', s.key, 'm', meta_of(s))
+  redis.call('ZADD', DUE, math.min(number(s.last) + number(s.timeout), life_end(s)), s.id)
+  keep_with_indexes(s)
+end
+
+local function insert(s, data)
+  redis.call('HSET', s.key, 'd', data)
+  redis.call('ZADD', IDS, 0, s.id)
+  if NAMES and s.name ~= '' then redis.call('HSETNX', NAMES, s.name, s.id) end
+  local longest = number(redis.call('GET', LONGEST) or '0')
+  if number(s.timeout) > longest then redis.call('SET', LONGEST, s.timeout, 'KEEPTTL') end
+  write(s)
+end
+
+local function forget(id)
+  redis.call('ZREM', DUE, id)
+  redis.call('ZREM', IDS, id)
+end
+
+local function remove(s)
+  wrote = true
+  redis.call('DEL', s.key)
+  forget(s.id)
+  if NAMES and s.name ~= '' and redis.call('HGET', NAMES, s.name) == s.id then redis.call('HDEL', NAMES, s.name) end
+end
+
+local function touch(s, last, messages, state)
+  if number(last) > number(s.last) then s.last = last end
+  s.count = s.count + number(messages)
+  if state ~= '' then s.state = state end
+end
+
+local function is_leased(mark) return string.find(mark, '[sx]') ~= nil end
+
+-- Who else has it: whether on lease, and by an exclusive one; how late it may be because of them; their names.
+local function others(s, me)
+  local found = {leased = false, exclusive = false, lag = '0', names = {}, dead = {}}
+  for id, mark in pairs(s.holders) do
+    if id ~= me then
+      if is_alive(id) then
+        local owner = all_owners()[id]
+        local lag = is_leased(mark) and 'inf' or owner.lag
+        if number(lag) > number(found.lag) then found.lag = lag end
+        found.leased = found.leased or is_leased(mark)
+        found.exclusive = found.exclusive or string.find(mark, 'x') ~= nil
+        table.insert(found.names, owner.name)
+      else
+        table.insert(found.dead, id)
+      end
+    end
+  end
+  table.sort(found.names)
+  return found
+end
+
+-- The dead have it no more. Should one whose lease this ends turn out to live, what it saves is of an older version.
+local function bury(s, dead)
+  local fenced = false
+  for _, id in ipairs(dead) do
+    redis.call('HDEL', s.key, '@' .. id)
+    local owner = all_owners()[id]
+    fenced = fenced or (is_leased(s.holders[id]) and not (owner and owner.lag == 'left'))
+    s.holders[id] = nil
+  end
+  if fenced then
+    s.version, s.saver = s.version + 1, ''
+    write(s)
+  end
+end
+
+local function hold(s, owner, mark)
+  wrote = true
+  -- So that a server that is out of memory lets it pass.
+  redis.call('HDEL', s.key, '@' .. owner)
+  redis.call('HSET', s.key, '@' .. owner, mark)
+  s.holders[owner] = mark
+end
+
+-- What is seen by one who had this mark. While another one has an exclusive lease, what that one does is not done.
+local function report(s, found, mark)
+  local outdated = string.find(mark or '', 'o') and not found.exclusive
+  return {meta_of(s), s.data, found.lag, outdated and 1 or 0, unpack(found.names)}
+end
+
+local function is_past(limit, at) return at - limit > 0.5e-6 end
+
+local function is_over(s, at, age)
+  return is_past(life_end(s), at) or is_past(number(s.last) + math.min(number(s.timeout), age), at)
+end
+
+-- ---- Operations: what each is given after the first four arguments, and what it gives
+
+local operations = {}
+
+-- owner, term, lag, name -> the server's time, and whether the term before had not run out
+function operations.sign(owner, term, lag, name)
+  local known = all_owners()[owner]
+  -- It left while its renewal was on its way.
+  if known and known.lag == 'left' then return {string.format('%.6f', now), 1} end
+  local kept = sign(owner, term, lag, name)
+  keep_indexes(DAY_MS)
+  return {string.format('%.6f', now), kept and 1 or 0}
+end
+
+-- owner, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long
+function operations.join(owner, term, lag, name, layout)
+  local found = redis.call('GET', LAYOUT)
+  if found and found ~= layout then return found end
+  if not found then redis.call('SET', LAYOUT, layout) end
+  for id, other in pairs(all_owners()) do
+    if now > other.until_ + 360 * other.term then redis.call('HDEL', OWNERS, id) end
+  end
+  return operations.sign(owner, term, lag, name)
+end
+
+-- Whoever left is remembered for a while: it saves nothing any more, and nothing need be done against that.
+function operations.leave(owner)
+  local known = all_owners()[owner]
+  if known then sign(owner, known.term, 'left', '') end
+  return 'OK'
+end
+
+-- id, meta, data, owner -> the id of who is in its way, or ""
+function operations.create(id, meta, data, owner)
+  local s = parsed(id, meta)
+  if redis.call('EXISTS', s.key) == 1 then return id end
+  local named = NAMES and s.name ~= '' and redis.call('HGET', NAMES, s.name)
+  if named and named ~= id then
+    if redis.call('EXISTS', key_of(named)) == 1 then return named end
+    redis.call('HDEL', NAMES, s.name)
+  end
+  s.holders, s.saver = {}, token
+  insert(s, data)
+  hold(s, owner, '')
+  return ''
+end
+
+-- id, owner, token: a creation that was not heard of, and may have been done, is undone, unless somebody else has it
+--   -> whether there is none now
+function operations.undo_create(id, owner, unheard)
+  local s = session(id)
+  if not s then return true end
+  if s.saver ~= unheard or #others(s, owner).names > 0 then return false end
+  remove(s)
+  return true
+end
+
+function operations.load(id, owner)
+  local s = session(id)
+  if not s then return false end
+  return report(s, others(s, owner), s.holders[owner])
+end
+
+function operations.find(name)
+  local id = redis.call('HGET', NAMES, name)
+  return id and redis.call('EXISTS', key_of(id)) == 1 and id
+end
+
+function operations.attach(id, owner)
+  local s = session(id)
+  if not s then return false end
+  local found = others(s, owner)
+  bury(s, found.dead)
+  local mark = s.holders[owner]
+  if not mark then hold(s, owner, found.exclusive and 'o' or '') end
+  return report(s, found, mark)
+end
+
+-- owner, ids: after a term that ran out, and now and then so that nothing of a living owner goes by itself.
+function operations.reattach(owner, ...)
+  for _, id in ipairs({...}) do
+    local s = peek(id)
+    if s then
+      -- First, so that a server that is out of memory lets the other pass.
+      keep_with_indexes(s)
+      -- If it was taken for dead, others may have had the session.
+      redis.call('HSETNX', s.key, '@' .. owner, 'o')
+    end
+  end
+  return 'OK'
+end
+
+function operations.detach(owner, ...)
+  for _, id in ipairs({...}) do redis.call('HDEL', key_of(id), '@' .. owner) end
+  return 'OK'
+end
+
+-- id, owner, "s" or "x" -> as attach, or "busy"
+function operations.lease(id, owner, wanted)
+  local s = session(id)
+  if not s then return false end
+  local found = others(s, owner)
+  if found.exclusive or (found.leased and wanted == 'x') then return 'busy' end
+  bury(s, found.dead)
+  local mark = s.holders[owner] or ''
+  hold(s, owner, (string.find(mark, 'x') and 'x' or wanted) .. (string.match(mark, 'o') or ''))
+  if wanted == 'x' then
+    for id, _ in pairs(s.holders) do
+      if id ~= owner then hold(s, id, 'o') end
+    end
+  end
+  return report(s, found, mark)
+end
+
+function operations.release(id, owner)
+  local key, field = key_of(id), '@' .. owner
+  if is_leased(redis.call('HGET', key, field) or '') then
+    -- As in `hold`.
+    redis.call('HDEL', key, field)
+    redis.call('HSET', key, field, '')
+  end
+  return 'OK'
+end
+
+-- id, version, tokens of saves that were not heard of, data, last_active, messages, state
+--   -> "saved", or "absent", or "conflict"; and the version
+function operations.save(id, version, unheard, data, last, messages, state)
+  local s = peek(id)
+  if not s then return {'absent', 0} end
+  local is_ours = s.saver ~= '' and string.find(unheard, s.saver, 1, true)
+  if s.version ~= number(version) and not is_ours then return {'conflict', s.version} end
+  s.version = s.version + 1
+  s.saver = token
+  touch(s, last, messages, state)
+  redis.call('HSET', s.key, 'd', data)
+  write(s)
+  return {'saved', s.version}
+end
+
+-- id, owner, version, tokens of saves that were not heard of, "+" and data or "", last_active, messages, state
+--   -> as save
+function operations.give_back(id, owner, version, unheard, data, last, messages, state)
+  local result = {'absent', 0}
+  local s = peek(id)
+  if s and data ~= '' then
+    result = operations.save(id, version, unheard, string.sub(data, 2), last, messages, state)
+  elseif s then
+    touch(s, last, messages, state)
+    write(s)
+    result = {'saved', number(version)}
+  end
+  operations.release(id, owner)
+  return result
+end
+
+-- four for each: id, last_active, messages, state -> the ids that are absent
+function operations.touch(...)
+  local absent, arguments = {}, {...}
+  for i = 1, #arguments, 4 do
+    local s = peek(arguments[i])
+    if s then
+      touch(s, arguments[i + 1], arguments[i + 2], arguments[i + 3])
+      write(s)
+    else
+      table.insert(absent, arguments[i])
+    end
+  end
+  return absent
+end
+
+-- id, new id, owner -> "renamed", or "absent", or "busy", or "taken"
+function operations.rename(id, new_id, owner)
+  local s = session(id)
+  if not s then return 'absent' end
+  local found = others(s, owner)
+  if found.leased then return 'busy' end
+  if redis.call('EXISTS', key_of(new_id)) == 1 then return 'taken' end
+  bury(s, found.dead)
+  local mark = string.gsub(s.holders[owner] or '', 'o', '')
+  remove(s)
+  s.id, s.key, s.saver = new_id, key_of(new_id), token
+  insert(s, s.data)
+  hold(s, owner, mark)
+  return 'renamed'
+end
+
+-- id, new id, owner, token: a renaming that was not heard of, and may have been done, is undone.
+function operations.undo_rename(id, new_id, owner, unheard)
+  local s = session(new_id)
+  if s and s.saver == unheard and redis.call('EXISTS', key_of(id)) == 0 then operations.rename(new_id, id, owner) end
+  return 'OK'
+end
+
+-- ids -> two for each that was there: id, name
+function operations.delete(...)
+  local deleted = {}
+  for _, id in ipairs({...}) do
+    local s = peek(id)
+    if s then
+      remove(s)
+      table.insert(deleted, id)
+      table.insert(deleted, s.name)
+    end
+  end
+  return deleted
+end
+
+-- owner, now, and two for each: id, last_active -> as delete
+function operations.delete_unless_used(owner, at, ...)
+  local deleted, arguments = {}, {...}
+  for i = 1, #arguments, 2 do
+    local s = session(arguments[i])
+    if s then
+      local found = others(s, owner)
+      if #found.names == 0 and (number(s.last) <= number(arguments[i + 1]) or is_over(s, number(at), math.huge)) then
+        remove(s)
+        table.insert(deleted, s.id)
+        table.insert(deleted, s.name)
+      else
+        redis.call('HDEL', s.key, '@' .. owner)
+        bury(s, found.dead)
+      end
+    end
+  end
+  return deleted
+end
+
+-- Who may have expired, from the one after `skip` others on, and no more than one step may look at.
+local function candidates(at, age, skip)
+  local bound = at
+  if age < math.huge then bound = math.max(at, at - age + number(redis.call('GET', LONGEST) or '0')) end
+  local ids = redis.call('ZRANGEBYSCORE', DUE, '-inf', string.format('%.17g', bound), 'LIMIT', skip, WALK)
+  return ids, #ids < WALK
+end
+
+-- Calls `act` with each that has expired and is in nobody's memory, until it gives false; how many others there were.
+local function each_expired(ids, at, age, act)
+  local others_seen = 0
+  for _, id in ipairs(ids) do
+    local s = session(id)
+    if not s then
+      forget(id)
+    elseif not is_over(s, at, age) or #others(s, nil).names > 0 then
+      others_seen = others_seen + 1
+    elseif not act(s) then
+      return others_seen, true
+    end
+  end
+  return others_seen, false
+end
+
+-- now, limit, age, how many to pass over -> how many to pass over next ("" once there are no more), and three for each
+-- deleted one: id, record, data
+function operations.delete_expired(at, limit, age, skip)
+  local deleted = {''}
+  local ids, all = candidates(number(at), number(age), number(skip))
+  local kept, stopped = each_expired(ids, number(at), number(age), function(s)
+    remove(s)
+    table.insert(deleted, s.id)
+    table.insert(deleted, meta_of(s))
+    table.insert(deleted, s.data)
+    return #deleted < 1 + 3 * number(limit)
+  end)
+  if not (all or stopped) then deleted[1] = string.format('%.0f', number(skip) + kept) end
+  return deleted
+end
+
+-- now, age, how many to pass over -> how many to pass over next ("" once there are no more), and how many have expired
+function operations.count_expired(at, age, skip)
+  local count = 0
+  local ids, all = candidates(number(at), number(age), number(skip))
+  local others_seen = each_expired(ids, number(at), number(age), function(s)
+    count = count + 1
+    return true
+  end)
+  return {all and '' or string.format('%.0f', number(skip) + others_seen + count), count}
+end
+
+-- id after which to begin, limit -> three for each: id, record, data
+function operations.page(after, limit)
+  local found = {}
+  local from = after == '' and '-' or '(' .. after
+  while #found < 3 * number(limit) do
+    local ids = redis.call('ZRANGEBYLEX', IDS, from, '+', 'LIMIT', 0, number(limit) - #found / 3)
+    if #ids == 0 then break end
+    for _, id in ipairs(ids) do
+      local fields = redis.call('HMGET', key_of(id), 'm', 'd')
+      if fields[1] then
+        table.insert(found, id)
+        table.insert(found, fields[1])
+        table.insert(found, fields[2])
+      end
+    end
+    from = '(' .. ids[#ids]
+  end
+  return found
+end
+
+-- ---- Names that are in another slot than their sessions: "id", or "id|until" while the session is being created
+
+local function claim_of(name)
+  local text = redis.call('HGET', NAMES, name)
+  if not text then return nil end
+  local id, until_ = string.match(text, '^(.-)|(.*)$')
+  return id or text, until_ and number(until_) >= now
+end
+
+-- name, id, id that turned out to have it no more ("" if none), for how many seconds
+--   -> the id of who has it, or "" if that is the new one; and 1 if that is just being created
+function operations.claim(name, id, instead, seconds)
+  local other, is_new = claim_of(name)
+  if other and other ~= instead then return {other, is_new and 1 or 0} end
+  wrote = true
+  redis.call('HSET', NAMES, name, id .. '|' .. string.format('%.6f', now + number(seconds)))
+  keep(NAMES, DAY_MS)
+  return {'', 1}
+end
+
+-- name, id, new id, for how many ms -> whether it was that one's still
+function operations.point(name, id, new_id, ms)
+  if claim_of(name) ~= id then return 0 end
+  redis.call('HSET', NAMES, name, new_id)
+  keep(NAMES, number(ms) + DAY_MS)
+  return 1
+end
+
+function operations.who(name)
+  local id, is_new = claim_of(name)
+  return not is_new and id
+end
+
+-- two for each: name, id
+function operations.free(...)
+  local arguments = {...}
+  for i = 1, #arguments, 2 do
+    if claim_of(arguments[i]) == arguments[i + 1] then redis.call('HDEL', NAMES, arguments[i]) end
+  end
+  return 'OK'
+end
+
+-- ---- A session that moves to another slot, with another id
+
+-- id, owner -> "absent", or "busy", or record, data and the owner's mark, which is an exclusive lease's from now on
+function operations.seize(id, owner)
+  local s = session(id)
+  if not s then return 'absent' end
+  local found = others(s, owner)
+  if found.leased then return 'busy' end
+  bury(s, found.dead)
+  local mark = s.holders[owner] or '-'
+  hold(s, owner, 'x')
+  return {meta_of(s), s.data, mark}
+end
+
+-- id, owner, mark: what was seized gets the mark back that it had, or none if that was "-".
+function operations.mark(id, owner, mark)
+  if redis.call('HDEL', key_of(id), '@' .. owner) == 1 and mark ~= '-' then
+    redis.call('HSET', key_of(id), '@' .. owner, mark)
+  end
+  return 'OK'
+end
+
+-- id -> the token of its last save or renaming
+function operations.saver(id)
+  local s = peek(id)
+  return s and s.saver
+end
+
+-- id, record, data, owner, its mark, token of the renaming -> "taken" or "adopted"
+function operations.adopt(id, meta, data, owner, mark, saver)
+  local s = parsed(id, meta)
+  if redis.call('EXISTS', s.key) == 1 then return 'taken' end
+  s.holders, s.saver = {}, saver
+  insert(s, data)
+  hold(s, owner, (string.gsub(mark, '[o-]', '')))
+  return 'adopted'
+end
+
+-- id, version -> "absent", or "changed", or "given up"
+function operations.give_up(id, version)
+  local s = peek(id)
+  if not s then return 'absent' end
+  if s.version ~= number(version) then return 'changed' end
+  remove(s)
+  return 'given up'
+end
+
+-- ---- One call
+
+if token ~= '' then
+  local heard = redis.call('GET', RESULT)
+  if heard then return cmsgpack.unpack(heard) end
+end
+local who = HOLDERS[operation]
+if who and is_lapsed(ARGV[FIRST - 1 + who]) then return redis.error_reply('LAPSED is the term of this owner') end
+local result = operations[operation](unpack(ARGV, FIRST))
+-- Where nothing was done there is nothing to keep, and a server that is out of memory would refuse it.
+if token ~= '' and wrote then
+  redis.call('SET', RESULT, cmsgpack.pack(result), 'PX', result_ms)
+end
+return result

@@ -1,0 +1,118 @@
+"""How often the Redis store asks its server: counted where commands are sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from sessionkit import CoordinatorConfig, SessionCoordinator
+from sessionkit.contract import NOW, record
+from sessionkit.stores import RedisStore, Touch
+
+from .redis_server import shared_server
+
+
+class CountingConnection(redis.Connection):
+    """A connection that counts what is sent, each of which is one round trip."""
+
+    sent = 0
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Count, and send."""
+        CountingConnection.sent += 1
+        super().send_packed_command(command, check_health)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A real server."""
+    with shared_server() as found:
+        yield found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[RedisStore]:
+    """A store that counts. Its terms are so long that nothing is renewed meanwhile."""
+    options = redis.connection.parse_url(url)
+    pool = redis.ConnectionPool(CountingConnection, protocol=2, **options)
+    with redis.Redis(connection_pool=pool) as client:
+        store = RedisStore(client, prefix=f"test-{secrets.token_hex(4)}", term=3600)
+        yield store
+        store.close()
+
+
+def trips(call: Callable[[], object]) -> int:
+    """How many round trips a call takes."""
+    before = CountingConnection.sent
+    call()
+    return CountingConnection.sent - before
+
+
+def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> None:
+    """Whatever it is about, and however many sessions; the first one apart, which brings the script to the server."""
+    owner = store.join(10.0, "owner")
+    store.load("s-0")
+    ids = [f"s-{number}" for number in range(100)]
+    for session_id in ids:
+        assert trips(lambda: store.create(record(session_id, name=session_id), owner)) == 1  # noqa: B023  called at once
+    for call in (
+        lambda: store.load("s-0"),
+        lambda: store.load("nobody"),
+        lambda: store.find("s-0"),
+        lambda: store.attach("s-0", owner),
+        lambda: store.lease("s-0", owner, True),
+        lambda: store.save("s-0", 1, "{}", Touch(NOW)),
+        lambda: store.give_back("s-0", owner, 2, '{"a":1}', Touch(NOW)),
+        lambda: store.release("s-0", owner),
+        lambda: store.rename("s-0", "other", owner),
+        lambda: store.promise(owner, 5.0),
+        lambda: store.touch({session_id: Touch(NOW) for session_id in ids}),
+        lambda: store.page(None, 100),
+        lambda: store.detach(ids, owner),
+        lambda: store.count_expired(NOW + 61),
+        lambda: store.delete_unless_used(dict.fromkeys(ids[:50], NOW), owner, NOW),
+        lambda: store.delete_expired(NOW + 61, 100),
+        lambda: store.delete(ids),
+        lambda: store.leave(owner),
+    ):
+        assert trips(call) == 1, call
+
+
+def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: RedisStore) -> None:
+    """An exclusive checkout takes at most two round trips, and giving it back one, with what changed. Two is for
+    a session that is restored.
+    """
+    config = CoordinatorConfig(on_full="passivate", max_active_sessions=1)
+    with SessionCoordinator[Any](config, store=store, resource_factory=lambda session: object()) as coordinator:
+        first = coordinator.create_session(data={"count": 0}).id
+        checkouts: list[tuple[int, int]] = []
+
+        def check_out(change: Callable[[Any], object]) -> tuple[int, int]:
+            checkout = coordinator.checkout(first)
+            taken = trips(lambda: change(checkout.__enter__()))
+            return taken, trips(lambda: checkout.__exit__(None, None, None))
+
+        checkouts.append(check_out(lambda session: None))
+        checkouts.append(check_out(lambda session: session.data.update(count=1)))
+        checkouts.append(check_out(lambda session: session.record_message()))
+        second = coordinator.create_session().id
+        assert [session.id for session in coordinator.list_sessions()] == [second]
+        # To make room, the other one moves out, which is not part of this.
+        coordinator.close_session(second)
+        checkouts.append(check_out(lambda session: session.data.update(count=2)))
+        assert checkouts == [(1, 1), (1, 1), (1, 1), (2, 1)]
+        assert coordinator.get_session(first).data == {"count": 2}
+
+
+def test_nothing_lists_by_keys(store: RedisStore, url: str) -> None:
+    """Nothing lists the server's keys. `KEYS` and `SCAN` look at whatever else the server has."""
+    with redis.Redis.from_url(url, protocol=2) as client:
+        client.config_resetstat()
+        test_each_operation_of_the_store_is_one_round_trip(store)
+        used = set(client.info("commandstats"))
+    assert {"cmdstat_evalsha", "cmdstat_zrangebylex"} <= used
+    assert not {"cmdstat_keys", "cmdstat_scan"} & used
