@@ -292,9 +292,10 @@ class Archive:
 
     def _check_affinity(self, found: Found | None) -> None:
         """With affinity, raise `SessionElsewhereError` if it lives in another process."""
-        if self._affinity and found is not None and found.elsewhere:
-            if ending_of(found, *self.records.now()) is None:
-                raise SessionElsewhereError(found.record.id, found.elsewhere[0])
+        if not self._affinity or found is None or not found.elsewhere:
+            return
+        if ending_of(found, *self.records.now()) is None:
+            raise SessionElsewhereError(found.record.id, found.elsewhere[0])
 
     def _bring_in(self, session: Session, found: Found, created_at: float, last_active: float) -> None:
         restoration = Restoration(self._coordinator, session, self.records, found.record, created_at, last_active)

@@ -66,7 +66,7 @@ BUILTIN_CLOCKS: dict[Clock, Clock] = (
 
 
 def stopwatch() -> float:
-    """Seconds from some origin, for waits that are real: whatever time a test has set, unless it had before the import."""
+    """Seconds from some origin, for waits that are real, whatever time a test has set since the import."""
     return BUILTIN_CLOCKS.get(system_clock, time.monotonic)()
 
 

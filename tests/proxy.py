@@ -52,6 +52,7 @@ class Proxy:
         self._mode = Mode.PASS
         self._interval: float | None = None
         self._cut_after: int | None = None
+        self._cut_next: list[int] = []
         self._cut_request = False
         self._then = Mode.PASS
         self.cuts = 0
@@ -71,11 +72,15 @@ class Proxy:
         """Where it is, for a store."""
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def cut(self, after: int, then: Mode = Mode.PASS) -> None:
-        """Cut a connection once, when the server has replied so many bytes from now on; at 0, when it begins to."""
+    def cut(self, after: int, then: Mode = Mode.PASS, times: int = 1) -> None:
+        """Cut a connection when the server has replied so many bytes from now on; at 0, when it begins to.
+
+        So many times, each counted from the one before.
+        """
 
         def order() -> None:
             self._cut_after, self._cut_request, self._then = after, False, then
+            self._cut_next = [after] * (times - 1)
 
         self._tell(order)
 
@@ -226,7 +231,7 @@ class Proxy:
     def _give(self, pair: _Pair, data: bytes) -> None:
         after = self._cut_after
         if after is not None and len(data) >= after:
-            self._cut_after = None
+            self._cut_after = self._cut_next.pop() if self._cut_next else None
             if after:
                 self._send(pair, pair.client, data[:after])
             self._cut(pair)

@@ -47,6 +47,11 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
     with host(url, prefix, 0.0) as right, host(url, prefix, wrong_by) as wrong:
         store = right.store
         assert store is not None
+        # Also for whoever has asked for nothing yet, and is no owner.
+        operator = RedisStore(url, prefix)
+        operator._time.host_clock = lambda: time.time() + wrong_by
+        assert abs(operator.skew() + wrong_by) < 1
+        operator.close()
         owner = store.join(1.0, "gone")
         for idle in (590, 610):
             store.create(

@@ -82,30 +82,44 @@ def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> Non
         assert trips(call) == 1, call
 
 
+def check_out(
+    coordinator: SessionCoordinator[Any], session_id: str, change: Callable[[Any], object]
+) -> tuple[int, int]:
+    """How many round trips it takes to check a session out, change it, and give it back."""
+    checkout = coordinator.checkout(session_id)
+    taken = trips(lambda: change(checkout.__enter__()))
+    return taken, trips(lambda: checkout.__exit__(None, None, None))
+
+
 def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: RedisStore) -> None:
-    """An exclusive checkout takes at most two round trips, and giving it back one, with what changed. Two is for
-    a session that is restored.
+    """An exclusive checkout takes at most two round trips, and giving it back one, with what changed. (One more with
+    `affinity=True`, and four in all where it moves a resource here from another process.)
     """
     config = CoordinatorConfig(on_full="passivate", max_active_sessions=1)
-    with SessionCoordinator[Any](config, store=store, resource_factory=lambda session: object()) as coordinator:
-        first = coordinator.create_session(data={"count": 0}).id
-        checkouts: list[tuple[int, int]] = []
-
-        def check_out(change: Callable[[Any], object]) -> tuple[int, int]:
-            checkout = coordinator.checkout(first)
-            taken = trips(lambda: change(checkout.__enter__()))
-            return taken, trips(lambda: checkout.__exit__(None, None, None))
-
-        checkouts.append(check_out(lambda session: None))
-        checkouts.append(check_out(lambda session: session.data.update(count=1)))
-        checkouts.append(check_out(lambda session: session.record_message()))
-        second = coordinator.create_session().id
-        assert [session.id for session in coordinator.list_sessions()] == [second]
+    settings: dict[str, Any] = {"store": store, "resource_factory": lambda session: object()}
+    with SessionCoordinator[Any](config, **settings) as here:
+        first = here.create_session(data={"count": 0}).id
+        changes: list[Callable[[Any], object]] = [
+            lambda session: None,
+            lambda session: session.data.update(count=1),
+            lambda session: session.record_message(),
+        ]
+        assert [check_out(here, first, change) for change in changes] == [(1, 1), (1, 1), (1, 1)]
+        second = here.create_session().id
+        assert [session.id for session in here.list_sessions()] == [second]
         # To make room, the other one moves out, which is not part of this.
-        coordinator.close_session(second)
-        checkouts.append(check_out(lambda session: session.data.update(count=2)))
-        assert checkouts == [(1, 1), (1, 1), (1, 1), (2, 1)]
-        assert coordinator.get_session(first).data == {"count": 2}
+        here.close_session(second)
+        assert check_out(here, first, lambda session: session.data.update(count=2)) == (2, 1)
+        with SessionCoordinator[Any](config, **settings) as there:
+            check_out(there, first, lambda session: session.data.update(count=3))
+            assert check_out(here, first, lambda session: session.data.update(count=4)) == (4, 1)
+        assert here.get_session(first).data == {"count": 4}
+    with SessionCoordinator[Any](config._replace(affinity=True), **settings) as alone:
+        # Its joining is not part of this either.
+        alone.create_session().touch()
+        alone.cleanup_inactive_sessions()
+        alone.close_session(alone.list_sessions()[0].id)
+        assert check_out(alone, first, lambda session: session.data.update(count=5)) == (3, 1)
 
 
 def test_nothing_lists_by_keys(store: RedisStore, url: str) -> None:

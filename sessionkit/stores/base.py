@@ -94,7 +94,10 @@ class Store(Protocol):
         ...
 
     def skew(self) -> float:
-        """How far the time that the store goes by is ahead of this host's wall clock, in seconds. No I/O."""
+        """How far the time that the store goes by is ahead of this host's wall clock, in seconds.
+
+        Raises `StoreError` if that has to be asked first, and cannot; once it has been asked, there is no I/O.
+        """
         ...
 
     def promise(self, owner: str, lag: float) -> None:

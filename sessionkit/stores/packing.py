@@ -42,6 +42,14 @@ def record_of(session_id: str, line: bytes, data: bytes) -> SessionRecord:
         raise StoreError(f"the record of session {session_id!r} is damaged: {error}") from error
 
 
+def records_of(reply: list[bytes]) -> list[SessionRecord]:
+    """Records as the server lists them: three for each, id, line and data."""
+    return [
+        record_of(session_id.decode(), line, data)
+        for session_id, line, data in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
+    ]
+
+
 def found_of(session_id: str, reply: list[bytes]) -> Found:
     """What the server reports of a session: line, data, lag, whether it is outdated, and who else has it."""
     line, data, lag, outdated, *elsewhere = reply

@@ -267,6 +267,10 @@ function operations.sign(owner, term, lag, name)
   return {string.format('%.6f', now), kept and 1 or 0}
 end
 
+function operations.time()
+  return string.format('%.6f', now)
+end
+
 -- owner, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long
 function operations.join(owner, term, lag, name, layout)
   local found = redis.call('GET', LAYOUT)
@@ -377,13 +381,15 @@ function operations.release(id, owner)
   return 'OK'
 end
 
--- id, version, tokens of saves that were not heard of, data, last_active, messages, state
+-- id, version, saves that were not heard of as "token:messages", data, last_active, messages, state
 --   -> "saved", or "absent", or "conflict"; and the version
 function operations.save(id, version, unheard, data, last, messages, state)
   local s = peek(id)
   if not s then return {'absent', 0} end
-  local is_ours = s.saver ~= '' and string.find(unheard, s.saver, 1, true)
-  if s.version ~= number(version) and not is_ours then return {'conflict', s.version} end
+  local ours = s.saver ~= '' and string.match(unheard, s.saver .. ':(%d+)')
+  if s.version ~= number(version) and not ours then return {'conflict', s.version} end
+  -- Its messages come again, with this.
+  if ours then s.count = s.count - number(ours) end
   s.version = s.version + 1
   s.saver = token
   touch(s, last, messages, state)
@@ -392,7 +398,7 @@ function operations.save(id, version, unheard, data, last, messages, state)
   return {'saved', s.version}
 end
 
--- id, owner, version, tokens of saves that were not heard of, "+" and data or "", last_active, messages, state
+-- id, owner, version, saves that were not heard of, "+" and data or "", last_active, messages, state
 --   -> as save
 function operations.give_back(id, owner, version, unheard, data, last, messages, state)
   local result = {'absent', 0}

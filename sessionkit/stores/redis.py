@@ -13,22 +13,19 @@ from ..checks import Duration, checked_seconds, shown
 from ..clock import stopwatch
 from ..errors import SessionNotFoundError, StoreError
 from ..fork import start_clean_after_fork
-from ..log import report_problem
+from .address import Client
 from .base import Found, SessionRecord, Touch
 from .crossing import Crossing
-from .packing import found_of, line_of, parts_of, record_of
+from .packing import found_of, line_of, parts_of, records_of
 from .partitions import CLUSTER_PARTITIONS, Partitions
 from .refusals import busy, conflict, taken, taken_id
 from .script import REMEMBERED_SECONDS, OutOfStepError, Script
-from .server import Client, Server
+from .server import Server
 from .servertime import ServerTime
 from .terms import Signature, Terms
 
 LAYOUT = "1"
 """The version of what `redis.lua` keeps."""
-
-OLDEST = (6, 2)
-"""The first version of Redis that has all that the script uses."""
 
 KEEP_SECONDS = 86_400.0
 """How long a record that nobody removes stays after it expired; `redis.lua` has the same."""
@@ -54,7 +51,8 @@ class RedisStore:
 
     A call whose connection broke is sent again, within the timeout; the server does nothing twice, and nothing that
     nobody waits for any more. If it cannot be reached until then, the call raises `StoreError`, and what it asked for
-    may have been done: of a save, a renaming or a removal, the next call finds that out.
+    may have been done: of a creation, a save, a renaming or a removal, a later call finds that out. (Messages that came
+    with a touch, or with a checkout that changed no data, may be counted twice then.)
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class RedisStore:
 
     def _begin_unheard(self) -> None:
         # What may have been done though nobody heard of it: creations and renamings with their owner and token, saves
-        # with their version and tokens, removals by their token.
+        # with their version and "token:messages" of each, removals by their token.
         self._unheard_creations: dict[str, tuple[SessionRecord, str, str]] = {}
         self._unheard_renames: dict[str, tuple[str, str, str]] = {}
         self._unheard_saves: dict[str, tuple[int, str]] = {}
@@ -93,7 +91,7 @@ class RedisStore:
 
     def join(self, lag: float, name: str) -> str:
         if self._terms.is_empty:
-            self._check_server()
+            self._server.check()
         owner = secrets.token_hex(8)
         for base in self._partitions.bases:
             self._sign(base, "join", owner, lag, name, LAYOUT)
@@ -124,6 +122,9 @@ class RedisStore:
                 self._server.rest()
 
     def skew(self) -> float:
+        if not self._time.is_known:
+            asked_at = stopwatch()
+            self._time.note(float(self._script.run(self._partitions.bases[:1], "time")), asked_at)
         return self._time.skew()
 
     # ---- One record
@@ -271,7 +272,7 @@ class RedisStore:
     def page(self, after: str | None, limit: int) -> list[SessionRecord]:
         found: list[SessionRecord] = []
         for base in self._partitions.bases:
-            found += _records(self._ask(base, "page", after or "", str(limit)))
+            found += records_of(self._ask(base, "page", after or "", str(limit)))
         return sorted(found)[:limit]
 
     def close(self) -> None:
@@ -316,7 +317,8 @@ class RedisStore:
         try:
             reply = self._ask(self._partitions.of(session_id), operation, session_id, *arguments, token=token)
         except StoreError:
-            self._unheard_saves[session_id] = version, f"{unheard} {token}" if known == version else token
+            unheard = f"{unheard} " if known == version else ""
+            self._unheard_saves[session_id] = version, f"{unheard}{token}:{touch.messages}"
             raise
         outcome, found = reply[0], int(reply[1])
         self._unheard_saves.pop(session_id, None)
@@ -333,7 +335,7 @@ class RedisStore:
         except StoreError:
             self._unheard_removals[token] = base, arguments
             raise
-        records = _records(found)
+        records = records_of(found)
         self._free_names((record.name, record.id) for record in records)
         return skip.decode(), records
 
@@ -374,23 +376,6 @@ class RedisStore:
                 self._crossing.free(pairs)
 
     # ---- The server, and the owners' terms
-
-    def _check_server(self) -> None:
-        info = self._server.info()
-        version = str(info.get("redis_version", ""))
-        if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
-            raise StoreError(
-                f"the session store {self._server.name} runs Redis {version or 'of an unknown version'}, and needs "
-                f"{OLDEST[0]}.{OLDEST[1]} or later: upgrade it"
-            )
-        policy = str(info.get("maxmemory_policy", "noeviction"))
-        if policy != "noeviction":
-            report_problem(
-                "the session store %s evicts keys when its memory is full (maxmemory-policy %s), live sessions among "
-                "them: set maxmemory-policy to noeviction, or give the store a server of its own",
-                self._server.name,
-                policy,
-            )
 
     def _sign(self, base: str, operation: str, owner: str, lag: float, name: str, *layout: str) -> Signature:
         asked_at = stopwatch()
@@ -435,10 +420,3 @@ def _checked_prefix(value: object) -> str:
     if not 0 < len(value) <= 64 or not value.isprintable() or set(value) & set("{}"):
         raise ValueError(f"prefix {shown(value)} is not allowed; use 1 to 64 printable characters, and no braces")
     return value
-
-
-def _records(reply: list[bytes]) -> list[SessionRecord]:
-    return [
-        record_of(session_id.decode(), line, data)
-        for session_id, line, data in zip(reply[::3], reply[1::3], reply[2::3], strict=True)
-    ]

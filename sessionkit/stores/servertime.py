@@ -30,12 +30,17 @@ class ServerTime:
         else:
             self._least, self._most = max(least, self._least), min(most, self._most)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the server has said what time it is."""
+        return self._least > -inf
+
     def skew(self) -> float:
         """How far the server's clock is ahead of this host's, in seconds: 0 if they agree.
 
         Also 0 while a test has replaced `time.time`, and before the server has said what time it is.
         """
-        if self._least == -inf or type(time.time) is not BuiltinFunctionType:
+        if not self.is_known or type(time.time) is not BuiltinFunctionType:
             return 0.0
         ours = self.host_clock() - stopwatch()
         if self._least - AGREE_SECONDS <= ours <= self._most + AGREE_SECONDS:
