@@ -1072,7 +1072,7 @@ def test_a_server_that_is_too_old(
 ) -> None:
     """A server that lacks what the store needs is refused when it is first asked, with both versions."""
     with opened(server.url) as store:
-        monkeypatch.setattr(store._server, "info", lambda: info)
+        monkeypatch.setattr(store._server.client, "info", lambda: info)
         with pytest.raises(StoreError, match=f"Redis {shown}, and needs 6.2 or later"):
             store.join(1.0, "first")
 
