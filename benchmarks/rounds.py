@@ -159,6 +159,7 @@ ECHO = "`ECHO`, what any command costs"
 
 def one_round(costs: Costs, calls: int, size: int) -> None:
     """Each piece of work so many times, with sessions that have so many bytes of data."""
+    costs.servers.forget_owners()
     _single(costs, calls, size)
     _moving(costs, calls, size)
     _expiring(costs, calls, size)

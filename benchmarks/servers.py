@@ -138,6 +138,12 @@ class Servers:
             used += sum(number or 0 for number in pipeline.execute()[::2])
         return used
 
+    def forget_owners(self) -> None:
+        """Delete what is known of processes: those that have left are remembered for long."""
+        for client in self.clients:
+            for key in list(client.scan_iter("*}:owners", count=1000)):
+                client.delete(key)
+
     def close(self) -> None:
         """Let go of the connections."""
         for client in self.clients:

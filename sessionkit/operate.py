@@ -43,8 +43,9 @@ class TakesIds(click.Command):
 def sessions() -> None:
     """Look after the sessions in a store, while servers use it or not.
 
-    STORE is the path of a SQLite store, or its URL: sqlite:///relative.db or sqlite:////absolute.db. It must be there:
-    no command makes one. All times shown are UTC.
+    STORE is the path of a SQLite store, or a URL: sqlite:///relative.db, sqlite:////absolute.db, or one that RedisStore
+    takes, such as redis://host:6379/0, with ?prefix=... if the store has a prefix of its own. A file must be there: no
+    command makes one. All times shown are UTC.
 
     \b
     Examples:
@@ -52,6 +53,7 @@ def sessions() -> None:
       sessionkit sessions show sessions.db support
       sessionkit sessions close sessions.db support kTGn5xJ0
       sessionkit sessions cleanup sessions.db --max-age 12h --dry-run
+      sessionkit sessions list "redis://localhost:6379/0?prefix=shop"
     """
 
 
