@@ -15,7 +15,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -42,7 +42,7 @@ from .test_chat import ROOT
 from .test_servers import Server, gunicorn, serving
 
 KILLS = max(int(os.environ.get("SESSIONKIT_KILL_ROUNDS", "20")) // 2, 3)
-"""How many workers are killed in each test. `make soak` has ten times as many."""
+"""How often something happens to a worker in a test. `make soak` has ten times as much of it."""
 
 TERM = 1.0
 """For how long a worker that was killed is taken to be alive."""
@@ -140,6 +140,11 @@ class Worker:
             self.heard[what].append(rest)
         return bool(text)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """How often it has told each kind, and what that was the last time."""
+        return {what: (len(told), told[-1]) for what, told in self.heard.items() if told}
+
     def let_go(self) -> None:
         """Close our ends."""
         os.close(self.reader)
@@ -210,9 +215,8 @@ class Workers:
         deadline = time.monotonic() + WAIT
         while not until(*arguments):
             left = deadline - time.monotonic()
-            assert left > 0, f"it did not come to that, but to {[dict(worker.heard) for worker in self.all]}"
-            # Now and then, what we wait for is not something that they tell.
-            for key, _ in self._selector.select(min(left, 0.05)):
+            assert left > 0, f"it did not come to that, but to {[worker.summary for worker in self.all]}"
+            for key, _ in self._selector.select(left):
                 if not key.data.hear():
                     _, status = os.waitpid(key.data.pid, 0)
                     self._forget(key.data)
@@ -602,8 +606,9 @@ def test_no_message_is_lost_by_real_servers(url: str, prefix: str, tmp_path: Pat
             try:
                 for _ in range(max(KILLS // 2, 10)):
                     enough = messages() + chance.randint(1, 60)
-                    while messages() < enough and not any(map(Future.done, talks)):
-                        time.sleep(0.005)
+                    # Nobody is done yet, unless something is wrong.
+                    while messages() < enough and not wait(talks, 0.005, FIRST_COMPLETED).done:
+                        pass
                     pid = chance.choice([pid for pid in workers_of(servers) if pid not in killed])
                     os.kill(pid, signal.SIGKILL)
                     killed.add(pid)

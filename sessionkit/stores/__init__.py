@@ -26,8 +26,6 @@ def __getattr__(name: str) -> object:
         try:
             from .redis import RedisStore
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "redis":
-                raise
             raise ImportError("RedisStore needs redis-py: pip install 'sessionkit[redis]'") from error
 
         return RedisStore
