@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 from .clock import Clock
 from .config import CoordinatorConfig
 from .data import text_of
+from .deletions import Deletions
 from .ending import RemovalCause
 from .errors import InvalidSessionError, SessionBusyError, SessionConflictError, SessionNotFoundError, StoreError
 from .log import report_failure
-from .ownership import BATCH, Ownership
+from .ownership import BATCH
 from .session import ManagedSession
 from .stats import StoreStats
 from .stores.base import Found, SessionRecord, Store, Touch
@@ -29,7 +29,7 @@ KEPT = {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED}
 """The causes for which a session leaves memory and its record stays."""
 
 
-class Records(Ownership):
+class Records(Deletions):
     """Writes the records of one coordinator's sessions, and remembers what could not be written.
 
     Called with the coordinator's lock free. Raises `StoreError` when the store fails, unless it says otherwise.
@@ -42,9 +42,6 @@ class Records(Ownership):
         self._written: dict[Session, Written] = {}
         self.unwritten: set[Session] = set()
         """Who was active since that was written last. Guarded by the coordinator's lock, whose holder adds to it."""
-        # For those whose record could not be deleted: the last activity that is known of it, or None where that
-        # makes no difference.
-        self.undeleted: dict[str, float | None] = {}
         # Who may be on lease though nobody here has it checked out; and checkouts that went without.
         self._unreleased: set[Session] = set()
         self._unleased: set[object] = set()
@@ -52,9 +49,6 @@ class Records(Ownership):
         # back there.
         self.undetached: set[str] = set()
         self._kept: set[str] = set()
-        # Whose records are being deleted at this moment.
-        self._deleting: set[str] = set()
-        self._retrying = threading.RLock()
         # What the finaliser has settled with the store already, should it be interrupted and come again.
         self._settled: set[Session] = set()
         self.restored = 0
@@ -367,10 +361,6 @@ class Records(Ownership):
             if written is not None:
                 yield session, written
 
-    def is_ending(self, session_id: str) -> bool:
-        """Whether the session has ended, and its record is there, or may be."""
-        return session_id in self.undeleted or session_id in self._deleting
-
     def retry(self) -> None:
         """Try again what could not be deleted, or given back."""
         for session in list(self._unreleased):
@@ -380,37 +370,7 @@ class Records(Ownership):
                         self._release(session, written)
             if session not in self._written:
                 self._unreleased.discard(session)
-        with self._retrying:
-            waiting = dict(self.undeleted)
-            if waiting and self._delete(waiting) is None:
-                raise StoreError(
-                    f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
-                )
-
-    def _delete(self, known: dict[str, float | None]) -> set[str] | None:
-        """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
-        certain = [session_id for session_id, last_active in known.items() if last_active is None]
-        unless_used = {session_id: last_active for session_id, last_active in known.items() if last_active is not None}
-        deleted: set[str] = set()
-        self._deleting.update(known)
-        try:
-            store, owner = self._joined, self.owner
-            with self._counted():
-                if certain:
-                    deleted |= store.delete(certain)
-                if unless_used:
-                    deleted |= store.delete_unless_used(unless_used, owner, self._wall())
-        except BaseException as error:
-            self.undeleted.update(known)
-            if isinstance(error, StoreError):
-                return None
-            raise
-        else:
-            for session_id in known:
-                self.undeleted.pop(session_id, None)
-        finally:
-            self._deleting.difference_update(known)
-        return deleted
+        self._retry_deletions()
 
     # ---- For the finaliser
 
