@@ -254,11 +254,14 @@ def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, ow
 
 
 def test_a_store_of_another_layout(server: RedisServer) -> None:
-    """A store that a later version keeps is left alone."""
+    """A store that a later version keeps is left alone, by owners and by whoever only looks."""
     with opened(server.url, "later") as store, server.client() as client:
         client.set("{later}:layout", "2")
         with pytest.raises(StoreError, match="has layout '2', and this sessionkit knows '1'; use the sessionkit that"):
             store.join(1.0, "first")
+        for look in (lambda: store.page(None, 1), lambda: store.delete_expired(NOW, 1), store.skew):
+            with pytest.raises(StoreError, match="has layout '2'"):
+                look()
         assert client.keys("{later}*") == [b"{later}:layout"]
 
 

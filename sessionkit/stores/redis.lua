@@ -267,8 +267,9 @@ function operations.sign(owner, term, lag, name)
   return {string.format('%.6f', now), kept and 1 or 0}
 end
 
-function operations.time()
-  return string.format('%.6f', now)
+-- -> the server's time, and the layout that the store has, or "" while there is none
+function operations.introduce()
+  return {string.format('%.6f', now), redis.call('GET', LAYOUT) or ''}
 end
 
 -- owner, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long

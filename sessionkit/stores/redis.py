@@ -122,9 +122,7 @@ class RedisStore:
                 self._server.rest()
 
     def skew(self) -> float:
-        if not self._time.is_known:
-            asked_at = stopwatch()
-            self._time.note(float(self._script.run(self._partitions.bases[:1], "time")), asked_at)
+        self._introduce()
         return self._time.skew()
 
     # ---- One record
@@ -285,12 +283,14 @@ class RedisStore:
     # ---- What the server is asked, and what became of it
 
     def _ask(self, base: str, operation: str, *arguments: str, token: str = "", remembered: float | None = None) -> Any:
+        self._introduce()
         self._terms.catch_up()
         # In a cluster, names are in other slots than their sessions.
         keys = [base] if self._crossing is not None else [base, f"{base}:names"]
         return self._run(keys, operation, *arguments, token=token, remembered=remembered)
 
     def _ask_for_name(self, name: str, operation: str, *arguments: str, token: str = "") -> Any:
+        self._introduce()
         self._terms.catch_up()
         base = self._partitions.of(name)
         return self._run([base, f"{base}:names"], operation, name, *arguments, token=token)
@@ -382,12 +382,24 @@ class RedisStore:
         keys = [base, f"{base}:names"]
         reply = self._script.run(keys, operation, owner, repr(self._terms.term), repr(lag), name, *layout)
         if not isinstance(reply, list):
-            raise StoreError(
-                f"the session store {self!r} has layout {reply.decode()!r}, and this sessionkit knows {LAYOUT!r}; use "
-                "the sessionkit that made it, or another prefix"
-            )
+            raise self._other_layout(reply)
         self._time.note(float(reply[0]), asked_at)
         return Signature(float(reply[0]), bool(reply[1]))
+
+    def _introduce(self) -> None:
+        """See what time it is there, and whether the store is one that this sessionkit knows; once, without joining it."""
+        if not self._time.is_known:
+            asked_at = stopwatch()
+            now, layout = self._script.run(self._partitions.bases[:1], "introduce")
+            if layout.decode() not in ("", LAYOUT):
+                raise self._other_layout(layout)
+            self._time.note(float(now), asked_at)
+
+    def _other_layout(self, found: bytes) -> StoreError:
+        return StoreError(
+            f"the session store {self!r} has layout {found.decode()!r}, and this sessionkit knows {LAYOUT!r}; use the "
+            "sessionkit that made it, or another prefix"
+        )
 
     def _renew(self, owner: str) -> Signature:
         lag, name = self._owners.get(owner, (inf, ""))
