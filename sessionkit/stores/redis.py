@@ -387,7 +387,7 @@ class RedisStore:
         return Signature(float(reply[0]), bool(reply[1]))
 
     def _introduce(self) -> None:
-        """See what time it is there, and whether the store is one that this sessionkit knows; once, without joining it."""
+        """See once, without joining it, what time it is there, and whether this sessionkit knows such a store."""
         if not self._time.is_known:
             asked_at = stopwatch()
             now, layout = self._script.run(self._partitions.bases[:1], "introduce")
