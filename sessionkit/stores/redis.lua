@@ -45,6 +45,17 @@ local function owner_of(text)
   return {since = number(since), until_ = number(until_), term = number(term), lag = lag, name = name}
 end
 
+-- One of them, which costs the same however many there are.
+local known = {}
+
+local function known_owner(id)
+  if known[id] == nil then
+    local text = redis.call('HGET', OWNERS, id)
+    known[id] = text and owner_of(text) or false
+  end
+  return known[id] or nil
+end
+
 local function all_owners()
   if not owners then
     owners = {}
@@ -57,7 +68,7 @@ end
 -- An owner whose term has run out is dead if another one, who could say so, says that it is not the server that was
 -- away: one that has renewed its own term since, and either never let it run out or has had it again for a whole term.
 local function is_alive(id)
-  local owner = all_owners()[id]
+  local owner = known_owner(id)
   if not owner or owner.lag == 'left' then return false end
   if now <= owner.until_ then return true end
   local witnesses = false
@@ -78,14 +89,12 @@ local HOLDERS = {create = 4, attach = 2, lease = 2, rename = 3, seize = 2, adopt
 -- Whether it has to sign on again before it gets anything: others may take it for dead, and the server may have come
 -- back without it.
 local function is_lapsed(id)
-  local text = redis.call('HGET', OWNERS, id)
-  if not text then return true end
-  local owner = owner_of(text)
-  return now > owner.until_ and owner.lag ~= 'left'
+  local owner = known_owner(id)
+  return not owner or (now > owner.until_ and owner.lag ~= 'left')
 end
 
 local function sign(id, term, lag, name)
-  local before = all_owners()[id]
+  local before = known_owner(id)
   local kept = before and now <= before.until_
   local since = kept and before.since or now
   -- Out of memory, a server refuses what adds to a hash, unless something else was written before.
@@ -203,7 +212,7 @@ local function others(s, me)
   for id, mark in pairs(s.holders) do
     if id ~= me then
       if is_alive(id) then
-        local owner = all_owners()[id]
+        local owner = known_owner(id)
         local lag = is_leased(mark) and 'inf' or owner.lag
         if number(lag) > number(found.lag) then found.lag = lag end
         found.leased = found.leased or is_leased(mark)
@@ -223,7 +232,7 @@ local function bury(s, dead)
   local fenced = false
   for _, id in ipairs(dead) do
     redis.call('HDEL', s.key, '@' .. id)
-    local owner = all_owners()[id]
+    local owner = known_owner(id)
     fenced = fenced or (is_leased(s.holders[id]) and not (owner and owner.lag == 'left'))
     s.holders[id] = nil
   end
@@ -259,7 +268,7 @@ local operations = {}
 
 -- owner, term, lag, name -> the server's time, and whether the term before had not run out
 function operations.sign(owner, term, lag, name)
-  local known = all_owners()[owner]
+  local known = known_owner(owner)
   -- It left while its renewal was on its way.
   if known and known.lag == 'left' then return {string.format('%.6f', now), 1} end
   local kept = sign(owner, term, lag, name)
@@ -285,7 +294,7 @@ end
 
 -- Whoever left is remembered for a while: it saves nothing any more, and nothing need be done against that.
 function operations.leave(owner)
-  local known = all_owners()[owner]
+  local known = known_owner(owner)
   if known then sign(owner, known.term, 'left', '') end
   return 'OK'
 end
