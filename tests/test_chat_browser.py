@@ -36,10 +36,26 @@ class Quiet(WSGIRequestHandler):
     def log_request(self, *_: object) -> None: ...
 
 
+def closing_early(application: Any) -> Any:
+    """The application with each body read and closed before it is sent.
+
+    Where a browser drops a connection, Werkzeug's server may not close the body, and leave a file open.
+    """
+
+    def respond(environ: Any, start_response: Any) -> list[bytes]:
+        body = application(environ, start_response)
+        try:
+            return [b"".join(body)]
+        finally:
+            getattr(body, "close", lambda: None)()
+
+    return respond
+
+
 @contextmanager
 def serving(room: Chatroom, port: int = 0) -> Iterator[int]:
     """Serve the application in threads of this process, and give the port."""
-    server = make_server("127.0.0.1", port, room.app, threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", port, closing_early(room.app), threaded=True, request_handler=Quiet)
     # Then the threads of its requests are joined when it is closed.
     server.daemon_threads = False
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
