@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import socket
 import time
@@ -251,6 +252,12 @@ def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, ow
         with pytest.raises(StoreError):
             store.load("s-2")
         assert found_in(store, "s-1").record == record()
+
+
+def test_the_defaults() -> None:
+    """As the README says: two seconds for a call, and ten for a term."""
+    defaults = {name: each.default for name, each in inspect.signature(RedisStore).parameters.items()}
+    assert (defaults["timeout"], defaults["term"], defaults["prefix"]) == (2.0, 10.0, "sessionkit")
 
 
 def test_a_store_of_another_layout(server: RedisServer) -> None:
