@@ -24,7 +24,7 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/mypy
 
 soak: $(READY)  ## kill a process that saves 200 times, at random moments; the everyday tests do 20
-	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/test_kill.py tests/test_redis_processes.py
+	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/stores/sqlite/test_kill.py tests/stores/redis/test_processes.py
 
 bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written there; takes a quarter of an hour
 	$(BIN)/python -m benchmarks

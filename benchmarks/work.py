@@ -471,8 +471,8 @@ def replaying(scale: Scale) -> Table:
     """A replay, beside the loop that only reads and parses the same lines."""
     from examples.make_access_log import lines as lines_for
     from sessionkit import CoordinatorConfig
-    from sessionkit.accesslog import AccessLog
-    from sessionkit.replay import replay
+    from sessionkit.cli.replay.accesslog import AccessLog
+    from sessionkit.cli.replay.simulation import replay
 
     # A visit is about seven lines.
     lines = lines_for(scale.lines // 7)

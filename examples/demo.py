@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, SessionExpiredError
-from sessionkit.cli import sessionkit
+from sessionkit.cli.main import sessionkit
 from sessionkit.testing import ManualClock
 
 ACCESS_LOG = Path(__file__).with_name("access.log")

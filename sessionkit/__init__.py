@@ -1,12 +1,15 @@
 """Live sessions that clean up after themselves. The README is the place to begin."""
 
-from .checkout import Checkout
 from .config import CoordinatorConfig
 from .coordinator import SessionCoordinator
-from .ending import RemovalCause
+from .core.checkout import Checkout
+from .core.events import EventChannel, EventKind, SessionEvent
+from .core.session import ManagedSession, SessionMetadata, SessionState
+from .core.stats import CleanupStats, CoordinatorStats, StoreStats
 from .errors import (
     CoordinatorClosedError,
     InvalidSessionError,
+    RemovalCause,
     SessionBusyError,
     SessionConflictError,
     SessionElsewhereError,
@@ -17,9 +20,6 @@ from .errors import (
     SessionNotFoundError,
     StoreError,
 )
-from .events import EventChannel, EventKind, SessionEvent
-from .session import ManagedSession, SessionMetadata, SessionState
-from .stats import CleanupStats, CoordinatorStats, StoreStats
 
 __all__ = [
     "Checkout",

@@ -40,7 +40,7 @@ def _run() -> int:
     try:
         import click
 
-        from .cli import sessionkit
+        from .cli.main import sessionkit
     except ImportError as error:
         reason = str(error).partition("\n")[0]
         _say(f"Error: the command line needs its extra ({reason}); run: pip install 'sessionkit[cli]'")

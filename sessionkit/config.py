@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from .checks import Duration, checked_count, checked_flag, checked_owner_name, checked_seconds, shown
+from .util.validation import Duration, checked_count, checked_flag, checked_owner_name, checked_seconds, shown
 
 OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""

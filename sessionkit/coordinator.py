@@ -13,8 +13,18 @@ from math import inf
 from types import MappingProxyType
 from typing import Any, Self
 
-from .checkout import Checkout
-from .checks import (
+from .config import CoordinatorConfig
+from .core.checkout import Checkout
+from .core.creation import Creation
+from .core.engine import Engine
+from .core.events import EventChannel, EventKind
+from .core.pulse import HAS_STEPS
+from .core.session import ManagedSession, R
+from .core.stats import CoordinatorStats
+from .errors import RemovalCause, SessionNotFoundError, StoreError
+from .stores.base import Store
+from .util.clock import Clock, system_clock
+from .util.validation import (
     Duration,
     checked_flag,
     checked_function,
@@ -26,17 +36,6 @@ from .checks import (
     checked_wait,
     shown,
 )
-from .clock import Clock, system_clock
-from .config import CoordinatorConfig
-from .creation import Creation
-from .ending import RemovalCause
-from .engine import Engine
-from .errors import SessionNotFoundError, StoreError
-from .events import EventChannel, EventKind
-from .pulse import HAS_STEPS
-from .session import ManagedSession, R
-from .stats import CoordinatorStats
-from .stores.base import Store
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
 _WAS_CLOSED = RemovalCause.CLOSED

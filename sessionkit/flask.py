@@ -13,15 +13,15 @@ import flask.sessions
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wsgi import ClosingIterator
 
-from .body import Body
-from .checks import Duration, checked_flag
-from .cookie import SameSite, SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
 from .flask_cli import EXTENSION, commands
-from .log import report_problem
-from .serving import TIMEOUT_SECONDS, Service, checked_timeout
-from .visit import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit, owner_headers
-from .websession import WebSession
+from .util.log import report_problem
+from .util.validation import Duration, checked_flag
+from .web.body import Body
+from .web.cookie import SameSite, SessionCookie, add_cookie, checked_cookie, vary_by_cookie
+from .web.request import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit, owner_headers
+from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
+from .web.session import WebSession
 
 __all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "session"]
 

@@ -43,7 +43,7 @@ def cleanup_command(max_age: str | None, dry_run: bool, wants_json: bool) -> Non
 def _operate() -> ModuleType:
     # Only now: what it prints with is another extra.
     try:
-        from . import operate
+        from .cli import sessions as operate
     except ImportError as error:
         raise click.ClickException(
             f"these commands need another extra ({error}); run: pip install 'sessionkit[cli]'"

@@ -9,14 +9,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from werkzeug.datastructures import Headers
 
-from .body import Body
-from .checks import Duration, checked_flag, checked_function
-from .cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
 from .coordinator import SessionCoordinator
-from .log import report_problem
-from .serving import TIMEOUT_SECONDS, Service, checked_timeout
-from .visit import REFUSAL, RETRY_AFTER_SECONDS, Visit, owner_headers
-from .websession import WebSession
+from .util.log import report_problem
+from .util.validation import Duration, checked_flag, checked_function
+from .web.body import Body
+from .web.cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
+from .web.request import REFUSAL, RETRY_AFTER_SECONDS, Visit, owner_headers
+from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
+from .web.session import WebSession
 
 __all__ = ["KEY", "SessionCookie", "SessionMiddleware", "WebSession"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .support import WAIT
+from .helpers.support import WAIT
 
 pytest_plugins = ["pytester"]
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from .base import Found, SessionRecord, Store, Touch
 
 if TYPE_CHECKING:
-    from .redis import RedisStore
-    from .sqlite import SQLiteStore
+    from .redis.store import RedisStore
+    from .sqlite.store import SQLiteStore
 
 __all__ = ["Found", "RedisStore", "SQLiteStore", "SessionRecord", "Store", "Touch"]
 
@@ -19,12 +19,12 @@ __all__ = ["Found", "RedisStore", "SQLiteStore", "SessionRecord", "Store", "Touc
 def __getattr__(name: str) -> object:
     # Whoever uses one of them should not wait for the import of the other.
     if name == "SQLiteStore":
-        from .sqlite import SQLiteStore
+        from .sqlite.store import SQLiteStore
 
         return SQLiteStore
     if name == "RedisStore":
         try:
-            from .redis import RedisStore
+            from .redis.store import RedisStore
         except ModuleNotFoundError as error:
             raise ImportError("RedisStore needs redis-py: pip install 'sessionkit[redis]'") from error
 

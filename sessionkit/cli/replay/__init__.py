@@ -1,0 +1,1 @@
+"""Which timeout, which limit: an access log replayed."""

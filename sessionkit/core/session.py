@@ -1,0 +1,207 @@
+"""One live session, as its users see it."""
+
+from __future__ import annotations
+
+import enum
+from math import inf
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
+from weakref import ref
+
+from ..errors import CoordinatorClosedError, Ending, InvalidSessionError
+from ..util.validation import shown
+from .pulse import Pulse
+
+# Only type checkers need the default, which typing's own TypeVar has from Python 3.13 on.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    R = TypeVar("R", default=Any)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
+
+
+class SessionState(enum.Enum):
+    """What a session is doing."""
+
+    ACTIVE = "active"
+    """Ready; every session starts so."""
+    WAITING_FOR_INPUT = "waiting_for_input"
+    """Its user is to answer."""
+    PROCESSING = "processing"
+    """Its server is at work."""
+    CLOSED = "closed"
+    """Ended; there is no way back."""
+
+
+class SessionMetadata(NamedTuple):
+    """The figures of one session as they stood when they were asked for."""
+
+    created_at: float
+    """When it was created: a reading of the coordinator's clock, in seconds."""
+    last_active: float
+    """When it was last touched; never moves back."""
+    message_count: int
+    """How many messages were recorded."""
+
+
+class Activity(enum.Enum):
+    """What a session can note of itself; each counts as activity."""
+
+    TOUCH = "touch"
+    MESSAGE = "message"
+    TOOL_EXECUTION = "tool_execution"
+    STATE_CHANGE = "state_change"
+
+
+class Keeper(Protocol):
+    """What a session asks of its coordinator."""
+
+    def _touch_without_lock(self, session: ManagedSession[Any]) -> bool: ...
+
+    def _count_without_lock(self, session: ManagedSession[Any]) -> bool: ...
+
+    def _note_activity(
+        self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
+    ) -> None: ...
+
+
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_ACTIVE = SessionState.ACTIVE
+_NEVER = -inf
+
+
+class ManagedSession(Pulse, Generic[R]):
+    """A live session. Made by `SessionCoordinator.create_session`, never by hand.
+
+    Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity; calling `touch`,
+    `record_message`, `record_tool_execution` and `set_state` does. Those four may be called from any thread. They raise
+    `SessionExpiredError` once the session has ended (while it is checked out they go on working until it is given
+    back), and `CoordinatorClosedError` if its coordinator was dropped.
+
+    `data` and `resource` are the caller's: work on them within `SessionCoordinator.checkout`, which keeps other
+    threads out.
+    """
+
+    __slots__ = (
+        "_coordinator",
+        "_created_at",
+        "_data",
+        "_ending",
+        "_filed",
+        "_id",
+        "_message_count",
+        "_name",
+        "_resource",
+        "_state",
+        "_timeout",
+    )
+
+    def __init__(
+        self,
+        coordinator: ref[Keeper],
+        session_id: str,
+        name: str | None,
+        timeout: float,
+        data: dict[str, Any] | None,
+        resource: R | None,
+    ) -> None:
+        self._coordinator = coordinator
+        self._id = session_id
+        self._name = name
+        self._timeout = timeout
+        self._data = data
+        self._resource = resource
+        self._state = _ACTIVE
+        self._message_count = 0
+        # Guarded by the coordinator's lock from when it takes the session in, which is also when the instants are set.
+        self._until = _NEVER
+        self._checkout = self._hold = None
+        self._ending: Ending | None = None
+        self._created_at: float
+        self._filed: float
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} id={self.id!r} name={self.name!r} {self._state.name}>"
+
+    @property
+    def id(self) -> str:
+        """Unique among the coordinator's sessions."""
+        return self._id
+
+    @property
+    def name(self) -> str | None:
+        """Unique among the coordinator's live sessions; None if it has none."""
+        return self._name
+
+    @property
+    def metadata(self) -> SessionMetadata:
+        """Creation, last activity and message count as they stand now; later activity does not change the copy."""
+        return SessionMetadata(self._created_at, self._last_active, self._message_count)
+
+    @property
+    def session_timeout(self) -> float:
+        """How long it may be idle, in seconds; it is expired when idle for more."""
+        return self._timeout
+
+    @property
+    def state(self) -> SessionState:
+        """What the session is doing."""
+        return self._state
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The session's own dict, always the same one; keep to what JSON can say."""
+        if self._data is None:
+            # Most sessions have none. Two threads may come here at once, and must get the same: mypy knows of one.
+            fresh: dict[str, Any] = {}
+            self._data = fresh if self._data is None else self._data  # type: ignore[redundant-expr]  # one step
+        return self._data
+
+    @property
+    def resource(self) -> R:
+        """The live object that the session owns; None if it was given none, and None once the session is closed."""
+        return self._resource  # type: ignore[return-value]  # None only where R is Any, and once it is closed
+
+    def touch(self) -> None:
+        """Note activity: idle time starts again."""
+        keeper = self._keeper()
+        if not keeper._touch_without_lock(self):
+            keeper._note_activity(self, Activity.TOUCH)
+
+    def record_message(self) -> None:
+        """Count one message."""
+        keeper = self._keeper()
+        if not keeper._count_without_lock(self):
+            keeper._note_activity(self, Activity.MESSAGE)
+
+    def record_tool_execution(self) -> None:
+        """Note that a tool was executed."""
+        self._keeper()._note_activity(self, Activity.TOOL_EXECUTION)
+
+    def set_state(self, state: SessionState) -> None:
+        """Say what the session is doing. Setting the state it has already is activity too, but no change.
+
+        Raises `TypeError` for anything but a `SessionState`, and `InvalidSessionError` for `CLOSED`: that is what
+        `SessionCoordinator.close_session` is for.
+        """
+        if not isinstance(state, SessionState):
+            raise TypeError(
+                f"a state must be SessionState.ACTIVE, .WAITING_FOR_INPUT or .PROCESSING, not {shown(state)}"
+            )
+        if state is SessionState.CLOSED:
+            raise InvalidSessionError(
+                f"session {self.id!r} cannot be set from {self._state.name} to CLOSED; "
+                "end it with the coordinator's close_session()"
+            )
+        self._keeper()._note_activity(self, Activity.STATE_CHANGE, state)
+
+    def _keeper(self) -> Keeper:
+        coordinator = self._coordinator()
+        if coordinator is None:
+            raise CoordinatorClosedError(
+                f"session {self.id!r} is gone: its coordinator was dropped. Keep the coordinator for as long as its "
+                "sessions, and close() it"
+            )
+        return coordinator

@@ -1,0 +1,1 @@
+"""Sessions in memory and in a store: the only package that knows both."""

@@ -1,0 +1,95 @@
+"""A session's data as the text of a JSON object, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from json import JSONEncoder, loads
+from typing import Any
+
+from ..errors import InvalidSessionError, StoreError
+from ..util.validation import shown
+
+_encode = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+_DEEPEST = 100  # where the search for what is wrong ends
+
+
+def text_of(data: dict[str, Any], limit: int, session_id: str) -> str:
+    """The data as JSON text, the same for the same data.
+
+    Raises `InvalidSessionError`, which names the path, for what JSON cannot say or would give back as something else
+    (a key that is no str; NaN), for what is nested too deep for Python's `json`, and for text of more than `limit`
+    bytes. A tuple is stored as a list.
+    """
+    try:
+        text = _encode(data)
+        size = len(text.encode())
+        faithful = loads(text) == data
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidSessionError(_complaint(data, session_id) or f"data of session {session_id!r}: {error}") from error
+    if not faithful and (complaint := _complaint(data, session_id)):
+        raise InvalidSessionError(complaint)
+    if size > limit:
+        largest = max(data, key=lambda key: len(_encode(data[key])))
+        raise InvalidSessionError(
+            f"data of session {session_id!r} takes {size} bytes as JSON, and max_data_bytes is {limit} (the largest "
+            f"part is data[{shown(largest)}]); keep less in it, or raise the limit"
+        )
+    return text
+
+
+def data_of(text: str, session_id: str) -> dict[str, Any]:
+    """The data that a record has as text. Raises `StoreError` if it is not a JSON object."""
+    try:
+        data = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"the record of session {session_id!r} is damaged: its data is no JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise StoreError(f"the record of session {session_id!r} is damaged: its data is {shown(data)}, not an object")
+    return data
+
+
+def _complaint(data: dict[str, Any], session_id: str) -> str | None:
+    found = next(_faults(data, "data", 0), None)
+    return None if found is None else f"{found[0]} of session {session_id!r} cannot be stored: {found[1]}"
+
+
+def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
+    """The paths of what JSON cannot say, and why."""
+    if depth > _DEEPEST:
+        yield f"{path[:80]}...", "it contains itself, or is nested too deep"
+    elif isinstance(value, dict):
+        # A copy: where sessions are shared, another thread may be at it.
+        for key, inner in list(value.items()):
+            if not isinstance(key, str):
+                yield (
+                    path,
+                    f"the key {shown(key)} is of type {type(key).__name__}, and JSON has only str keys; use str(key)",
+                )
+            elif not _is_text(key):
+                yield path, f"the key {shown(key)} has half of a surrogate pair, which UTF-8 cannot encode"
+            yield from _faults(inner, f"{path}[{shown(key)}]", depth + 1)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(list(value)):
+            yield from _faults(inner, f"{path}[{index}]", depth + 1)
+    elif isinstance(value, str):
+        if not _is_text(value):
+            yield path, f"{shown(value)} has half of a surrogate pair, which UTF-8 cannot encode"
+    elif isinstance(value, float):
+        if value - value != 0:
+            yield path, f"{value!r} is a number that JSON does not have; use None, or a str"
+    elif not isinstance(value, int | None):
+        kind = type(value).__name__
+        known = "dict, list, str, int, float, bool and None"
+        yield (
+            path,
+            f"{shown(value)} is of type {kind}, and JSON has only {known}; convert it, or keep it in the resource",
+        )
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,165 @@
+"""Terms: how the processes of many machines see which of them are alive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import inf
+from typing import NamedTuple
+from weakref import WeakMethod
+
+from ...core.cleanup import CleanupTimer
+from ...util.clock import stopwatch
+from ...util.fork import start_clean_after_fork
+from ...util.log import report_problem
+
+THREAD_NAME = "sessionkit-terms"
+
+JOIN_SECONDS = 5.0
+"""How long the end of the last term waits for a renewal under way. Bounded: that may wait for the server."""
+
+
+class Signature(NamedTuple):
+    """What a server says to a renewal."""
+
+    server_time: float
+    """When it was, in seconds since 1970, by its clock."""
+    was_alive: bool
+    """Whether the term before had not run out."""
+
+
+class Terms:
+    """The owners of this process, each of which lives for a term and has it renewed in time, three times a term.
+
+    It is the server that measures terms: no two hosts' clocks have to agree. One daemon thread renews, while there is
+    an owner; and so does whoever calls the store when that is overdue, should no thread be had. Thread-safe.
+
+    `renew` signs one owner on at the server. `attach` says again what the owner has in memory: when its term had run
+    out, because others may have taken it for dead, and four times in `keep` seconds, after which it would be forgotten.
+    """
+
+    def __init__(
+        self,
+        term: float,
+        keep: float,
+        renew: Callable[[str], Signature],
+        attach: Callable[[str], None],
+    ) -> None:
+        self.term = term
+        self._keep = keep
+        # Weakly, because the store has this.
+        self._renew, self._attach = WeakMethod(renew), WeakMethod(attach)
+        # When each of them said last what it has in memory.
+        self._owners: dict[str, float] = {}
+        self._timer: CleanupTimer | None = None
+        self._overdue = inf
+        self._fails = False
+        self._lock = threading.RLock()
+        start_clean_after_fork(self)
+
+    def begin(self, owner: str) -> None:
+        """The owner has been signed on just now: keep it alive from now on."""
+        with self._lock:
+            self._owners[owner] = stopwatch()
+            self._overdue = min(self._overdue, stopwatch() + self.term / 2)
+            if self._timer is None or not self._timer.is_alive():
+                self._start()
+
+    def end(self, owner: str) -> bool:
+        """Let the owner's term run out; whether it was the last one here. Ending again does nothing."""
+        with self._lock:
+            if self._owners.pop(owner, None) is None or self._owners:
+                return False
+            timer, self._timer, self._overdue = self._timer, None, inf
+        if timer is not None:
+            timer.cancel()
+            if timer is not threading.current_thread():
+                timer.join(JOIN_SECONDS)
+        return True
+
+    def end_all(self) -> None:
+        """End all terms that began here."""
+        for owner in list(self._owners):
+            self.end(owner)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no owner."""
+        return not self._owners
+
+    def catch_up(self) -> None:
+        """Renew now if that is overdue, before anything else is asked of the server. Raises as `renew` does."""
+        if stopwatch() > self._overdue:
+            self.renew_all()
+
+    def _start(self) -> None:
+        timer = CleanupTimer(self.term / 3, _weakly(WeakMethod(self._fire)))
+        timer.name = THREAD_NAME
+        try:
+            timer.start()
+        except (RuntimeError, MemoryError) as error:
+            report_problem(
+                "the thread %s could not be started, callers will renew terms instead: %r", THREAD_NAME, error
+            )
+        else:
+            self._timer = timer
+
+    def _fire(self) -> bool:
+        if self._owners:
+            try:
+                self.renew_all()
+                self._fails = False
+            except Exception as error:  # noqa: BLE001  the next renewal must come, whatever this one met
+                if not self._fails:
+                    # Once for each time that the server is away.
+                    report_problem("terms could not be renewed, which is tried again and again: %s", error)
+                self._fails = True
+        return bool(self._owners)
+
+    def renew_all(self) -> None:
+        """Renew now. Raises as `renew` does."""
+        self._overdue = inf
+        now = stopwatch()
+        try:
+            for owner in list(self._owners):
+                self._renew_one(owner)
+        finally:
+            self._overdue = now + self.term / 2 if self._owners else inf
+
+    def _renew_one(self, owner: str) -> None:
+        renew, attach = self._renew(), self._attach()
+        if renew is None or attach is None:
+            return
+        now = stopwatch()
+        if not renew(owner).was_alive:
+            # Until that is done, whatever comes in between.
+            self._attached(owner, -inf)
+        if now - self._owners.get(owner, now) > self._keep / 4:
+            attach(owner)
+            self._attached(owner, now)
+
+    def _attached(self, owner: str, instant: float) -> None:
+        with self._lock:
+            # It may have left meanwhile.
+            if owner in self._owners:
+                self._owners[owner] = instant
+
+    def _after_fork_in_child(self) -> None:
+        # The owners are its parent's, and the lock may be another thread's there.
+        self._lock = threading.RLock()
+        self._owners, self._timer, self._overdue = {}, None, inf
+
+    def __del__(self, current_thread: Callable[[], threading.Thread] = threading.current_thread) -> None:
+        # In the thread itself, this may interrupt the very wait whose lock it needs; and that ends of its own accord.
+        if self._timer is not None and self._timer is not current_thread():
+            self._timer.cancel()
+
+
+def _weakly(method: WeakMethod[Callable[[], bool]]) -> Callable[[], bool]:
+    """The method as a function that does not keep its object alive, and ends the thread once that is gone."""
+
+    def fire() -> bool:
+        bound = method()
+        return bound is not None and bound()
+
+    return fire

@@ -1,0 +1,434 @@
+"""The store for many machines: a Redis server, or several that act as one."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
+from math import inf
+from typing import Any
+
+from ...errors import SessionNotFoundError, StoreError
+from ...util.clock import stopwatch
+from ...util.fork import start_clean_after_fork
+from ...util.validation import Duration, checked_seconds, shown
+from ..base import Found, SessionRecord, Touch
+from ..refusals import busy, conflict, taken, taken_id
+from .address import Client
+from .client import Server
+from .cluster import Crossing
+from .codec import found_of, line_of, parts_of, records_of
+from .liveness import Signature, Terms
+from .partitions import CLUSTER_PARTITIONS, Partitions
+from .script import REMEMBERED_SECONDS, OutOfStepError, Script
+from .servertime import ServerTime
+
+LAYOUT = "1"
+"""The version of what `redis.lua` keeps."""
+
+KEEP_SECONDS = 86_400.0
+"""How long a record that nobody removes stays after it expired; `redis.lua` has the same."""
+
+BATCH = 250
+"""How many sessions one call of the server is about, at most: others wait for no more than that."""
+
+
+class RedisStore:
+    """Keeps session records on a Redis server: `RedisStore("redis://host:6379/0")`. The `Store` contract says how.
+
+    `where`: the URL of a server (`redis://`, `rediss://`, `unix://`), of Sentinels that know one
+    (`redis+sentinel://host:26379,host:26379/service/0`), or a client of redis-py, `redis.Redis` or
+    `redis.RedisCluster`. Redis 6.2 or later, or Valkey. Safe from any number of threads, processes and machines.
+
+    `prefix`: what all its keys begin with; stores with different ones know nothing of each other. `timeout`: how long a
+    call may take before it raises `StoreError`, in seconds or a timedelta; default 2. A client that is passed in has
+    timeouts of its own. `term`: for how long an owner is taken to be alive that is not heard of, default 10 seconds.
+    One daemon thread renews it three times as often, while there is an owner.
+
+    It is the server's clock that records, leases and terms go by, not that of any host. What survives the death of the
+    server is for its own settings to say (`appendonly`, `appendfsync`), as is what a failover loses.
+
+    A call whose connection broke is sent again, within the timeout; the server does nothing twice, and nothing that
+    nobody waits for any more. If it cannot be reached until then, the call raises `StoreError`, and what it asked for
+    may have been done: of a creation, a save, a renaming or a removal, a later call finds that out. (Messages that came
+    with a touch, or with a checkout that changed no data, may be counted twice then.)
+    """
+
+    def __init__(
+        self, where: str | Client, prefix: str = "sessionkit", timeout: Duration = 2.0, term: Duration = 10.0
+    ) -> None:
+        self._prefix = _checked_prefix(prefix)
+        self._server = Server(where, checked_seconds("timeout", timeout))
+        self._partitions = Partitions(self._prefix, CLUSTER_PARTITIONS if self._server.is_cluster else 1)
+        self._terms = Terms(checked_seconds("term", term), KEEP_SECONDS, self._renew, self._reattach)
+        self._time = ServerTime()
+        self._script = Script(self._server, self._time)
+        self._crossing = Crossing(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
+        self._owners: dict[str, tuple[float, str]] = {}
+        # Whom each owner is attached to, should its term run out.
+        self._attached: dict[str, set[str]] = {}
+        self._begin_unheard()
+        start_clean_after_fork(self)
+
+    def _begin_unheard(self) -> None:
+        # What may have been done though nobody heard of it: creations and renamings with their owner and token, saves
+        # with their version and "token:messages" of each, removals by their token.
+        self._unheard_creations: dict[str, tuple[SessionRecord, str, str]] = {}
+        self._unheard_renames: dict[str, tuple[str, str, str]] = {}
+        self._unheard_saves: dict[str, tuple[int, str]] = {}
+        self._unheard_removals: dict[str, tuple[str, tuple[str, ...]]] = {}
+
+    def _after_fork_in_child(self) -> None:
+        # The owners are its parent's, as is what they do not know.
+        self._owners, self._attached = {}, {}
+        self._begin_unheard()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._server.name!r}, prefix={self._prefix!r})"
+
+    # ---- Owners
+
+    def join(self, lag: float, name: str) -> str:
+        if self._terms.is_empty:
+            self._server.check()
+        owner = secrets.token_hex(8)
+        for base in self._partitions.bases:
+            self._sign(base, "join", owner, lag, name, LAYOUT)
+        self._owners[owner] = lag, name
+        self._attached[owner] = set()
+        self._terms.begin(owner)
+        return owner
+
+    def promise(self, owner: str, lag: float) -> None:
+        known = self._owners.get(owner)
+        if known is not None:
+            self._owners[owner] = lag, known[1]
+            self._renew(owner)
+
+    def leave(self, owner: str) -> None:
+        with contextlib.suppress(StoreError):
+            # Nobody else knows of that.
+            self._settle_all([*self._unheard_renames, *self._unheard_creations])
+        was_last = self._terms.end(owner)
+        self._owners.pop(owner, None)
+        self._attached.pop(owner, None)
+        try:
+            for base in self._partitions.bases:
+                self._ask(base, "leave", owner)
+        finally:
+            if was_last and self._terms.is_empty:
+                # Whoever makes a store for a coordinator need not close it.
+                self._server.rest()
+
+    def skew(self) -> float:
+        self._introduce()
+        return self._time.skew()
+
+    # ---- One record
+
+    def create(self, record: SessionRecord, owner: str) -> None:
+        namesakes = [each.id for each, _, _ in self._unheard_creations.values() if each.name == record.name]
+        self._settle_all([record.id, *namesakes])
+        base, token = self._partitions.of(record.id), secrets.token_hex(8)
+        try:
+            with self._named(record):
+                taken_by = self._ask(base, "create", record.id, line_of(record), record.data, owner, token=token)
+                if taken_by:
+                    raise taken(record, taken_by.decode())
+        except StoreError:
+            self._unheard_creations[record.id] = record, owner, token
+            raise
+        self._note(owner, record.id)
+
+    def load(self, session_id: str, owner: str | None = None) -> Found | None:
+        return self._find("load", session_id, owner or "")
+
+    def find(self, name: str) -> str | None:
+        if self._crossing is not None:
+            return self._crossing.find(name)
+        found = self._ask(self._partitions.of(name), "find", name)
+        return None if found is None else str(found.decode())
+
+    def attach(self, session_id: str, owner: str) -> Found | None:
+        found = self._find("attach", session_id, owner)
+        if found is not None:
+            self._note(owner, session_id)
+        return found
+
+    def detach(self, session_ids: Iterable[str], owner: str) -> None:
+        session_ids = list(session_ids)
+        self._settle_all(session_ids)
+        for base, ids in self._batches(session_ids):
+            self._ask(base, "detach", owner, *ids)
+            self._forget(owner, ids)
+
+    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
+        self._settle(session_id)
+        reply = self._ask(self._partitions.of(session_id), "lease", session_id, owner, "x" if exclusive else "s")
+        if reply == b"busy":
+            raise busy(session_id)
+        if reply is None:
+            self._forget(owner, [session_id])
+            return None
+        self._note(owner, session_id)
+        return found_of(session_id, reply)
+
+    def release(self, session_id: str, owner: str) -> None:
+        self._settle(session_id)
+        self._ask(self._partitions.of(session_id), "release", session_id, owner)
+
+    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+        return self._save("give_back", session_id, (owner,), version, "" if data is None else "+" + data, touch)
+
+    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
+        return self._save("save", session_id, (), version, data, touch)
+
+    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+        self._settle(session_id)
+        token = secrets.token_hex(8)
+        try:
+            if self._crossing is not None:
+                outcome = self._crossing.rename(session_id, new_id, owner, token)
+            else:
+                base = self._partitions.of(session_id)
+                outcome = self._ask(base, "rename", session_id, new_id, owner, token=token)
+        except StoreError:
+            self._unheard_renames[session_id] = new_id, owner, token
+            raise
+        if outcome == b"busy":
+            raise busy(session_id)
+        if outcome == b"taken":
+            raise taken_id(new_id)
+        self._forget(owner, [session_id])
+        if outcome == b"absent":
+            return False
+        self._note(owner, new_id)
+        return True
+
+    # ---- Many records
+
+    def touch(self, touches: Mapping[str, Touch]) -> set[str]:
+        absent: set[str] = set()
+        self._settle_all(touches)
+        for base, ids in self._batches(touches):
+            arguments = chain.from_iterable((session_id, *parts_of(touches[session_id])) for session_id in ids)
+            found = self._ask(base, "touch", *arguments, token=secrets.token_hex(8))
+            absent.update(session_id.decode() for session_id in found)
+        return absent
+
+    def delete(self, session_ids: Iterable[str]) -> set[str]:
+        deleted: set[str] = set()
+        session_ids = list(session_ids)
+        self._settle_all(session_ids)
+        for base, ids in self._batches(session_ids):
+            deleted |= self._deleted(self._ask(base, "delete", *ids, token=secrets.token_hex(8)))
+            for owner in list(self._attached):
+                self._forget(owner, ids)
+        return deleted
+
+    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+        deleted: set[str] = set()
+        self._settle_all(last_active)
+        for base, ids in self._batches(last_active):
+            known = chain.from_iterable((session_id, repr(last_active[session_id])) for session_id in ids)
+            reply = self._ask(base, "delete_unless_used", owner, repr(now), *known, token=secrets.token_hex(8))
+            self._forget(owner, ids)
+            deleted |= self._deleted(reply)
+        return deleted
+
+    def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
+        removed: list[SessionRecord] = []
+        try:
+            for token in list(self._unheard_removals):
+                # Another thread may have asked meanwhile.
+                if unheard := self._unheard_removals.pop(token, None):
+                    removed += self._remove(token, *unheard)[1]
+            for base in self._partitions.bases:
+                skip = "0"
+                while skip and len(removed) < limit:
+                    arguments = (repr(now), str(limit - len(removed)), repr(inf if max_age is None else max_age), skip)
+                    skip, records = self._remove(secrets.token_hex(8), base, arguments)
+                    removed += records
+        except StoreError:
+            # What has been removed is told now, and the next call fails.
+            if not removed:
+                raise
+        return removed
+
+    def count_expired(self, now: float, max_age: float | None = None) -> int:
+        total = 0
+        for base in self._partitions.bases:
+            skip = "0"
+            while skip:
+                age = repr(inf if max_age is None else max_age)
+                reply, count = self._ask(base, "count_expired", repr(now), age, skip)
+                skip = reply.decode()
+                total += int(count)
+        return total
+
+    def page(self, after: str | None, limit: int) -> list[SessionRecord]:
+        found: list[SessionRecord] = []
+        for base in self._partitions.bases:
+            found += records_of(self._ask(base, "page", after or "", str(limit)))
+        return sorted(found)[:limit]
+
+    def close(self) -> None:
+        with contextlib.suppress(StoreError):
+            for owner in list(self._owners):
+                self.leave(owner)
+        self._terms.end_all()
+        self._server.close()
+
+    # ---- What the server is asked, and what became of it
+
+    def _ask(self, base: str, operation: str, *arguments: str, token: str = "", remembered: float | None = None) -> Any:
+        self._introduce()
+        self._terms.catch_up()
+        # In a cluster, names are in other slots than their sessions.
+        keys = [base] if self._crossing is not None else [base, f"{base}:names"]
+        return self._run(keys, operation, *arguments, token=token, remembered=remembered)
+
+    def _ask_for_name(self, name: str, operation: str, *arguments: str, token: str = "") -> Any:
+        self._introduce()
+        self._terms.catch_up()
+        base = self._partitions.of(name)
+        return self._run([base, f"{base}:names"], operation, name, *arguments, token=token)
+
+    def _run(self, keys: list[str], *arguments: str, token: str, remembered: float | None = None) -> Any:
+        try:
+            return self._script.run(keys, *arguments, token=token, remembered=remembered)
+        except OutOfStepError:
+            self._terms.renew_all()
+            return self._script.run(keys, *arguments, token=token, remembered=remembered)
+
+    def _find(self, operation: str, session_id: str, owner: str) -> Found | None:
+        self._settle(session_id)
+        reply = self._ask(self._partitions.of(session_id), operation, session_id, owner)
+        return None if reply is None else found_of(session_id, reply)
+
+    def _save(
+        self, operation: str, session_id: str, owner: tuple[str, ...], version: int, data: str, touch: Touch
+    ) -> int:
+        self._settle(session_id)
+        known, unheard = self._unheard_saves.get(session_id, (0, ""))
+        token = secrets.token_hex(8)
+        arguments = (*owner, str(version), unheard if known == version else "", data, *parts_of(touch))
+        try:
+            reply = self._ask(self._partitions.of(session_id), operation, session_id, *arguments, token=token)
+        except StoreError:
+            unheard = f"{unheard} " if known == version else ""
+            self._unheard_saves[session_id] = version, f"{unheard}{token}:{touch.messages}"
+            raise
+        outcome, found = reply[0], int(reply[1])
+        self._unheard_saves.pop(session_id, None)
+        if outcome == b"absent":
+            raise SessionNotFoundError(session_id)
+        if outcome == b"conflict":
+            raise conflict(session_id, found, version)
+        return found
+
+    def _remove(self, token: str, base: str, arguments: tuple[str, ...]) -> tuple[str, list[SessionRecord]]:
+        """Remove what has expired; where to go on, and what that was."""
+        try:
+            skip, *found = self._ask(base, "delete_expired", *arguments, token=token, remembered=REMEMBERED_SECONDS)
+        except StoreError:
+            self._unheard_removals[token] = base, arguments
+            raise
+        records = records_of(found)
+        self._free_names((record.name, record.id) for record in records)
+        return skip.decode(), records
+
+    def _deleted(self, reply: list[bytes]) -> set[str]:
+        pairs = [(name.decode(), session_id.decode()) for session_id, name in zip(reply[::2], reply[1::2], strict=True)]
+        self._free_names(pairs)
+        return {session_id for _, session_id in pairs}
+
+    def _settle_all(self, session_ids: Iterable[str]) -> None:
+        if self._unheard_renames or self._unheard_creations:
+            for session_id in session_ids:
+                self._settle(session_id)
+
+    def _settle(self, session_id: str) -> None:
+        """Undo what may have been done with this session, though whoever asked for it was told that it failed."""
+        if session_id in self._unheard_renames:
+            new_id, owner, token = self._unheard_renames[session_id]
+            if self._crossing is not None:
+                self._crossing.undo_rename(session_id, new_id, owner, token)
+            else:
+                self._ask(self._partitions.of(session_id), "undo_rename", session_id, new_id, owner, token)
+            self._unheard_renames.pop(session_id, None)
+        if session_id in self._unheard_creations:
+            record, owner, token = self._unheard_creations[session_id]
+            if self._ask(self._partitions.of(session_id), "undo_create", session_id, owner, token) is not None:
+                self._free_names([(record.name, session_id)])
+            self._unheard_creations.pop(session_id, None)
+
+    # ---- Names that are in another slot than their sessions
+
+    def _named(self, record: SessionRecord) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._crossing is None else self._crossing.named(record)
+
+    def _free_names(self, pairs: Iterable[tuple[str | None, str]]) -> None:
+        if self._crossing is not None:
+            # A name whose session is not there is free all the same.
+            with contextlib.suppress(StoreError):
+                self._crossing.free(pairs)
+
+    # ---- The server, and the owners' terms
+
+    def _sign(self, base: str, operation: str, owner: str, lag: float, name: str, *layout: str) -> Signature:
+        asked_at = stopwatch()
+        keys = [base, f"{base}:names"]
+        reply = self._script.run(keys, operation, owner, repr(self._terms.term), repr(lag), name, *layout)
+        if not isinstance(reply, list):
+            raise self._other_layout(reply)
+        self._time.note(float(reply[0]), asked_at)
+        return Signature(float(reply[0]), bool(reply[1]))
+
+    def _introduce(self) -> None:
+        """See once, without joining it, what time it is there, and whether this sessionkit knows such a store."""
+        if not self._time.is_known:
+            asked_at = stopwatch()
+            now, layout = self._script.run(self._partitions.bases[:1], "introduce")
+            if layout.decode() not in ("", LAYOUT):
+                raise self._other_layout(layout)
+            self._time.note(float(now), asked_at)
+
+    def _other_layout(self, found: bytes) -> StoreError:
+        return StoreError(
+            f"the session store {self!r} has layout {found.decode()!r}, and this sessionkit knows {LAYOUT!r}; use the "
+            "sessionkit that made it, or another prefix"
+        )
+
+    def _renew(self, owner: str) -> Signature:
+        lag, name = self._owners.get(owner, (inf, ""))
+        signatures = [self._sign(base, "sign", owner, lag, name) for base in self._partitions.bases]
+        return Signature(signatures[-1].server_time, all(signature.was_alive for signature in signatures))
+
+    def _reattach(self, owner: str) -> None:
+        for base, ids in self._batches(list(self._attached.get(owner, ()))):
+            self._ask(base, "reattach", owner, *ids)
+
+    def _note(self, owner: str, session_id: str) -> None:
+        self._attached.setdefault(owner, set()).add(session_id)
+
+    def _forget(self, owner: str, session_ids: Iterable[str]) -> None:
+        self._attached.get(owner, set()).difference_update(session_ids)
+        if self._unheard_saves:
+            for session_id in session_ids:
+                self._unheard_saves.pop(session_id, None)
+
+    def _batches(self, session_ids: Iterable[str]) -> Iterator[tuple[str, list[str]]]:
+        for base, ids in self._partitions.sorted(session_ids).items():
+            rest = iter(ids)
+            while batch := list(islice(rest, BATCH)):
+                yield base, batch
+
+
+def _checked_prefix(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"prefix must be a str, not {shown(value)}")
+    if not 0 < len(value) <= 64 or not value.isprintable() or set(value) & set("{}"):
+        raise ValueError(f"prefix {shown(value)} is not allowed; use 1 to 64 printable characters, and no braces")
+    return value

@@ -1,0 +1,392 @@
+"""The embedded store: one SQLite file, for all processes of one machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from math import inf
+from pathlib import Path
+from typing import TypeVar
+
+from ...errors import SessionConflictError, SessionNotFoundError
+from ...util.clock import SLACK
+from ...util.fork import start_clean_after_fork
+from ...util.validation import Duration, checked_seconds, shown
+from ..base import Found, SessionRecord, Touch
+from ..refusals import busy, conflict, taken, taken_id
+from .database import Database
+from .liveness import Lifelines
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x736B6974
+"""What marks a SQLite file as ours: "skit" in ASCII."""
+
+SCHEMA_VERSION = 2
+
+SCHEMA = """
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY CHECK (typeof(id) = 'text'),
+    name TEXT UNIQUE CHECK (typeof(name) IN ('text', 'null')),
+    data TEXT NOT NULL CHECK (typeof(data) = 'text'),
+    state TEXT NOT NULL CHECK (typeof(state) = 'text'),
+    created_at REAL NOT NULL CHECK (typeof(created_at) = 'real'),
+    last_active REAL NOT NULL CHECK (typeof(last_active) = 'real'),
+    message_count INTEGER NOT NULL CHECK (typeof(message_count) = 'integer'),
+    session_timeout REAL NOT NULL CHECK (typeof(session_timeout) = 'real'),
+    max_lifetime REAL CHECK (typeof(max_lifetime) IN ('real', 'null')),
+    version INTEGER NOT NULL CHECK (typeof(version) = 'integer'),
+    due REAL AS (min(last_active + session_timeout, ifnull(created_at + max_lifetime, 9e999)))
+);
+CREATE INDEX sessions_due ON sessions (due);
+CREATE INDEX sessions_last_active ON sessions (last_active);
+CREATE TABLE owners (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NULL);
+CREATE TABLE holders (
+    session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
+    owner TEXT NOT NULL REFERENCES owners ON DELETE CASCADE,
+    lease TEXT,  -- 'shared', 'exclusive', or NULL while it is only attached
+    outdated INTEGER NOT NULL,  -- whether another owner has, or had, an exclusive lease meanwhile
+    PRIMARY KEY (session_id, owner)
+) WITHOUT ROWID;
+CREATE INDEX holders_owner ON holders (owner);
+"""
+
+_COLUMNS = ", ".join(SessionRecord._fields)
+# ruff: noqa: S608  what is put into these statements are our own names; values are bound
+_FIND = f"""
+    SELECT {", ".join("s." + column for column in SessionRecord._fields)}, o.id, o.lag, o.name, h.lease, h.outdated
+    FROM sessions s
+    LEFT JOIN holders h ON h.session_id = s.id
+    LEFT JOIN owners o ON o.id = h.owner
+    WHERE s.id = ?
+"""
+# Once the dead are buried, whoever is attached lives.
+_EXPIRED = f"""
+    FROM sessions s
+    WHERE (due < :now OR last_active < :now - :age)
+    AND (
+        :now - (created_at + max_lifetime) > {SLACK}
+        OR :now - (last_active + min(session_timeout, :age)) > {SLACK}
+    )
+    AND NOT EXISTS (SELECT 1 FROM holders WHERE session_id = s.id)
+"""
+_DELETE_UNLESS_USED = f"""
+    DELETE FROM sessions AS d WHERE id = :id
+    AND NOT EXISTS (SELECT 1 FROM holders WHERE session_id = d.id)
+    AND (last_active <= :known OR EXISTS (SELECT 1 {_EXPIRED} AND s.id = d.id))
+"""
+
+
+class SQLiteStore:
+    """Keeps session records in a SQLite file: `SQLiteStore("sessions.db")`. The `Store` contract says what it does.
+
+    Safe from any number of threads and of processes on one machine; not on a network file system. A file that does not
+    exist is made, with permissions for its owner alone; one that is corrupt, or something else, raises `StoreError` and
+    is left as it is. While it is in use, SQLite keeps two files beside it (`-wal` and `-shm`), and each owner one that
+    it has locked (`-owner-…`): whoever dies, the lock goes with it.
+
+    What is created, saved or deleted has reached the disk when the call returns, and survives a loss of power as far
+    as the disk keeps what it acknowledged. Touches and leases survive the death of the process, and may be lost with
+    the power.
+
+    `timeout`: how long to wait for another process that writes, in seconds or a timedelta; default 5.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], timeout: Duration = 5.0) -> None:
+        if os.fspath(path) in ("", ":memory:"):
+            raise ValueError(f"path must name a file, which outlives the process, not {shown(path)}")
+        self.path = Path(os.path.realpath(path))
+        """Where it is, as an absolute path."""
+        self._database = Database(
+            str(self.path), checked_seconds("timeout", timeout), SCHEMA, APPLICATION_ID, SCHEMA_VERSION
+        )
+        self._lifelines = Lifelines(str(self.path))
+        # The lag and the name of those that joined here.
+        self._owners: dict[str, tuple[float, str]] = {}
+        start_clean_after_fork(self)
+
+    def _after_fork_in_child(self) -> None:
+        # The owners are its parent's.
+        self._owners = {}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    # ---- Owners
+
+    def join(self, lag: float, name: str) -> str:
+        owner = secrets.token_hex(8)
+
+        def work(connection: sqlite3.Connection) -> None:
+            self._bury_dead(connection)
+            self._lifelines.cut_strays()
+            self._lifelines.tie(owner)
+            connection.execute("INSERT INTO owners VALUES (?, ?, ?)", (owner, lag, name))
+
+        try:
+            self._write(work)
+        except BaseException:
+            self._lifelines.cut(owner)
+            raise
+        self._owners[owner] = lag, name
+        self._database.rouse()
+        return owner
+
+    def promise(self, owner: str, lag: float) -> None:
+        self._write(lambda connection: connection.execute("UPDATE owners SET lag = ? WHERE id = ?", (lag, owner)))
+        if owner in self._owners:
+            self._owners[owner] = lag, self._owners[owner][1]
+
+    def skew(self) -> float:
+        return 0.0
+
+    def leave(self, owner: str) -> None:
+        try:
+            self._write(lambda connection: connection.execute("DELETE FROM owners WHERE id = ?", (owner,)))
+        finally:
+            # Whoever comes next would see that it is dead.
+            self._lifelines.cut(owner)
+            if self._owners.pop(owner, None) is not None and not self._owners:
+                # Whoever makes a store for a coordinator need not close it.
+                self._database.rest()
+                if self._owners:
+                    # Somebody has joined meanwhile.
+                    self._database.rouse()
+
+    # ---- One record
+
+    def create(self, record: SessionRecord, owner: str) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            found = connection.execute(
+                "SELECT id FROM sessions WHERE id = ? UNION ALL SELECT id FROM sessions WHERE name = ?",
+                (record.id, record.name),
+            ).fetchone()
+            if found is not None:
+                raise taken(record, found[0])
+            connection.execute(f"INSERT INTO sessions ({_COLUMNS}) VALUES ({_marks(record)})", record)
+            self._note_holder(connection, record.id, owner)
+
+        self._database.write(work, "FULL")
+
+    def load(self, session_id: str, owner: str | None = None) -> Found | None:
+        return self._database.read(lambda connection: self._find(connection, session_id, owner)[0])
+
+    def find(self, name: str) -> str | None:
+        row = self._database.read(
+            lambda connection: connection.execute("SELECT id FROM sessions WHERE name = ?", (name,)).fetchone()
+        )
+        return None if row is None else str(row[0])
+
+    def attach(self, session_id: str, owner: str) -> Found | None:
+        if self.load(session_id) is None:
+            # Most who ask for one that nobody has in memory ask for none: others that write need not wait for that.
+            return None
+
+        def work(connection: sqlite3.Connection) -> Found | None:
+            found, leases = self._find(connection, session_id, owner)
+            if found is not None:
+                self._note_holder(connection, session_id, owner, outdated="exclusive" in leases)
+            return found
+
+        return self._write(work)
+
+    def detach(self, session_ids: Iterable[str], owner: str) -> None:
+        rows = [(session_id, owner) for session_id in session_ids]
+        self._write(lambda c: c.executemany("DELETE FROM holders WHERE session_id = ? AND owner = ?", rows))
+
+    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
+        def work(connection: sqlite3.Connection) -> Found | None:
+            found, leases = self._find(connection, session_id, owner)
+            if found is None:
+                return None
+            if leases and (exclusive or "exclusive" in leases):
+                raise busy(session_id)
+            self._note_holder(connection, session_id, owner)
+            connection.execute(
+                "UPDATE holders SET lease = ? WHERE session_id = ? AND owner = ? AND lease IS NOT 'exclusive'",
+                ("exclusive" if exclusive else "shared", session_id, owner),
+            )
+            if exclusive:
+                connection.execute(
+                    "UPDATE holders SET outdated = 1 WHERE session_id = ? AND owner <> ?", (session_id, owner)
+                )
+            return found
+
+        return self._write(work)
+
+    def release(self, session_id: str, owner: str) -> None:
+        self._write(lambda connection: _release(connection, session_id, owner))
+
+    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
+        return self._database.write(lambda connection: _save(connection, session_id, version, data, touch), "FULL")
+
+    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+        def work(connection: sqlite3.Connection) -> int | SessionNotFoundError | SessionConflictError:
+            _release(connection, session_id, owner)
+            try:
+                if data is not None:
+                    return _save(connection, session_id, version, data, touch)
+                if not _touch(connection, session_id, touch):
+                    return SessionNotFoundError(session_id)
+            except (SessionNotFoundError, SessionConflictError) as error:
+                # Raised here, it would undo the release.
+                return error
+            return version
+
+        outcome = self._database.write(work, "NORMAL" if data is None else "FULL")
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            found, leases = self._find(connection, session_id, owner)
+            if found is None:
+                return False
+            if leases:
+                raise busy(session_id)
+            if self._find(connection, new_id, None)[0] is not None:
+                raise taken_id(new_id)
+            mine = "SELECT lease FROM holders WHERE session_id = ? AND owner = ?"
+            lease = connection.execute(mine, (session_id, owner)).fetchone() or (None,)
+            connection.execute("DELETE FROM holders WHERE session_id = ?", (session_id,))
+            connection.execute("UPDATE sessions SET id = ? WHERE id = ?", (new_id, session_id))
+            self._note_holder(connection, new_id, owner)
+            connection.execute("UPDATE holders SET lease = ? WHERE session_id = ?", (*lease, new_id))
+            return True
+
+        return self._database.write(work, "FULL")
+
+    # ---- Many records
+
+    def touch(self, touches: Mapping[str, Touch]) -> set[str]:
+        def work(connection: sqlite3.Connection) -> set[str]:
+            return {session_id for session_id, touch in touches.items() if not _touch(connection, session_id, touch)}
+
+        return self._write(work)
+
+    def delete(self, session_ids: Iterable[str]) -> set[str]:
+        ids = list(session_ids)
+        return self._database.write(lambda connection: {id_ for id_ in ids if _delete(connection, id_)}, "FULL")
+
+    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+        def work(connection: sqlite3.Connection) -> set[str]:
+            deleted = set()
+            self._bury_dead(connection)
+            for session_id, known in last_active.items():
+                connection.execute("DELETE FROM holders WHERE session_id = ? AND owner = ?", (session_id, owner))
+                values = {"id": session_id, "known": known, "now": now, "age": inf}
+                if connection.execute(_DELETE_UNLESS_USED, values).rowcount:
+                    deleted.add(session_id)
+            return deleted
+
+        return self._database.write(work, "FULL")
+
+    def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
+        def work(connection: sqlite3.Connection) -> list[SessionRecord]:
+            self._bury_dead(connection)
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} {_EXPIRED} ORDER BY due LIMIT :limit",
+                {"now": now, "age": inf if max_age is None else max_age, "limit": limit},
+            ).fetchall()
+            return [record for record in map(SessionRecord._make, rows) if _delete(connection, record.id)]
+
+        return self._database.write(work, "FULL")
+
+    def count_expired(self, now: float, max_age: float | None = None) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            self._bury_dead(connection)
+            values = {"now": now, "age": inf if max_age is None else max_age}
+            (count,) = connection.execute(f"SELECT count(*) {_EXPIRED}", values).fetchone()
+            return int(count)
+
+        return self._write(work)
+
+    def page(self, after: str | None, limit: int) -> list[SessionRecord]:
+        query = f"SELECT {_COLUMNS} FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
+        rows = self._database.read(lambda connection: connection.execute(query, (after or "", limit)).fetchall())
+        return [SessionRecord._make(row) for row in rows]
+
+    def close(self) -> None:
+        self._lifelines.cut_all()
+        self._database.close()
+
+    # ---- Who has what in memory
+
+    def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return self._database.write(work, "NORMAL")
+
+    def _find(
+        self, connection: sqlite3.Connection, session_id: str, owner: str | None
+    ) -> tuple[Found | None, set[str]]:
+        """The record with its lag, and the leases of other living owners. One statement."""
+        rows = connection.execute(_FIND, (session_id,)).fetchall()
+        if not rows:
+            return None, set()
+        lag, names, leases, outdated = 0.0, list[str](), set[str](), False
+        for *_, holder, its_lag, name, lease, is_outdated in rows:
+            if holder == owner:
+                outdated = bool(is_outdated)
+            elif holder is not None and self._lifelines.is_alive(holder):
+                names.append(name)
+                lag = max(lag, its_lag if lease is None else inf)
+                leases |= set() if lease is None else {lease}
+        record = SessionRecord._make(rows[0][: len(SessionRecord._fields)])
+        return Found(record, lag, (*sorted(names),), outdated and "exclusive" not in leases), leases
+
+    def _note_holder(
+        self, connection: sqlite3.Connection, session_id: str, owner: str, *, outdated: bool = False
+    ) -> None:
+        # It is there, unless somebody took this process for dead because its file was deleted.
+        connection.execute(
+            "INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", (owner, *self._owners.get(owner, (inf, "")))
+        )
+        change = "INSERT OR IGNORE INTO holders (session_id, owner, outdated) VALUES (?, ?, ?)"
+        connection.execute(change, (session_id, owner, outdated))
+
+    def _bury_dead(self, connection: sqlite3.Connection) -> None:
+        for (owner,) in connection.execute("SELECT id FROM owners").fetchall():
+            if not self._lifelines.is_alive(owner):
+                self._bury(connection, owner)
+
+    def _bury(self, connection: sqlite3.Connection, owner: str) -> None:
+        connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+        self._lifelines.cut(owner)
+
+
+def _marks(record: SessionRecord) -> str:
+    return ", ".join("?" * len(record))
+
+
+def _save(connection: sqlite3.Connection, session_id: str, version: int, data: str, touch: Touch) -> int:
+    found = connection.execute("SELECT version FROM sessions WHERE id = ?", (session_id,)).fetchone()
+    if found is None:
+        raise SessionNotFoundError(session_id)
+    if found[0] != version:
+        raise conflict(session_id, found[0], version)
+    connection.execute("UPDATE sessions SET data = ?, version = version + 1 WHERE id = ?", (data, session_id))
+    _touch(connection, session_id, touch)
+    return version + 1
+
+
+def _release(connection: sqlite3.Connection, session_id: str, owner: str) -> None:
+    change = "UPDATE holders SET lease = NULL, outdated = 0 WHERE session_id = ? AND owner = ? AND lease IS NOT NULL"
+    connection.execute(change, (session_id, owner))
+
+
+def _touch(connection: sqlite3.Connection, session_id: str, touch: Touch) -> bool:
+    """Whether the record was there."""
+    return bool(
+        connection.execute(
+            "UPDATE sessions SET last_active = max(last_active, ?), message_count = message_count + ?, "
+            "state = ifnull(?, state) WHERE id = ?",
+            (touch.last_active, touch.messages, touch.state, session_id),
+        ).rowcount
+    )
+
+
+def _delete(connection: sqlite3.Connection, session_id: str) -> bool:
+    """Whether the record was there."""
+    return bool(connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,)).rowcount)

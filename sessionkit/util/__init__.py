@@ -1,0 +1,1 @@
+"""What stands below everything: validation, clock, fork, logging."""

@@ -1,0 +1,145 @@
+"""Checks of what callers pass in: each gives the value back in the form the package uses, or raises at once.
+
+Wrong types raise `TypeError`; names and ids out of form raise `InvalidSessionError`; numbers out of range raise
+`ValueError`. Every message has the value's `repr` (shortened when long) and the limit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from datetime import timedelta
+
+from ..errors import InvalidSessionError
+
+Duration = float | timedelta
+"""Seconds as a number, or a `datetime.timedelta`."""
+
+_NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_is_id = _ID.fullmatch
+_NAME_OR_ID = re.compile(r"[A-Za-z0-9 ._-]{1,128}")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """The value's `repr`, shortened in the middle when it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write out an int of thousands of digits
+        return f"<{type(value).__name__} that is too long to show>"
+
+
+def checked_name(value: object) -> str:
+    """A session's name: 1 to 64 of ASCII letters, digits, space, `.`, `_` and `-`."""
+    return _matching(_NAME, value, "session name", "1 to 64 of ASCII letters, digits, space, '.', '_' and '-'")
+
+
+def checked_id(value: object) -> str:
+    """A session's id: 1 to 128 of ASCII letters, digits, `.`, `_` and `-`."""
+    if isinstance(value, str) and _is_id(value):
+        return value
+    return _matching(_ID, value, "session id", "1 to 128 of ASCII letters, digits, '.', '_' and '-'")
+
+
+def checked_name_or_id(value: object) -> str:
+    """What may be a session's name or its id."""
+    return _matching(
+        _NAME_OR_ID, value, "session name or id", "1 to 128 of ASCII letters, digits, space, '.', '_' and '-'"
+    )
+
+
+def checked_owner_name(value: object) -> str:
+    """What other processes call this one: 1 to 255 printable characters, such as those of a URL."""
+    if isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable():
+        return value
+    if not isinstance(value, str):
+        raise TypeError(f"owner_name must be a str, such as 'http://10.0.0.7:8000', not {shown(value)}")
+    raise ValueError(f"owner_name {shown(value)} ({len(value)} characters) is not allowed; use 1 to 255 printable ones")
+
+
+def checked_str(what: str, value: object) -> str:
+    """A str in whatever form: one that is looked up and not found is checked further."""
+    if not isinstance(value, str):
+        raise TypeError(f"a {what} must be a str, such as session.id, not {shown(value)} ({type(value).__name__})")
+    return value
+
+
+def _matching(pattern: re.Pattern[str], value: object, what: str, rule: str) -> str:
+    text = checked_str(what, value)
+    if not pattern.fullmatch(text):
+        raise InvalidSessionError(f"{what} {shown(text)} ({len(text)} characters) is not allowed; use {rule}")
+    return text
+
+
+def checked_seconds(what: str, value: object) -> float:
+    """A duration in seconds: finite and above 0."""
+    seconds = _seconds(what, value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{what} must be above 0 seconds and finite, not {shown(value)}")
+    return seconds
+
+
+def checked_shift(what: str, value: object) -> float:
+    """A step in time, in seconds: finite, forward or back."""
+    seconds = _seconds(what, value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{what} must be finite seconds, not {shown(value)}")
+    return seconds
+
+
+def checked_wait(what: str, value: object) -> float | None:
+    """How long to wait, in seconds: 0 or more, or None for as long as it takes."""
+    if value is None:
+        return None
+    seconds = _seconds(what, value)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{what} must be 0 or more seconds and finite, or None to wait on, not {shown(value)}")
+    return seconds
+
+
+def _seconds(what: str, value: object) -> float:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be seconds as a number, or a timedelta, not {shown(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} must be a number of seconds that fits a float, not {shown(value)}") from None
+
+
+def checked_store(value: object) -> object:
+    """Something that looks like a store; a path is what people pass instead."""
+    if not hasattr(value, "delete_unless_used"):
+        raise TypeError(f"store must be a session store, such as SQLiteStore('sessions.db'), not {shown(value)}")
+    return value
+
+
+def checked_flag(what: str, value: object) -> bool:
+    """True or False, and nothing that is merely true or false enough."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {shown(value)}")
+    return value
+
+
+def checked_count(what: str, value: object) -> int:
+    """A number of things: a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be a whole number, not {shown(value)}")
+    if value < 1:
+        raise ValueError(f"{what} must be at least 1, not {shown(value)}")
+    return value
+
+
+def checked_function(what: str, value: object) -> object:
+    """Something to call, and not a coroutine function, whose calls would do nothing."""
+    import inspect  # only where a function is passed: it takes a sixth of the package's import
+
+    if not callable(value):
+        raise TypeError(f"{what} must be callable, not {shown(value)}")
+    if inspect.iscoroutinefunction(value):
+        raise TypeError(f"{what} must be a plain function, not the coroutine function {shown(value)}")
+    return value

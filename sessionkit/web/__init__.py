@@ -1,0 +1,1 @@
+"""A request's session; `sessionkit.wsgi` and `sessionkit.flask` stand on it."""

@@ -1,0 +1,446 @@
+"""Holding a session while working with it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    CoordinatorClosedError,
+    CoordinatorConfig,
+    RemovalCause,
+    SessionBusyError,
+    SessionCoordinator,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionState,
+)
+from sessionkit.core.hold import Hold, Holder, Waiter
+from sessionkit.testing import ManualClock
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
+
+from ..helpers.support import WAIT, Closings, in_thread, system_time
+
+
+@pytest.fixture
+def closings() -> Closings:
+    return Closings()
+
+
+@pytest.fixture
+def coordinator(session_coordinator: CoordinatorFactory, closings: Closings) -> SessionCoordinator[Any]:
+    return session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=1000), on_close=closings
+    )
+
+
+def take_and_leave(coordinator: SessionCoordinator[Any], session_id: str, **options: Any) -> str:
+    with coordinator.checkout(session_id, **options):
+        return "taken"
+
+
+@pytest.fixture
+def queued(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released once for each thread that has queued up for a session."""
+    semaphore = threading.Semaphore(0)
+    queue = Hold.queue
+
+    def queue_and_tell(hold: Hold, holder: Holder) -> Waiter:
+        waiter = queue(hold, holder)
+        semaphore.release()
+        return waiter
+
+    monkeypatch.setattr(Hold, "queue", queue_and_tell)
+    return semaphore
+
+
+def test_a_checkout_gives_the_session_and_touches_it_twice(
+    coordinator: SessionCoordinator[Any], session_clock: ManualClock
+) -> None:
+    """A checkout touches the session when it is taken and when it is given back."""
+    session = coordinator.create_session()
+    session_clock.advance(10)
+    with coordinator.checkout(session.id) as held:
+        assert held is session
+        assert session.metadata.last_active == 10
+        assert coordinator.stats().checked_out == 1
+        session_clock.advance(10)
+    assert session.metadata.last_active == 20
+    assert coordinator.stats().checked_out == 0
+
+
+def test_the_same_thread_may_take_it_again(coordinator: SessionCoordinator[Any]) -> None:
+    """Checkouts of one thread nest, in both modes, and the session is held until the outermost ends."""
+    session = coordinator.create_session()
+    with coordinator.checkout(session.id), coordinator.checkout(session.id, exclusive=False):
+        with coordinator.checkout(session.id):
+            pass
+        with in_thread(lambda: take_and_leave(coordinator, session.id, timeout=0)) as other:
+            assert isinstance(other.exception(WAIT), SessionBusyError)
+    with coordinator.checkout(session.id, exclusive=False), coordinator.checkout(session.id):
+        with in_thread(lambda: take_and_leave(coordinator, session.id, exclusive=False, timeout=0)) as other:
+            assert isinstance(other.exception(WAIT), SessionBusyError)
+    assert coordinator.stats().checked_out == 0
+
+
+def test_exclusive_keeps_other_threads_out_until_the_time_limit(coordinator: SessionCoordinator[Any]) -> None:
+    """While one thread has a session exclusively, others get SessionBusyError after their timeout, in either mode."""
+    session = coordinator.create_session()
+    with coordinator.checkout(session.id):
+        for exclusive in (True, False):
+            with in_thread(
+                lambda e=exclusive: take_and_leave(coordinator, session.id, exclusive=e, timeout=0.001)
+            ) as f:
+                with pytest.raises(SessionBusyError, match=r"timeout=0\.001"):
+                    f.result(WAIT)
+    assert take_and_leave(coordinator, session.id) == "taken"
+
+
+def test_several_threads_share_without_exclusive(coordinator: SessionCoordinator[Any]) -> None:
+    """With exclusive=False several threads have the session at once."""
+    session = coordinator.create_session()
+    all_inside = threading.Barrier(3)
+
+    def share() -> None:
+        with coordinator.checkout(session.id, exclusive=False):
+            all_inside.wait(WAIT)
+
+    with ThreadPoolExecutor(3) as pool:
+        for future in [pool.submit(share) for _ in range(3)]:
+            future.result(WAIT)
+    assert coordinator.stats().checked_out == 0
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("switched", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+def test_a_session_that_was_held_for_longer_than_its_timeout_goes_on(
+    exclusive: bool, switched: bool, given: bool
+) -> None:
+    """Giving back is a touch, also of the active session, however long it was checked out."""
+    clock = ManualClock()
+    with (
+        system_time(clock),
+        SessionCoordinator(CoordinatorConfig(60, 10), clock=clock if given else None) as coordinator,
+    ):
+        session = coordinator.create_session()
+        if switched:
+            coordinator.switch_session(session.id)
+        for _ in range(2):
+            with coordinator.checkout(session.id, exclusive=exclusive):
+                clock.advance(100)
+            assert session.id in coordinator
+            assert coordinator.active_session is (session if switched else None)
+        clock.advance(60)
+        assert session.id in coordinator
+        clock.advance(1)
+        assert session.id not in coordinator
+
+
+def test_whoever_waits_gets_it_when_it_is_given_back(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore
+) -> None:
+    """Waiters are let in first come first served, and a sharer does not overtake a waiting exclusive one."""
+    session = coordinator.create_session()
+    order: list[str] = []
+
+    def take(name: str, exclusive: bool) -> None:
+        with coordinator.checkout(session.id, exclusive=exclusive):
+            order.append(name)
+
+    with ThreadPoolExecutor(3) as pool:
+        with coordinator.checkout(session.id, exclusive=False):
+            futures = [pool.submit(take, "first", True)]
+            assert queued.acquire(timeout=WAIT)
+            futures.append(pool.submit(take, "second", False))
+            assert queued.acquire(timeout=WAIT)
+            futures.append(pool.submit(take, "third", True))
+            assert queued.acquire(timeout=WAIT)
+        for future in futures:
+            future.result(WAIT)
+    assert order == ["first", "second", "third"]
+
+
+def test_a_waiter_that_gives_up_lets_those_behind_it_pass(coordinator: SessionCoordinator[Any]) -> None:
+    """When an exclusive waiter's time is up, a sharer that queued behind it joins those who share."""
+    session = coordinator.create_session()
+    with ThreadPoolExecutor(2) as pool, coordinator.checkout(session.id, exclusive=False):
+        impatient = pool.submit(take_and_leave, coordinator, session.id, timeout=0.05)
+        patient = pool.submit(take_and_leave, coordinator, session.id, exclusive=False)
+        assert isinstance(impatient.exception(WAIT), SessionBusyError)
+        assert patient.result(WAIT) == "taken"
+
+
+def test_a_thread_that_shares_cannot_wait_to_have_it_alone(coordinator: SessionCoordinator[Any]) -> None:
+    """Two sharers that both wait for the other to leave would wait for ever, so asking is refused at once."""
+    session = coordinator.create_session()
+    inside, leave = threading.Event(), threading.Event()
+
+    def share() -> None:
+        with coordinator.checkout(session.id, exclusive=False):
+            inside.set()
+            assert leave.wait(WAIT)
+
+    with in_thread(share), coordinator.checkout(session.id, exclusive=False):
+        assert inside.wait(WAIT)
+        with pytest.raises(SessionBusyError, match="give the shared checkout back"):
+            take_and_leave(coordinator, session.id)
+        leave.set()
+
+
+def test_a_close_while_checked_out_ends_it_when_it_is_given_back(
+    coordinator: SessionCoordinator[Any], closings: Closings
+) -> None:
+    """Closed while held: gone for every caller at once, its name free, and finalised when the holder leaves."""
+    session = coordinator.create_session("support", session_id="s-1")
+    with coordinator.checkout("s-1"):
+        coordinator.close_session("s-1")
+        assert "s-1" not in coordinator
+        assert (len(coordinator), coordinator.stats().checked_out, closings) == (0, 1, [])
+        with pytest.raises(SessionExpiredError):
+            coordinator.touch_session("s-1")
+        session.record_message()
+        assert session.state is SessionState.ACTIVE
+        successor = coordinator.create_session("support")
+    assert closings == [("support", RemovalCause.CLOSED)]
+    assert session.state is SessionState.CLOSED
+    assert coordinator.list_sessions() == [successor]
+
+
+def test_an_id_is_not_free_before_its_session_is_given_back(coordinator: SessionCoordinator[Any]) -> None:
+    """A closed session that is still held keeps its id, so that two sessions never share a record."""
+    coordinator.create_session(session_id="s-1")
+    with coordinator.checkout("s-1"):
+        coordinator.close_session("s-1")
+        with pytest.raises(SessionExistsError, match="still closing"):
+            coordinator.create_session(session_id="s-1")
+    assert coordinator.create_session(session_id="s-1").id in coordinator
+
+
+def test_the_end_of_a_session_sends_its_waiters_away(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore
+) -> None:
+    """Whoever waits for a session that is closed gets SessionExpiredError, not a closed session."""
+    session = coordinator.create_session()
+    with ThreadPoolExecutor(2) as pool:
+        with coordinator.checkout(session.id):
+            waiters = [pool.submit(take_and_leave, coordinator, session.id) for _ in range(2)]
+            assert queued.acquire(timeout=WAIT)
+            assert queued.acquire(timeout=WAIT)
+            coordinator.close_session(session.id)
+            for waiter in waiters:
+                with pytest.raises(SessionExpiredError) as caught:
+                    waiter.result(WAIT)
+                assert caught.value.cause is RemovalCause.CLOSED
+
+
+def test_closing_the_coordinator_sends_waiters_away(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore, closings: Closings
+) -> None:
+    """close() does not wait for holders: waiters get CoordinatorClosedError, the holder finalises when it is done."""
+    session = coordinator.create_session("support")
+    with ThreadPoolExecutor(1) as pool, coordinator.checkout(session.id):
+        waiter = pool.submit(take_and_leave, coordinator, session.id)
+        assert queued.acquire(timeout=WAIT)
+        coordinator.close()
+        assert isinstance(waiter.exception(WAIT), CoordinatorClosedError)
+        assert closings == []
+    assert closings == [("support", RemovalCause.SHUTDOWN)]
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_lifetime_that_passes_while_checked_out_ends_it_when_it_is_given_back(
+    coordinator: SessionCoordinator[Any], closings: Closings, session_clock: ManualClock
+) -> None:
+    """Too old while held: gone for every caller at once, and finalised with LIFETIME when given back."""
+    session = coordinator.create_session("support")
+    with coordinator.checkout(session.id):
+        session_clock.advance(1001)
+        assert len(coordinator) == 0
+        assert coordinator.list_sessions() == []
+        assert coordinator.cleanup_inactive_sessions(dry_run=True) == 0
+        with pytest.raises(SessionExpiredError) as caught:
+            coordinator.get_session(session.id)
+        assert (caught.value.cause, caught.value.ended_at) == (RemovalCause.LIFETIME, 1000)
+        assert closings == []
+    assert closings == [("support", RemovalCause.LIFETIME)]
+
+
+def test_a_cleanup_meets_a_held_session_that_is_too_old(
+    coordinator: SessionCoordinator[Any], closings: Closings, session_clock: ManualClock
+) -> None:
+    """Cleanup ends a held session that is too old, counts it for nobody, and the give-back finalises it."""
+    session = coordinator.create_session("support")
+    with coordinator.checkout(session.id):
+        session_clock.advance(1001)
+        assert coordinator.cleanup_inactive_sessions() == 0
+        assert closings == []
+    assert closings == [("support", RemovalCause.LIFETIME)]
+
+
+def test_a_waiter_whose_session_is_too_old_when_it_gets_it_is_told(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore, closings: Closings, session_clock: ManualClock
+) -> None:
+    """A waiter that is let in after the lifetime passed gives the session back and gets SessionExpiredError."""
+    session = coordinator.create_session("support")
+    with ThreadPoolExecutor(1) as pool:
+        with coordinator.checkout(session.id):
+            waiter = pool.submit(take_and_leave, coordinator, session.id)
+            assert queued.acquire(timeout=WAIT)
+            session_clock.advance(1001)
+        with pytest.raises(SessionExpiredError) as caught:
+            waiter.result(WAIT)
+    assert caught.value.cause is RemovalCause.LIFETIME
+    assert closings == [("support", RemovalCause.LIFETIME)]
+
+
+def test_an_interrupted_waiter_leaves_the_queue(coordinator: SessionCoordinator[Any]) -> None:
+    """A wait that is interrupted leaves nothing behind, whether or not the session was granted to it meanwhile."""
+    session = coordinator.create_session()
+    granted_meanwhile: list[bool] = []
+
+    def interrupted(waiter: Waiter, seconds: float | None) -> None:
+        if granted_meanwhile:
+            leave.set()
+            assert waiter._wake.acquire(timeout=WAIT)
+        raise KeyboardInterrupt
+
+    leave, inside = threading.Event(), threading.Event()
+
+    def hold_it() -> None:
+        with coordinator.checkout(session.id):
+            inside.set()
+            assert leave.wait(WAIT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Waiter, "wait", interrupted)
+        for meanwhile in (False, True):
+            granted_meanwhile[:] = [True] if meanwhile else []
+            with in_thread(hold_it):
+                assert inside.wait(WAIT)
+                with pytest.raises(KeyboardInterrupt):
+                    take_and_leave(coordinator, session.id)
+                leave.set()
+            leave.clear()
+            inside.clear()
+    assert coordinator.stats().checked_out == 0
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+def test_an_error_in_the_block_gives_the_session_back(coordinator: SessionCoordinator[Any]) -> None:
+    """An exception leaves the block as it came, and the session is free again."""
+    session = coordinator.create_session()
+    with pytest.raises(ZeroDivisionError), coordinator.checkout(session.id):
+        raise ZeroDivisionError
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_checkout_is_for_one_block(coordinator: SessionCoordinator[Any]) -> None:
+    """Entering a checkout twice is an error, and leaving it twice gives back once."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    with checkout, pytest.raises(RuntimeError, match="used already"):
+        checkout.__enter__()
+    checkout.__exit__()
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_checkout_may_be_left_in_another_thread(coordinator: SessionCoordinator[Any]) -> None:
+    """A server may close a streamed response in another thread; the session is free then."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__()
+    with in_thread(checkout.__exit__) as left:
+        left.result(WAIT)
+    assert coordinator.stats().checked_out == 0
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+def test_a_later_thread_is_never_taken_for_the_one_that_has_the_session(coordinator: SessionCoordinator[Any]) -> None:
+    """A checkout may outlive its thread, and no thread that comes after it has the session as if it were that one."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    idents: list[int] = []
+
+    def enter() -> None:
+        idents.append(threading.get_ident())
+        checkout.__enter__()
+
+    def enter_later() -> None:
+        idents.append(threading.get_ident())
+        with pytest.raises(SessionBusyError):
+            take_and_leave(coordinator, session.id, timeout=0)
+        refused.append(idents[-1])
+
+    refused: list[int] = []
+    for target in [enter, *[enter_later] * 50]:
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join(WAIT)
+    assert refused == idents[1:]
+    # Python gave the ident of the thread that had ended to a later one.
+    assert idents[0] in refused
+    checkout.__exit__()
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+def test_a_clock_that_fails_does_not_keep_the_session(session_coordinator: CoordinatorFactory) -> None:
+    """If the clock raises when the session is given back, the error is seen and the session is free all the same."""
+    fails = False
+
+    def clock() -> float:
+        if fails:
+            raise OSError("no time")
+        return 5.0
+
+    coordinator = session_coordinator(clock=clock)
+    session = coordinator.create_session()
+    with coordinator.checkout(session.id):
+        checkout = coordinator.checkout(session.id)
+        with pytest.raises(OSError, match="no time"), checkout:
+            fails = True
+        fails = False
+        checkout.__exit__()
+        assert coordinator.stats().checked_out == 1
+    assert coordinator.stats().checked_out == 0
+    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
+
+
+@pytest.mark.parametrize("exclusive", ["no", None, 1, 0])
+def test_exclusive_is_true_or_false(exclusive: Any, coordinator: SessionCoordinator[Any]) -> None:
+    """Anything but a bool is refused before anything is held."""
+    session = coordinator.create_session()
+    with pytest.raises(TypeError, match=f"exclusive must be True or False, not {exclusive!r}"):
+        coordinator.checkout(session.id, exclusive=exclusive)
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_checkout_that_was_refused_may_be_tried_again(coordinator: SessionCoordinator[Any]) -> None:
+    """A checkout that raised on entering has nothing, and can be entered once more."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id, timeout=0)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold_it() -> None:
+        with coordinator.checkout(session.id):
+            inside.set()
+            assert leave.wait(WAIT)
+
+    with in_thread(hold_it):
+        assert inside.wait(WAIT)
+        with pytest.raises(SessionBusyError):
+            checkout.__enter__()
+        leave.set()
+    with checkout as held:
+        assert held is session
+
+
+def test_nothing_is_held_before_the_block_is_entered(coordinator: SessionCoordinator[Any]) -> None:
+    """Calling checkout takes nothing; only the with block does."""
+    session = coordinator.create_session()
+    coordinator.checkout(session.id)
+
+    assert coordinator.stats().checked_out == 0

@@ -1,0 +1,395 @@
+"""Rotation: a session that gets another id, in memory and in a store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from sessionkit import (
+    CoordinatorConfig,
+    EventKind,
+    InvalidSessionError,
+    RemovalCause,
+    SessionBusyError,
+    SessionCoordinator,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StoreError,
+)
+from sessionkit.stores import SQLiteStore
+from sessionkit.testing import ManualClock
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
+
+from ..helpers.support import WAIT, Closings, HeldUpClock, WatchedStore, in_thread, records_in, system_time
+
+CONFIG = CoordinatorConfig(60, 10)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+def waits_for(coordinator: SessionCoordinator[Any], session: Any) -> bool:
+    """Whether somebody waits to check the session out."""
+    with coordinator._lock:
+        return session._hold is not None and bool(session._hold._waiters)
+
+
+# ---- In memory
+
+
+def test_a_rotated_session_is_the_same_under_another_id(session_coordinator: CoordinatorFactory) -> None:
+    """Name, data, resource, age and messages stay; the old id is dead at once, and nothing is closed."""
+    closings = Closings()
+    coordinator = session_coordinator(CONFIG, on_close=closings)
+    session = coordinator.create_session("chat", session_id="old", data={"a": 1}, resource="live")
+    session.record_message()
+    created_at = session.metadata.created_at
+    channel = coordinator.subscribe()
+
+    assert coordinator.rotate_session("old", "new") is session
+
+    assert (session.id, session.name, session.data, session.resource) == ("new", "chat", {"a": 1}, "live")
+    assert (session.metadata.created_at, session.metadata.message_count) == (created_at, 1)
+    assert coordinator.get_session("new") is session
+    assert "old" not in coordinator
+    with pytest.raises(SessionNotFoundError) as caught:
+        coordinator.get_session("old")
+    assert not isinstance(caught.value, SessionExpiredError)
+    assert coordinator.switch_session("chat") is session
+    assert coordinator.list_sessions() == [session]
+    assert not closings
+    event = channel.get(timeout=0)
+    assert event is not None
+    assert (event.kind, event.session_id, event.former_id, event.cause) == (EventKind.ROTATED, "new", "old", None)
+    coordinator.create_session(session_id="old")
+    coordinator.close_session("new")
+    assert closings == [("chat", RemovalCause.CLOSED)]
+
+
+def test_a_new_id_is_made_unless_given(session_coordinator: CoordinatorFactory) -> None:
+    """As for a new session: long, and another one each time."""
+    coordinator = session_coordinator(CONFIG)
+    ids = {coordinator.create_session().id for _ in range(2)}
+    ids |= {coordinator.rotate_session(session_id).id for session_id in sorted(ids)}
+    assert {len(session_id) for session_id in ids} == {43}
+    assert len(ids) == 4
+
+
+def test_rotation_touches_and_keeps_the_limits(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Its idle time starts again; its maximum lifetime, and its turn among the others, do not."""
+    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=100))
+    sessions = [coordinator.create_session(session_id=name) for name in "abc"]
+    session_clock.advance(50)
+    for name in "bc":
+        coordinator.touch_session(name)
+    coordinator.rotate_session("a", "new")
+    session_clock.advance(49)
+    assert coordinator.list_sessions() == [sessions[1], sessions[2], sessions[0]]
+    session_clock.advance(1)
+    assert len(coordinator) == 3
+    session_clock.advance(0.001)
+    with pytest.raises(SessionExpiredError) as caught:
+        coordinator.get_session("new")
+    assert caught.value.cause is RemovalCause.LIFETIME
+    assert coordinator.cleanup_inactive_sessions() == 3
+
+
+def test_an_id_that_is_taken_or_not_allowed_is_refused(session_coordinator: CoordinatorFactory) -> None:
+    """Also its own, one that is being made, and one whose session is closing still; the session stays as it was."""
+    others: list[SessionExistsError] = []
+
+    def rotate_meanwhile(*_: Any) -> None:
+        with pytest.raises(SessionExistsError) as caught:
+            coordinator.rotate_session("old", "busy")
+        others.append(caught.value)
+
+    coordinator = session_coordinator(CONFIG, resource_factory=rotate_meanwhile, on_close=rotate_meanwhile)
+    session = coordinator.create_session(session_id="old", resource="given")
+    coordinator.create_session(session_id="other", resource="given")
+    for taken in ("other", "old"):
+        with pytest.raises(SessionExistsError, match=f"id '{taken}' already") as caught:
+            coordinator.rotate_session("old", taken)
+        assert caught.value.session_id == taken
+    with pytest.raises(InvalidSessionError, match="'no slash/'"):
+        coordinator.rotate_session("old", "no slash/")
+    coordinator.create_session(session_id="busy")
+    coordinator.close_session("busy")
+    assert len(others) == 2
+    assert coordinator.get_session("old") is session
+    coordinator._on_close = coordinator._finaliser._on_close = None
+
+
+def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
+    """Raises as a look does; and one that is closed while somebody has it has ended for whoever rotates it too."""
+    coordinator = session_coordinator(CONFIG)
+    with pytest.raises(SessionNotFoundError):
+        coordinator.rotate_session("nobody")
+    coordinator.create_session(session_id="idle")
+    session_clock.advance(61)
+    with pytest.raises(SessionExpiredError):
+        coordinator.rotate_session("idle")
+    coordinator.create_session(session_id="closed")
+    with coordinator.checkout("closed"):
+        coordinator.close_session("closed")
+        with pytest.raises(SessionExpiredError):
+            coordinator.rotate_session("closed")
+    assert len(coordinator) == 0
+
+
+def test_rotation_under_a_checkout_of_this_thread(session_coordinator: CoordinatorFactory) -> None:
+    """Whoever has it goes on with it, and can give it back; alone or shared, as long as nobody else has it."""
+    coordinator = session_coordinator(CONFIG)
+    coordinator.create_session(session_id="s-0")
+    for number, exclusive in enumerate([True, False]):
+        with coordinator.checkout(f"s-{number}", exclusive=exclusive) as held:
+            coordinator.rotate_session(held.id, f"s-{number + 1}")
+            held.touch()
+            held.record_message()
+        assert coordinator.stats().checked_out == 0
+    assert coordinator.get_session("s-2").metadata.message_count == 2
+
+
+def test_rotation_waits_for_whoever_has_the_session(session_coordinator: CoordinatorFactory) -> None:
+    """For as long as it is told to; then it raises, and nothing has changed."""
+    coordinator = session_coordinator(CONFIG)
+    session = coordinator.create_session(session_id="old")
+    with coordinator.checkout("old"):
+        with in_thread(lambda: coordinator.rotate_session("old", "new", timeout=0)) as future:
+            assert isinstance(future.exception(WAIT), SessionBusyError)
+        assert session.id == "old"
+
+
+def test_who_waits_by_the_old_id_is_sent_away(session_coordinator: CoordinatorFactory) -> None:
+    """A request that came before the login, and waited, does not get what came after it."""
+    coordinator = session_coordinator(CONFIG)
+    session = coordinator.create_session(session_id="old")
+    got = []
+
+    def ask() -> None:
+        with coordinator.checkout("old", timeout=WAIT) as held:
+            got.append(held)
+
+    with coordinator.checkout("old"), in_thread(ask) as future:
+        while not waits_for(coordinator, session):
+            threading.Event().wait(0.001)
+        coordinator.rotate_session("old", "new")
+        assert isinstance(future.exception(WAIT), SessionNotFoundError)
+    assert not got
+    with coordinator.checkout("new", timeout=0) as held:
+        assert held is session
+
+
+@pytest.mark.skipif(
+    "not __import__('sessionkit.core.pulse', fromlist=['x']).HAS_STEPS", reason="no paths without the lock"
+)
+def test_who_found_it_by_the_old_id_a_moment_ago_does_not_get_it() -> None:
+    """Held up on the path without the lock, between finding it and taking it."""
+    clock = HeldUpClock()
+    with system_time(clock), SessionCoordinator(CONFIG) as coordinator:
+        coordinator.create_session(session_id="old")
+
+        def take() -> None:
+            checkout = coordinator.checkout("old", timeout=0)
+            clock.hold_up_this_thread()
+            with checkout:
+                pass
+
+        with in_thread(take) as future:
+            assert clock.held_up.wait(WAIT)
+            coordinator.rotate_session("old", "new")
+            clock.go_on.set()
+            assert isinstance(future.exception(WAIT), SessionNotFoundError)
+        assert coordinator.stats().checked_out == 0
+
+
+# ---- In a store
+
+
+def test_a_rotated_session_comes_back_by_its_new_id(path: Path) -> None:
+    """After a restart too, with what was written before and after; the old id is unknown there."""
+    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as coordinator:
+        coordinator.create_session("chat", session_id="old", data={"before": 1})
+        with coordinator.checkout("old") as held:
+            coordinator.rotate_session("old", "new")
+            held.data["after"] = 2
+            held.record_message()
+    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as coordinator:
+        with pytest.raises(SessionNotFoundError):
+            coordinator.get_session("old")
+        session = coordinator.switch_session("chat")
+        assert (session.id, session.data, session.metadata.message_count) == ("new", {"before": 1, "after": 2}, 1)
+
+
+def test_another_process_that_has_it_lets_go_of_it(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """There it is unknown by the old id, and found by the new one."""
+    closings = Closings()
+    here = session_coordinator(CONFIG, store=SQLiteStore(path))
+    there = session_coordinator(CONFIG, store=SQLiteStore(path), on_close=closings)
+    here.create_session(session_id="old", data={"a": 1})
+    assert there.get_session("old").data == {"a": 1}
+    here.rotate_session("old", "new")
+    with pytest.raises(SessionNotFoundError):
+        there.get_session("old")
+    assert closings == [("old", RemovalCause.PASSIVATED)]
+    assert there.get_session("new").data == {"a": 1}
+    with there.checkout("new"), pytest.raises(SessionBusyError):
+        here.rotate_session("new", timeout=0)
+
+
+def test_an_id_that_is_taken_in_the_store_is_refused(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """By a session that is in memory here, or nowhere, or that ended and is not gone yet."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = session_coordinator(CONFIG, store=store)
+    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as other:
+        other.create_session(session_id="stored")
+    for session_id in ("old", "here", "ended"):
+        coordinator.create_session(session_id=session_id)
+    store.failing.add("delete")
+    coordinator.close_session("ended")
+    for taken in ("stored", "here", "ended", "old"):
+        with pytest.raises(SessionExistsError) as caught:
+            coordinator.rotate_session("old", taken)
+        assert caught.value.session_id == taken
+    assert coordinator.get_session("old").id == "old"
+    store.failing.clear()
+
+
+def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """The store says no: the session has its old id, and no other, here and there."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = session_coordinator(CONFIG, store=store)
+    session = coordinator.create_session(session_id="old")
+    store.failing.add("rename")
+    with pytest.raises(StoreError):
+        coordinator.rotate_session("old", "new")
+    store.failing.clear()
+    assert coordinator.get_session("old") is session
+    with pytest.raises(SessionNotFoundError):
+        coordinator.get_session("new")
+
+
+def test_a_session_ended_elsewhere_cannot_be_rotated(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """Its record is gone while it is checked out here."""
+    store = SQLiteStore(path)
+    coordinator = session_coordinator(CONFIG, store=store)
+    coordinator.create_session(session_id="old")
+    with coordinator.checkout("old"):
+        store.delete(["old"])
+        with pytest.raises(SessionNotFoundError):
+            coordinator.rotate_session("old", "new")
+    assert len(coordinator) == 0
+
+
+def test_a_session_ended_elsewhere_at_the_last_moment(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """Its record goes when the rotation has checked it out already."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = session_coordinator(CONFIG, store=store)
+    coordinator.create_session(session_id="old")
+    rename = store.store.rename
+
+    def rename_late(*arguments: Any) -> bool:
+        store.store.delete(["old"])
+        return rename(*arguments)
+
+    with patch.object(store.store, "rename", rename_late), pytest.raises(SessionNotFoundError):
+        coordinator.rotate_session("old", "new")
+    assert "old" not in coordinator
+    assert len(coordinator) == 0
+
+
+def in_between(store: WatchedStore, work: Callable[[], object]) -> Any:
+    """Have something done when a record was renamed, and its session was not yet."""
+    rename = store.store.rename
+
+    def renamed(*arguments: Any) -> bool:
+        done = rename(*arguments)
+        if arguments[1] == "new":
+            work()
+        return done
+
+    return patch.object(store.store, "rename", renamed)
+
+
+def test_a_session_closed_while_it_is_rotated_stays_closed(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """Nothing of it is left in the store, by either id."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = session_coordinator(CONFIG, store=store)
+    coordinator.create_session(session_id="old")
+    with in_between(store, lambda: coordinator.close_session("old")), pytest.raises(SessionExpiredError):
+        coordinator.rotate_session("old", "new")
+    assert store.store.page(None, 10) == []
+
+
+def test_a_session_rotated_while_the_coordinator_closes_keeps_its_record(path: Path) -> None:
+    """By the old id, which is the one that its user has."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = SessionCoordinator(CONFIG, store=store)
+    coordinator.create_session(session_id="old", data={"a": 1})
+    with in_between(store, coordinator.close), pytest.raises(Exception, match="closed"):
+        coordinator.rotate_session("old", "new")
+    assert list(records_in(path)) == ["old"]
+
+
+def test_who_misses_the_record_while_it_is_renamed_waits(session_coordinator: CoordinatorFactory, path: Path) -> None:
+    """A look, and somebody who restores all: neither takes the session for gone, or for another one."""
+    store = WatchedStore(SQLiteStore(path))
+    closings = Closings()
+    coordinator = session_coordinator(CONFIG, store=store, on_close=closings)
+    session = coordinator.create_session(session_id="old")
+    missed = threading.Event()
+    load = store.store.load
+
+    def watched(*arguments: Any) -> Any:
+        found = load(*arguments)
+        missed.set()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        futures: list[Future[Any]] = []
+
+        def ask_meanwhile() -> None:
+            futures.append(pool.submit(coordinator.get_session, "old"))
+            assert missed.wait(WAIT)
+            futures.append(pool.submit(coordinator.restore_sessions))
+
+        with patch.object(store.store, "load", watched), in_between(store, ask_meanwhile):
+            coordinator.rotate_session("old", "new")
+        assert [future.result(WAIT) for future in futures] == [session, 0]
+    assert coordinator.list_sessions() == [session]
+    assert not closings
+
+
+def test_activity_that_is_written_while_the_record_is_renamed_is_written_later(
+    session_coordinator: CoordinatorFactory, path: Path
+) -> None:
+    """The batch had its old id: no message is lost, and the session is not taken for gone."""
+    store = WatchedStore(SQLiteStore(path))
+    coordinator = session_coordinator(CONFIG, store=store)
+    session = coordinator.create_session(session_id="old")
+    session.record_message()
+    touch = store.store.touch
+
+    def touch_late(touches: Any) -> Any:
+        if "old" in touches:
+            with in_thread(coordinator.rotate_session, "old", "new") as future:
+                assert future.result(WAIT) is session
+        return touch(touches)
+
+    with patch.object(store.store, "touch", touch_late):
+        coordinator.cleanup_inactive_sessions()
+    assert coordinator.get_session("new") is session
+    coordinator.cleanup_inactive_sessions()
+    found = store.load("new")
+    assert found is not None
+    assert found.record.message_count == 1

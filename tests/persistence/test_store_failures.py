@@ -1,0 +1,563 @@
+"""When the store fails: nothing is lost, nothing is revived, and what is in memory stays usable."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    CoordinatorConfig,
+    RemovalCause,
+    SessionBusyError,
+    SessionCoordinator,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    SessionState,
+    StoreError,
+)
+from sessionkit.core.stats import StoreStats
+from sessionkit.stores import SQLiteStore, Touch
+from sessionkit.testing import ManualClock
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
+
+from ..helpers.support import Closings, WatchedStore
+
+CONFIG = CoordinatorConfig(60, 10)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "sessions.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[WatchedStore]:
+    store = WatchedStore(SQLiteStore(path, timeout=0.01))
+    yield store
+    # The coordinator may need it still: its fixture ends later.
+    store.store._database.rest()  # type: ignore[attr-defined]  # it is a SQLiteStore
+
+
+@pytest.fixture
+def closings() -> Closings:
+    return Closings()
+
+
+@pytest.fixture
+def coordinator(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings
+) -> SessionCoordinator[Any]:
+    return session_coordinator(CONFIG, store=store, on_close=closings)
+
+
+def figures(coordinator: SessionCoordinator[Any]) -> StoreStats:
+    stats = coordinator.stats().store
+    assert stats is not None
+    return stats
+
+
+def data_in(path: Path, session_id: str) -> str:
+    store = SQLiteStore(path)
+    found = store.load(session_id)
+    store.close()
+    assert found is not None
+    return found.record.data
+
+
+def test_a_creation_that_cannot_be_saved_leaves_nothing(
+    coordinator: SessionCoordinator[Any], store: WatchedStore
+) -> None:
+    """It raises with the cause chained; name, id and place are free, and nothing was made for it."""
+    store.failing = {"create"}
+    with pytest.raises(StoreError, match="no create today") as caught:
+        coordinator.create_session("support", session_id="s-1")
+    assert isinstance(caught.value.__cause__, OSError)
+    assert (len(coordinator), figures(coordinator).failures) == (0, 1)
+    store.failing.clear()
+    assert coordinator.create_session("support", session_id="s-1").id == "s-1"
+
+
+def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
+    coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path
+) -> None:
+    """A creation or a save that fails raises `StoreError`; the change stays in memory, and the next checkout that is
+    given back saves it, unless another process has saved the session first. The session is free meanwhile.
+    """
+    session = coordinator.create_session()
+    store.failing = {"give_back", "create"}
+    with pytest.raises(StoreError):
+        coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    with pytest.raises(StoreError, match="no give_back today"):
+        checkout.__exit__()
+    assert coordinator.get_session(session.id).data == {"step": 1}
+    assert (coordinator.stats().checked_out, data_in(path, session.id)) == (0, "{}")
+    store.failing.clear()
+    with coordinator.checkout(session.id, timeout=0):
+        pass
+    assert data_in(path, session.id) == '{"step":1}'
+
+    store.failing = {"give_back"}
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 2
+    with pytest.raises(StoreError):
+        checkout.__exit__()
+    store.failing.clear()
+    store.store.save(session.id, 2, '{"by":"another process"}', Touch(0.0))
+    with coordinator.checkout(session.id) as held:
+        assert held.data == {"by": "another process"}
+
+
+def test_messages_that_could_not_be_written_are_counted_once(
+    coordinator: SessionCoordinator[Any], store: WatchedStore
+) -> None:
+    """Whatever failed in between, by whichever way, the count and the state are right in the end."""
+    session = coordinator.create_session()
+    store.failing = {"touch", "give_back"}
+    session.record_message()
+    session.set_state(SessionState.PROCESSING)
+    with pytest.raises(StoreError):
+        coordinator.cleanup_inactive_sessions()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().record_message()
+    with pytest.raises(StoreError):
+        checkout.__exit__()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    with pytest.raises(StoreError):
+        checkout.__exit__()
+    assert figures(coordinator).unwritten == 1
+    store.failing.clear()
+    coordinator.cleanup_inactive_sessions()
+    coordinator.cleanup_inactive_sessions()
+    found = store.load(session.id)
+    assert (found.record.message_count, found.record.state) == (2, "processing")
+
+
+def test_a_session_in_memory_stays_usable(
+    coordinator: SessionCoordinator[Any], store: WatchedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the store fails, sessions in memory can be looked at, touched and checked out, within their process."""
+    session = coordinator.create_session("support")
+    store.failing = {"*"}
+    assert coordinator.get_session(session.id) is session
+    coordinator.touch_session(session.id)
+    assert coordinator.switch_session("support") is session
+    assert session.id in coordinator
+    with coordinator.checkout(session.id) as held:
+        assert held is session
+    assert "is used as it is in memory" in caplog.text
+    assert "is checked out in this process only" in caplog.text
+    assert figures(coordinator).failures > 3
+    store.failing.clear()
+    with coordinator.checkout(session.id, timeout=0):
+        pass
+
+
+def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinator[Any], store: WatchedStore) -> None:
+    """The session is free in this process, and in the others after the next checkout, which saves what was changed;
+    what was saved before stays saved.
+    """
+    session = coordinator.create_session()
+    other = SQLiteStore(store.store.path)
+    owner = other.join(1.0, "other")
+    store.failing = {"give_back", "release"}
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    coordinator.save_session(session.id)
+    with pytest.raises(StoreError, match="no release today"):
+        checkout.__exit__()
+    assert store.load(session.id).record.data == '{"step":1}'
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 2
+    with pytest.raises(StoreError, match="no release today"):
+        checkout.__exit__()
+    with pytest.raises(SessionBusyError):
+        other.lease(session.id, owner, True)
+    store.failing.clear()
+    with coordinator.checkout(session.id, timeout=0):
+        pass
+    found = other.lease(session.id, owner, True)
+    assert found is not None
+    assert found.record.data == '{"step":2}'
+    other.close()
+
+
+def test_a_failed_load_raises(session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore) -> None:
+    """A failed load raises: never a new empty session, and never "it is not there". Nor does anything else succeed."""
+    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+        session = former.create_session("support", data={"lang": "en"})
+    coordinator = session_coordinator(CONFIG, store=store)
+    store.failing = {"*"}
+    calls: list[Callable[[], Any]] = [
+        lambda: coordinator.get_session(session.id),
+        lambda: coordinator.touch_session(session.id),
+        lambda: coordinator.checkout(session.id).__enter__(),
+        lambda: coordinator.switch_session("support"),
+        lambda: coordinator.close_session(session.id),
+        lambda: session.id in coordinator,
+        coordinator.restore_sessions,
+        lambda: coordinator.create_session("support"),
+    ]
+    for call in calls:
+        with pytest.raises(StoreError):
+            call()
+    assert len(coordinator) == 0
+    store.failing = {"delete"}
+    with pytest.raises(StoreError):
+        coordinator.close_session(session.id)
+    store.failing.clear()
+    assert coordinator.get_session(session.id).data == {"lang": "en"}
+
+
+def test_a_restoration_that_fails_half_way_leaves_the_session_in_the_store(
+    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore
+) -> None:
+    """The factory raises, and then the store too: the error is the factory's, and nothing is in memory."""
+    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+        session = former.create_session()
+
+    def factory(_: Any) -> str:
+        store.failing = {"*"}
+        raise OSError("no agent today")
+
+    coordinator = session_coordinator(CONFIG, store=store, resource_factory=factory)
+    with pytest.raises(OSError, match="no agent today"):
+        coordinator.get_session(session.id)
+    store.failing.clear()
+    assert len(coordinator) == 0
+    assert session.id in coordinator
+
+
+@pytest.mark.parametrize("cause", [RemovalCause.CLOSED, RemovalCause.IDLE, RemovalCause.CAPACITY])
+def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
+    session_coordinator: CoordinatorFactory,
+    store: WatchedStore,
+    session_clock: ManualClock,
+    closings: Closings,
+    cause: RemovalCause,
+) -> None:
+    """A failed delete is retried, and its id refuses to load meanwhile. Whoever ended stays ended, for every caller."""
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict")
+    coordinator = session_coordinator(config, store=store, on_close=closings)
+    session = coordinator.create_session("support")
+    store.failing = {"delete", "delete_unless_used"}
+    match cause:
+        case RemovalCause.CLOSED:
+            coordinator.close_session(session.id)
+        case RemovalCause.IDLE:
+            session_clock.advance(61)
+            with pytest.raises(StoreError, match="1 ended sessions could not be deleted"):
+                coordinator.cleanup_inactive_sessions()
+        case _:
+            coordinator.create_session()
+    assert closings == [("support", cause)]
+    assert figures(coordinator).undeleted == 1
+    assert store.load(session.id) is not None
+    for call in (coordinator.get_session, coordinator.touch_session, coordinator.close_session):
+        with pytest.raises(SessionExpiredError) as caught:
+            call(session.id)
+        assert caught.value.cause is cause
+    assert session.id not in coordinator
+    with pytest.raises(StoreError):
+        coordinator.cleanup_inactive_sessions()
+    store.failing.clear()
+    coordinator.cleanup_inactive_sessions()
+    assert store.load(session.id) is None
+    assert figures(coordinator).undeleted == 0
+    with pytest.raises(SessionExpiredError):
+        coordinator.get_session(session.id)
+    assert coordinator.stats().removed[cause] == 1
+
+
+def test_a_creation_of_the_same_name_or_id_retries_the_delete(
+    coordinator: SessionCoordinator[Any], store: WatchedStore
+) -> None:
+    """The record in the way is one that has ended: it is deleted now, or the creation raises what the store did."""
+    for options in ({"name": "support"}, {"session_id": "s-1"}):
+        session = coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
+        store.failing = {"delete"}
+        coordinator.close_session(session.id)
+        with pytest.raises(StoreError):
+            coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
+        store.failing.clear()
+        again = coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
+        assert (again.name, len(coordinator)) == (session.name, 1)
+        coordinator.close_session(again.id)
+
+
+def test_a_failed_passivation_keeps_the_session_in_memory(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, session_clock: ManualClock
+) -> None:
+    """The creation that wanted its place raises; nothing is closed, and nobody was touched by it."""
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    coordinator = session_coordinator(config, store=store, on_close=closings)
+    session = coordinator.create_session("first")
+    session_clock.advance(5)
+    session.touch()
+    session_clock.advance(5)
+    store.failing = {"touch"}
+    with pytest.raises(StoreError, match="no touch today"):
+        coordinator.create_session("second")
+    assert closings == []
+    assert coordinator.get_session(session.id) is session
+    assert session.metadata.last_active == 5
+    store.failing.clear()
+    coordinator.create_session("second")
+    assert closings == [("first", RemovalCause.PASSIVATED)]
+
+
+def test_what_a_passivated_session_could_not_write_last_is_logged(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What its close callback puts into the data comes after the save that let it go."""
+
+    def on_close(session: Any, cause: RemovalCause) -> None:
+        if cause is RemovalCause.PASSIVATED:
+            session.data["last"] = "words"
+            store.failing = {"save"}
+
+    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    coordinator = session_coordinator(config, store=store, on_close=on_close)
+    first = coordinator.create_session("first", data={"kept": True})
+    coordinator.create_session("second")
+    assert f"the last changes of session {first.id!r} are not in the store" in caplog.text
+    assert coordinator.get_session(first.id).data == {"kept": True}
+
+
+def test_touches_that_cannot_be_written_are_written_later(
+    coordinator: SessionCoordinator[Any], store: WatchedStore, session_clock: ManualClock
+) -> None:
+    """A run that fails is counted and keeps what it could not write; who has left meanwhile is forgotten."""
+    session, other = coordinator.create_session(), coordinator.create_session()
+    session_clock.advance(5)
+    session.touch()
+    other.touch()
+    store.failing = {"touch"}
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            coordinator.cleanup_inactive_sessions()
+    assert figures(coordinator).unwritten == 2
+    coordinator.close_session(other.id)
+    assert figures(coordinator).unwritten == 1
+    store.failing.clear()
+    coordinator.cleanup_inactive_sessions()
+    assert figures(coordinator).unwritten == 0
+    assert store.load(session.id).record.last_active == session_clock.wall()
+
+
+def test_expiry_goes_on_while_the_store_fails(
+    coordinator: SessionCoordinator[Any], store: WatchedStore, session_clock: ManualClock, closings: Closings
+) -> None:
+    """Sessions expire for every caller, and their resources are closed, whatever the store does; once each."""
+    sessions = [coordinator.create_session() for _ in range(3)]
+    store.failing = {"*"}
+    session_clock.advance(61)
+    for session in sessions:
+        with pytest.raises(StoreError):
+            coordinator.cleanup_inactive_sessions()
+        with pytest.raises(SessionExpiredError):
+            coordinator.get_session(session.id)
+    store.failing.clear()
+    coordinator.cleanup_inactive_sessions()
+    assert [cause for _, cause in closings] == [RemovalCause.IDLE] * 3
+    assert store.page(None, 10) == []
+
+
+def test_the_cleanup_task_goes_on_and_retries(
+    coordinator: SessionCoordinator[Any], store: WatchedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A failed run is logged and counted, and the next one comes."""
+    session = coordinator.create_session()
+    session.touch()
+    task = coordinator._cleanup_task
+    store.failing = {"*"}
+    assert task._fire()
+    assert "a cleanup run failed; the next one will come" in caplog.text
+    assert coordinator.stats().cleanup.failures == 1
+    store.failing.clear()
+    assert task._fire()
+    assert figures(coordinator).unwritten == 0
+    assert coordinator.stats().cleanup.failures == 1
+
+
+def test_close_ends_everything_and_then_says_what_was_not_written(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All resources are closed and channels too; the store is not asked again for each session once it has failed."""
+    coordinator = session_coordinator(CONFIG, store=store, on_close=closings)
+    sessions = [coordinator.create_session() for _ in range(5)]
+    channel = coordinator.subscribe()
+    for session in sessions[:3]:
+        session.data["unsaved"] = True
+    sessions[3].touch()
+    store.calls.clear()
+    store.failing = {"*"}
+    with pytest.raises(StoreError, match="the last changes of 4 sessions could not be written") as caught:
+        coordinator.close()
+    assert isinstance(caught.value.__cause__, StoreError)
+    assert len(closings) == 5
+    assert channel.closed
+    assert caplog.text.count("the last changes of session") == 4
+    assert store.calls["save"] == 1
+    assert figures(coordinator).failures > 0
+    store.failing.clear()
+    coordinator.close()
+
+
+def test_close_says_that_it_could_not_leave_the_store(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """With nothing lost, the store's own error; closing again does nothing."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    coordinator.create_session()
+    store.failing = {"leave"}
+    with pytest.raises(StoreError, match="no leave today"):
+        coordinator.close()
+    coordinator.close()
+
+
+def test_close_names_how_many_were_lost(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
+    """With only saves failing, it leaves the store all the same."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    coordinator.create_session().data["unsaved"] = True
+    store.failing = {"save"}
+    with pytest.raises(StoreError, match="the last changes of 1 sessions"):
+        coordinator.close()
+    assert store.calls["leave"] == 1
+
+
+def test_the_cleanup_task_starts_and_stops_while_the_store_fails(
+    coordinator: SessionCoordinator[Any], store: WatchedStore
+) -> None:
+    """It starts all the same; it stops only once others can be told that touches are not written any more."""
+    coordinator.create_session()
+    store.failing = {"promise"}
+    coordinator.start_cleanup_task()
+    with pytest.raises(StoreError, match="no promise today"):
+        coordinator.stop_cleanup_task()
+    assert coordinator.stats().cleanup.alive
+    store.failing.clear()
+    coordinator.stop_cleanup_task()
+    assert not coordinator.stats().cleanup.alive
+
+
+def test_callers_clean_up_without_a_thread_and_with_a_failing_store(
+    coordinator: SessionCoordinator[Any],
+    store: WatchedStore,
+    session_clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    closings: Closings,
+) -> None:
+    """Where no thread can be started, a call does the cleanup, and does not fail because the store does."""
+
+    def no_thread(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    session = coordinator.create_session("support")
+    with monkeypatch.context() as patch:
+        patch.setattr("sessionkit.core.cleanup.CleanupTimer.start", no_thread)
+        coordinator.start_cleanup_task()
+        session_clock.advance(61)
+        store.failing = {"*"}
+        assert len(coordinator) == 0
+    assert closings == [("support", RemovalCause.IDLE)]
+    store.failing.clear()
+    with pytest.raises(SessionExpiredError):
+        coordinator.get_session(session.id)
+
+
+def test_locked_past_the_timeout(coordinator: SessionCoordinator[Any], path: Path, session_clock: ManualClock) -> None:
+    """A real lock: what writes raises, what is in memory goes on, and nothing is lost once it is free."""
+    session = coordinator.create_session(data={"step": 0})
+    checkout = coordinator.checkout(session.id)
+    held = checkout.__enter__()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            coordinator.create_session()
+        held.data["step"] = 1
+        with pytest.raises(StoreError, match="locked"):
+            checkout.__exit__()
+        assert coordinator.get_session(session.id).data == {"step": 1}
+        with pytest.raises(StoreError, match="locked"):
+            coordinator.cleanup_inactive_sessions()
+    with coordinator.checkout(session.id):
+        pass
+    assert data_in(path, session.id) == '{"step":1}'
+
+
+def test_a_file_deleted_under_us(
+    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], path: Path
+) -> None:
+    """Creations and saves raise; brought back, the file has all that was acknowledged, and takes what was not."""
+    session = coordinator.create_session()
+    away = path.with_name("away.db")
+    path.rename(away)
+    with pytest.raises(StoreError, match="deleted or moved"):
+        coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    with pytest.raises(StoreError, match="deleted or moved"):
+        checkout.__exit__()
+    away.rename(path)
+    with coordinator.checkout(session.id):
+        pass
+    coordinator.close()
+    again = session_coordinator(CONFIG, store=SQLiteStore(path))
+    assert again.get_session(session.id).data == {"step": 1}
+
+
+def test_somebody_in_the_way_whom_the_store_cannot_tell_of(
+    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path
+) -> None:
+    """Whoever has the name keeps it, also where the store cannot say whether he is gone."""
+    coordinator.create_session("support")
+    store.failing = {"load"}
+    with pytest.raises(SessionExistsError):
+        coordinator.create_session("support")
+    store.failing.clear()
+    with pytest.raises(SessionExistsError):
+        coordinator.create_session("support")
+
+
+def test_an_expired_record_that_is_used_elsewhere_at_that_moment(
+    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore, session_clock: ManualClock
+) -> None:
+    """Whoever wants its name, and finds it expired, may lose the race for it: the name stays taken, or is free."""
+    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+        former.create_session("support", session_id="s-1")
+    session_clock.advance(61)
+    coordinator = session_coordinator(CONFIG, store=store)
+    original = store.store.delete_unless_used
+    store.store.delete_unless_used = lambda *_: set()
+    with pytest.raises(SessionExistsError):
+        coordinator.create_session("support")
+    store.store.delete_unless_used = original
+    load = store.store.load
+
+    def gone_by_then(*arguments: Any) -> Any:
+        store.store.delete(["s-1"])
+        return load(*arguments)
+
+    store.store.load = gone_by_then
+    assert coordinator.create_session("support").name == "support"
+
+
+def test_a_session_deleted_elsewhere_just_before_it_is_closed_here(
+    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore
+) -> None:
+    """Closing what is in the store only tells that it was gone."""
+    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+        session = former.create_session()
+    coordinator = session_coordinator(CONFIG, store=store)
+    store.store.delete = lambda _: set()
+    with pytest.raises(SessionNotFoundError):
+        coordinator.close_session(session.id)

@@ -1,0 +1,631 @@
+"""One session in several processes, each with a live resource: whose is out of use, and is let go."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    EventKind,
+    ManagedSession,
+    RemovalCause,
+    SessionBusyError,
+    SessionElsewhereError,
+    SessionLimitError,
+    StoreError,
+)
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
+
+from ..helpers.processes import LOOKS, TOUCHES, Call, Closing, Maker, Pair, Process, checked_out
+from ..helpers.support import WAIT, all_at_once, in_thread
+
+
+@pytest.fixture
+def process(session_coordinator: CoordinatorFactory, tmp_path: Path) -> Maker:
+    """Makes processes, of a name and of options."""
+    return lambda name, **options: Process(session_coordinator, tmp_path / "sessions.db", name, **options)
+
+
+@pytest.fixture
+def pair(process: Maker) -> tuple[Process, Process]:
+    """Two processes that share."""
+    return process("here"), process("there")
+
+
+@pytest.mark.parametrize("way", LOOKS)
+def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Pair, way: str) -> None:
+    """Another process had the session: here its close callback is called once, with the newest data, and a new resource
+    is made of them."""
+    here, there = pair
+    session = here.sessions.create_session("support", data={"said": []})
+    there.add(session.id, "there")
+    old = session.resource
+    with here.sessions.subscribe() as channel:
+        again = LOOKS[way](here.sessions, session.id)
+        events = list(iter(lambda: channel.get(0), None))
+    assert here.closed == [Closing(RemovalCause.PASSIVATED, {"said": ["there"]}, old)]
+    assert [(event.kind, event.cause) for event in events[:2] if event] == [
+        (EventKind.REMOVED, RemovalCause.PASSIVATED),
+        (EventKind.RESTORED, None),
+    ]
+    assert again is not session
+    assert session.resource is None
+    assert (again.name, again.resource) == ("support", here.made[-1])
+    assert [agent.knew for agent in here.made] == [{"said": []}, {"said": ["there"]}]
+    assert (len(here.sessions), here.sessions.stats().checked_out, there.closed) == (1, 0, [])
+
+
+@pytest.mark.parametrize("way", TOUCHES)
+def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Pair, way: str) -> None:
+    """It does not look: nothing is closed, nor by a cleanup; the next look does that."""
+    here, there = pair
+    session = here.sessions.create_session()
+    there.add(session.id, "there")
+    TOUCHES[way](here.sessions, session.id)
+    session.touch()
+    here.sessions.cleanup_inactive_sessions()
+    assert here.closed == []
+    assert here.sessions.get_session(session.id).resource is here.made[1]
+    assert len(here.closed) == 1
+
+
+def test_looking_whether_it_is_live_lets_go_too(pair: Pair) -> None:
+    """`in` looks, and says yes: the session is live, wherever."""
+    here, there = pair
+    session = here.sessions.create_session()
+    there.add(session.id, "there")
+    assert session.id in here.sessions
+    assert (len(here.closed), len(here.sessions)) == (1, 0)
+    assert session.id in here.sessions
+
+
+def test_a_session_without_a_resource_stays_and_catches_up(process: Maker) -> None:
+    """It has nothing that its data do not say: the object is the same, and so is its dict."""
+    here, there = process("here", resources=False), process("there")
+    session = here.sessions.create_session()
+    data = session.data
+    for turn in range(2):
+        there.add(session.id, turn)
+        assert here.sessions.get_session(session.id) is session
+        with here.sessions.checkout(session.id) as held:
+            assert held is session
+            assert here.sessions.get_session(session.id) is session
+    assert session.data is data
+    assert data == {"said": [0, 1]}
+    assert here.closed == []
+
+
+def test_shared_checkouts_make_nobody_outdated(pair: Pair) -> None:
+    """Whoever shares a session with others has a resource that can stand that; what they saved is in the data."""
+    here, there = pair
+    session = here.sessions.create_session()
+    there.add(session.id, "there", exclusive=False)
+    assert here.sessions.get_session(session.id) is session
+    assert here.add(session.id, "here", exclusive=False) is session.resource
+    assert there.sessions.get_session(session.id).data == {"said": ["there", "here"]}
+    assert here.closed == there.closed == []
+
+
+def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Pair) -> None:
+    """It is let go once for each time that the session was elsewhere, and not for checkouts of one's own, in which it
+    may be looked at."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    for turn in (1, 2):
+        there.add(session_id, "there")
+        for _ in range(3):
+            with here.sessions.checkout(session_id) as held:
+                assert here.sessions.get_session(session_id) is held
+                assert here.add(session_id, "here") is held.resource
+            assert here.sessions.get_session(session_id) is held
+        assert (len(here.made), len(here.closed), len(there.closed)) == (turn + 1, turn, turn - 1)
+    assert len(here.sessions.get_session(session_id).data["said"]) == 8
+
+
+def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Pair) -> None:
+    """A look meanwhile gives what is here; whoever wants to check it out waits, and then has a new resource."""
+    here, there = pair
+    session = here.sessions.create_session()
+    checkout = there.sessions.checkout(session.id)
+    checkout.__enter__().data["said"] = ["half"]
+    there.sessions.save_session(session.id)
+    assert here.sessions.get_session(session.id) is session
+    assert session.data == {"said": ["half"]}
+    with pytest.raises(SessionBusyError):
+        here.sessions.checkout(session.id, timeout=0.02).__enter__()
+    assert (here.closed, here.sessions.stats().checked_out) == ([], 0)
+    with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
+        while here.sessions.stats().checked_out == 0:
+            assert not adding.done()
+        checkout.__exit__()
+        assert adding.result(WAIT) is here.made[1]
+    assert here.made[1].knew == {"said": ["half"]}
+    assert len(here.closed) == 1
+
+
+def test_a_resource_that_was_made_while_another_process_was_at_work_is_out_of_use(pair: Pair) -> None:
+    """It knows of half of that only: whoever waits for the session makes another one when it has it."""
+    here, there = pair
+    session = there.sessions.create_session()
+    checkout = there.sessions.checkout(session.id)
+    checkout.__enter__().data["said"] = ["there"]
+    with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
+        while here.sessions.stats().checked_out == 0:
+            assert not adding.done()
+        assert [agent.knew for agent in here.made] == [{}]
+        checkout.__exit__()
+        assert adding.result(WAIT) is here.made[1]
+    assert here.made[1].knew == {"said": ["there"]}
+
+
+def test_what_the_close_callback_changes_is_saved_before_others_have_the_session(pair: Pair) -> None:
+    """In a checkout: nobody else gets the session until it is back here, and in use."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+
+    def close(session: ManagedSession[Any]) -> None:
+        session.data["said"].append("closing")
+        _assert_is_busy(there, session_id)
+
+    here.while_letting_go = close
+    here.while_making = lambda _: _assert_is_busy(there, session_id)
+    here.add(session_id, "here")
+    assert here.made[1].knew == {"said": ["there", "closing"]}
+    assert there.sessions.get_session(session_id).data == {"said": ["there", "closing", "here"]}
+
+
+def _assert_is_busy(process: Process, session_id: str) -> None:
+    with pytest.raises(SessionBusyError):
+        process.sessions.checkout(session_id, timeout=0).__enter__()
+
+
+def test_several_who_take_long_to_make_a_resource_get_their_turn_all_the_same(process: Maker) -> None:
+    """Each checkout makes two at most: one when the session comes into memory, one when it is had."""
+    processes = [process(name) for name in ("a", "b", "c")]
+    session_id = processes[0].sessions.create_session().id
+    makes_together = threading.Barrier(3)
+
+    def make(_: ManagedSession[Any]) -> None:
+        # As long as the others are at it, if they are.
+        try:
+            makes_together.wait(0.02)
+        except threading.BrokenBarrierError:
+            makes_together.reset()
+
+    for each in processes:
+        each.while_making = make
+    turns = 5
+
+    def work(each: Process) -> None:
+        for turn in range(turns):
+            each.add(session_id, turn, timeout=WAIT)
+
+    assert all_at_once(*(partial(work, each) for each in processes)) == [None] * 3
+    assert len(processes[0].sessions.get_session(session_id).data["said"]) == 3 * turns
+    assert max(len(each.made) for each in processes) <= 2 * turns + 1
+
+
+@pytest.mark.parametrize("affinity", [False, True])
+def test_a_resource_that_is_had_alone_knows_all_that_is_in_the_data(process: Maker, affinity: bool) -> None:
+    """Whoever had the session before, in whichever process, and whatever else is done with it."""
+    options = {"affinity": affinity, "max_active_sessions": 2, "on_full": "passivate"}
+    processes = [process(name, **options) for name in ("a", "b", "c")]
+    ids = [processes[0].sessions.create_session(data={"said": []}).id for _ in range(3)]
+    said: Counter[str] = Counter()
+    others: list[Call] = [
+        LOOKS["get_session"],
+        TOUCHES["touch_session"],
+        lambda sessions, session_id: session_id in sessions,
+        lambda sessions, _: sessions.cleanup_inactive_sessions(),
+    ]
+
+    def work(each: Process, seed: int) -> None:
+        chance = random.Random(seed)  # noqa: S311  no secret
+        for turn in range(30):
+            session_id = chance.choice(ids)
+            with suppress(SessionElsewhereError, SessionLimitError):
+                if chance.random() < 0.3:
+                    chance.choice(others)(each.sessions, session_id)
+                    continue
+                with each.sessions.checkout(session_id, timeout=WAIT) as session:
+                    assert session.resource.knew == session.data
+                    session.data["said"] = session.resource.knew["said"] = [*session.data["said"], turn]
+                    chance.choice([TOUCHES["save_session"], *others[:3]])(each.sessions, session_id)
+                said[session_id] += 1
+
+    assert all_at_once(*(partial(work, each, seed) for seed, each in enumerate(processes * 2))) == [None] * 6
+    for each in processes:
+        each.sessions.close()
+    for session_id in ids:
+        assert len(process("last", affinity=True).sessions.get_session(session_id).data["said"]) == said[session_id]
+        assert said[session_id] > 0
+
+
+# ---- Several threads of one process
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_threads_that_check_out_at_once_let_go_once(pair: Pair, exclusive: bool) -> None:
+    """They get the same new session, with one resource, whoever of them found that the old one is out of use."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+    together = threading.Barrier(2)
+    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
+    check_out = leases.check_out
+    waits = iter([True, True] if not exclusive else [])
+
+    def check_out_together(*arguments: Any) -> bool:
+        if next(waits, False):
+            together.wait(WAIT)
+        return check_out(*arguments)
+
+    leases.check_out = check_out_together  # type: ignore[method-assign]  # so that both have it here
+    sessions = all_at_once(*[lambda: checked_out(exclusive=exclusive, timeout=WAIT)(here.sessions, session_id)] * 2)
+    assert sessions[0] is sessions[1]
+    assert (len(here.made), len(here.closed), here.sessions.stats().checked_out) == (2, 1, 0)
+    assert there.add(session_id, "there again", timeout=0)
+
+
+def test_threads_that_look_at_once_let_go_once(pair: Pair) -> None:
+    """Each gets the same new session: nobody is given one that has left memory."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+    standing = here.sessions._archive.standing  # type: ignore[union-attr]  # it has a store
+    look, together, waits = standing.look, threading.Barrier(2), iter([True, True])
+
+    def look_together(session: Any) -> bool:
+        if next(waits, False):
+            together.wait(WAIT)
+        return look(session)
+
+    standing.look = look_together  # type: ignore[method-assign]  # so that both have found the old one
+    sessions = all_at_once(*[lambda: here.sessions.get_session(session_id)] * 2)
+    assert sessions[0] is sessions[1]
+    assert sessions[0].resource is here.made[1]
+    assert (len(here.made), len(here.closed)) == (2, 1)
+
+
+def test_a_look_waits_for_whoever_is_about_to_check_out_what_it_lets_go(pair: Pair) -> None:
+    """The session is live: nobody is told that it is not there; and both have the new one."""
+    here, there = pair
+    old = here.sessions.create_session()
+    there.add(old.id, "there")
+    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
+    check_out = leases.check_out
+
+    def check_out_late(*arguments: Any) -> bool:
+        leases.check_out = check_out  # type: ignore[method-assign]  # once only
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        while old._ending is None:
+            assert not looking[0].done()
+        return check_out(*arguments)
+
+    leases.check_out = check_out_late  # type: ignore[method-assign]  # comes in between
+    looking: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        with here.sessions.checkout(old.id, timeout=WAIT) as held:
+            assert held is looking[0].result(WAIT)
+    assert held is not old
+    assert (len(here.made), len(here.closed)) == (2, 1)
+
+
+def test_a_look_does_not_wait_for_another_process(pair: Pair) -> None:
+    """Whoever was about to check out what is let go waits for that process, and not with what is let go."""
+    here, there = pair
+    old = here.sessions.create_session()
+    there.add(old.id, "there")
+    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
+    check_out, checkout = leases.check_out, there.sessions.checkout(old.id)
+
+    def check_out_late(*arguments: Any) -> bool:
+        leases.check_out = check_out  # type: ignore[method-assign]  # once only
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        while old._ending is None:
+            assert not looking[0].done()
+        checkout.__enter__()
+        return check_out(*arguments)
+
+    leases.check_out = check_out_late  # type: ignore[method-assign]  # comes in between
+    looking: list[Any] = []
+    with ThreadPoolExecutor(2) as pool:
+        taking = pool.submit(here.add, old.id, "here", timeout=WAIT)
+        while not looking:
+            assert not taking.done()
+        assert looking[0].result(WAIT / 2).resource is here.made[1]
+        assert not taking.done()
+        checkout.__exit__()
+        assert taking.result(WAIT) is here.made[2]
+
+
+def test_a_session_that_is_passivated_while_it_is_looked_at_is_restored(process: Maker) -> None:
+    """Whoever asked gets one that is in memory."""
+    here = process("here", max_active_sessions=1, on_full="passivate")
+    old = here.sessions.create_session()
+    load = here.store.store.load
+
+    def load_and_passivate(*arguments: Any) -> Any:
+        here.store.store.load = load  # type: ignore[method-assign]  # once only
+        found = load(*arguments)
+        here.sessions.create_session()
+        return found
+
+    here.store.store.load = load_and_passivate  # type: ignore[method-assign]  # comes in between
+    again = here.sessions.get_session(old.id)
+    assert again is not old
+    assert again.resource is here.made[-1]
+
+
+def test_a_look_that_was_late_lets_nothing_go(pair: Pair) -> None:
+    """What it read of the store was true until the session was given back here, and is not any more."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+    checkout = here.sessions.checkout(session_id)
+    held = checkout.__enter__()
+    load = here.store.store.load
+
+    def load_late(*arguments: Any) -> Any:
+        here.store.store.load = load  # type: ignore[method-assign]  # once only
+        found = load(*arguments)
+        checkout.__exit__()
+        return found
+
+    here.store.store.load = load_late  # type: ignore[method-assign]  # comes in between
+    assert here.sessions.get_session(session_id) is held
+    assert (len(here.made), len(here.closed)) == (2, 1)
+
+
+def test_a_time_limit_is_for_all_of_the_wait(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the session leaves memory meanwhile, and whoever waited for it has to wait for it once more."""
+    here, _ = pair
+    old = here.sessions.create_session()
+    archive = here.sessions._archive
+    assert archive is not None
+    waits: list[float] = []
+    held: list[Any] = []
+
+    def have_it_held() -> None:
+        checkout = here.sessions.checkout(old.id)
+        with in_thread(checkout.__enter__) as entering:
+            entering.result(WAIT)
+        held.append(checkout)
+
+    def wait(_: Any, seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            time.sleep(0.001)
+            archive.standing.end_here(old)
+        held.pop().__exit__()
+
+    bring = archive.bring
+
+    def bring_and_have_it_held(session_id: str) -> Any:
+        brought = bring(session_id)
+        if brought is not old:
+            monkeypatch.setattr(archive, "bring", bring)
+            have_it_held()
+        return brought
+
+    have_it_held()
+    monkeypatch.setattr("sessionkit.core.hold.Waiter.wait", wait)
+    monkeypatch.setattr(archive, "bring", bring_and_have_it_held)
+    with here.sessions.checkout(old.id, timeout=5) as new:
+        assert new is not old
+    assert len(waits) == 2
+    assert waits[1] < waits[0] == 5
+
+
+# ---- When something fails on the way
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_session_that_cannot_be_restored_is_free_elsewhere_at_once(pair: Pair, error: type[BaseException]) -> None:
+    """Its factory raises, and so does the checkout; nothing of it is here any more."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+
+    def fail(_: ManagedSession[Any]) -> None:
+        raise error
+
+    here.while_making = fail
+    with pytest.raises(error):
+        here.add(session_id, "here")
+    assert (len(here.sessions), there.owners(session_id)) == (0, ())
+    there.add(session_id, "there again", timeout=0)
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_checkout_interrupted_while_it_lets_go(pair: Pair, comes_back: bool) -> None:
+    """Ctrl-C in the close callback: the session is free elsewhere with the next cleanup run, wherever it is by then."""
+    here, there = pair
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+
+    def interrupt(_: ManagedSession[Any]) -> None:
+        raise KeyboardInterrupt
+
+    here.while_letting_go = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        here.add(session_id, "here")
+    here.while_letting_go = lambda _: None
+    assert here.sessions.stats().checked_out == 0
+    if comes_back:
+        here.sessions.get_session(session_id)
+    _assert_is_busy(there, session_id)
+    here.sessions.cleanup_inactive_sessions()
+    assert there.owners(session_id) == (("here",) if comes_back else ())
+    there.add(session_id, "there again", timeout=0)
+    for said in (["there", "there again"], ["there", "there again", "and again"]):
+        assert here.sessions.get_session(session_id).resource.knew == {"said": said}
+        there.add(session_id, "and again", timeout=0)
+
+
+@pytest.mark.parametrize("late", ["on its way to the store", "before that"])
+def test_a_lease_that_is_given_back_late_is_not_that_of_another_checkout(process: Maker, late: str) -> None:
+    """A cleanup run gives back what an interrupted checkout left; the session leaves memory meanwhile, and is had
+    again."""
+    here = process("here", max_active_sessions=1, on_full="passivate")
+    there = process("there")
+    session_id = here.sessions.create_session().id
+    there.add(session_id, "there")
+
+    def interrupt(_: ManagedSession[Any]) -> None:
+        here.while_letting_go = lambda _: None
+        raise KeyboardInterrupt
+
+    here.while_letting_go = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        here.add(session_id, "here")
+    written = here.sessions._records.written(here.sessions.get_session(session_id))  # type: ignore[union-attr]  # it has a store
+    assert written is not None
+    lock, release, detach = written.lock, here.store.store.release, here.store.store.detach
+    detaches, releases = threading.Event(), threading.Event()
+
+    def check_out_again() -> Any:
+        here.sessions.create_session()
+        checkout = here.sessions.checkout(session_id)
+        checkout.__enter__()
+        return checkout
+
+    def detach_late(*arguments: Any) -> None:
+        here.store.store.detach = detach  # type: ignore[method-assign]  # once only
+        detaches.set()
+        assert releases.wait(WAIT)
+        detach(*arguments)
+
+    def release_late(*arguments: Any) -> None:
+        here.store.store.release = release  # type: ignore[method-assign]  # once only
+        releases.set()
+        # As it should, it waits for this one.
+        with suppress(TimeoutError):
+            moving[0].result(0.1)
+        release(*arguments)
+
+    class LateLock:
+        """Had only when all is done."""
+
+        def __enter__(self) -> None:
+            written.lock = lock
+            moving.append(pool.submit(check_out_again))
+            moving[0].result(WAIT)
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    moving: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        if late == "before that":
+            written.lock = LateLock()  # type: ignore[assignment]  # it is one
+        else:
+            here.store.store.detach = detach_late  # type: ignore[method-assign]  # comes in between
+            here.store.store.release = release_late  # type: ignore[method-assign]  # comes in between
+            moving.append(pool.submit(check_out_again))
+            assert detaches.wait(WAIT)
+        here.sessions.cleanup_inactive_sessions()
+        checkout = moving[0].result(WAIT)
+    _assert_is_busy(there, session_id)
+    checkout.__exit__()
+    there.add(session_id, "there", timeout=0)
+
+
+def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair: Pair) -> None:
+    """Though another process had the session before; whoever comes in meanwhile shares it, and then it is let go."""
+    here, there = pair
+    session = here.sessions.create_session()
+    for joined in (False, True):
+        there.add(session.id, "there")
+        here.store.failing = {"lease"}
+        with here.sessions.checkout(session.id) as held:
+            assert held is session
+            here.store.failing.clear()
+            assert here.sessions.get_session(session.id) is session
+            if joined:
+                with here.sessions.checkout(session.id) as inner:
+                    assert inner is session
+        assert (len(here.closed), held.resource) == (int(joined), here.made[-1])
+        session = here.sessions.get_session(session.id)
+        assert session is not held
+        assert len(here.closed) == 1 + joined
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Pair, changes: bool) -> None:
+    """It is given back, and that another process had the session before is known still."""
+    here, there = pair
+    session = here.sessions.create_session(data={"said": []})
+    checked_out()(there.sessions, session.id)
+    lease = here.store.store.lease
+
+    def taken_and_lost(*arguments: Any) -> Any:
+        here.store.store.lease = lease  # type: ignore[method-assign]  # once only
+        lease(*arguments)
+        raise StoreError("nobody heard of it")
+
+    here.store.store.lease = taken_and_lost  # type: ignore[method-assign]  # it does what it should, and fails
+    with here.sessions.checkout(session.id) as held:
+        assert held is session
+        if changes:
+            held.data["said"] = ["here"]
+    there.add(session.id, "there", exclusive=False, timeout=0)
+    assert here.sessions.get_session(session.id) is not session
+    assert here.made[1].knew == {"said": ["here", "there"] if changes else ["there"]}
+
+
+def test_a_store_that_fails_while_another_thread_lets_go(pair: Pair) -> None:
+    """Whoever was about to use the old session without the store's word takes the new one."""
+    here, there = pair
+    old = here.sessions.create_session()
+    there.add(old.id, "there")
+    records = here.sessions._records
+    assert records is not None
+    go_without = records.go_without_lease
+
+    def go_late(*arguments: Any) -> bool:
+        here.store.failing.clear()
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        while old._ending is None:
+            assert not looking[0].done()
+        return go_without(*arguments)
+
+    records.go_without_lease = go_late  # type: ignore[method-assign]  # comes in between
+    looking: list[Any] = []
+    here.store.failing = {"lease"}
+    with ThreadPoolExecutor(1) as pool:
+        with here.sessions.checkout(old.id, timeout=WAIT) as held:
+            assert held is looking[0].result(WAIT)
+    assert held is not old
+
+
+def test_a_session_that_leaves_with_a_conflict_is_nobodys(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    """Another process saved it while the close callback ran here: that change is lost and logged, and others may have
+    the session to themselves."""
+    here, there = pair
+    session = here.sessions.create_session()
+    there.add(session.id, "there")
+
+    def close(closing: ManagedSession[Any]) -> None:
+        closing.data["said"] = "closing"
+        there.add(session.id, "meanwhile")
+
+    here.while_letting_go = close
+    here.while_making = lambda _: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        here.sessions.get_session(session.id)
+    here.while_letting_go = lambda _: None
+    assert f"the last changes of session {session.id!r} are not in the store" in caplog.text
+    assert there.owners(session.id) == ()
+    assert there.sessions.get_session(session.id).data == {"said": ["there", "meanwhile"]}

@@ -1,0 +1,97 @@
+"""Clocks that disagree: hosts with a wrong wall clock on one Redis server."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from freezegun import freeze_time
+
+from sessionkit import CoordinatorConfig, SessionCoordinator, SessionNotFoundError
+from sessionkit.stores import RedisStore
+from sessionkit.stores.redis.servertime import ServerTime
+from sessionkit.testing.store_contract import record
+from sessionkit.util.clock import stopwatch
+
+from ...helpers.redis_server import shared_server
+
+CONFIG = CoordinatorConfig(session_timeout=600, cleanup_interval=60)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A real server."""
+    with shared_server() as found:
+        yield found
+
+
+def host(url: str, prefix: str, wrong_by: float) -> SessionCoordinator[Any]:
+    """A coordinator on a host whose wall clock is wrong."""
+    store = RedisStore(url, prefix)
+    coordinator = SessionCoordinator[Any](CONFIG, store=store)
+    assert coordinator._records is not None
+    coordinator._records._read_wall_clock = store._time.host_clock = lambda: time.time() + wrong_by
+    return coordinator
+
+
+@pytest.mark.parametrize("wrong_by", [3600.0, -3600.0])
+def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) -> None:
+    """The server's clock decides what has expired: a host whose own clock is wrong removes nobody too early, and keeps
+    nobody for too long.
+    """
+    prefix = f"test-{secrets.token_hex(4)}"
+    now = time.time()
+    with host(url, prefix, 0.0) as right, host(url, prefix, wrong_by) as wrong:
+        store = right.store
+        assert store is not None
+        # Also for whoever has asked for nothing yet, and is no owner.
+        operator = RedisStore(url, prefix)
+        operator._time.host_clock = lambda: time.time() + wrong_by
+        assert abs(operator.skew() + wrong_by) < 1
+        operator.close()
+        owner = store.join(1.0, "gone")
+        for idle in (590, 610):
+            store.create(
+                record(f"idle-{idle}", created_at=now - 700, last_active=now - idle, session_timeout=600.0), owner
+            )
+        store.detach(["idle-590", "idle-610"], owner)
+        assert wrong.cleanup_inactive_sessions() == 1
+        assert wrong.get_session("idle-590").id == "idle-590"
+        with pytest.raises(SessionNotFoundError):
+            right.get_session("idle-610")
+        wrong.touch_session("idle-590")
+        made = wrong.create_session(session_id="made")
+        wrong.cleanup_inactive_sessions()
+        for found in store.page(None, 10):
+            assert abs(found.last_active - now) < 60, found
+        assert right.get_session(made.id).metadata.created_at <= right._clock.read()
+        assert right.cleanup_inactive_sessions() == 0
+        store.leave(owner)
+
+
+def test_the_servers_time_is_known_between_two_bounds() -> None:
+    """What was asked and answered says between which bounds it is; a clock that has been set begins anew."""
+    server = ServerTime()
+    server.host_clock = lambda: 1000.0 + stopwatch()
+    assert server.skew() == 0.0
+    server.note(1000.0 + stopwatch(), stopwatch() - 1)
+    assert server.skew() == 0.0
+    server.note(1500.0 + stopwatch(), stopwatch() - 1)
+    assert 499.9 < server.skew() < 501.1
+    server.note(1500.5 + stopwatch(), stopwatch())
+    assert 500.4 < server.skew() < 500.6
+    server.note(990.0 + stopwatch(), stopwatch())
+    assert -10.1 < server.skew() < -9.9
+    assert 989.9 < server.latest(0.0) < 990.1
+
+
+def test_a_frozen_clock_is_gone_by() -> None:
+    """While a test has frozen the time, the store takes that for the server's."""
+    server = ServerTime()
+    with freeze_time("2026-01-01"):
+        server.note(2e9, stopwatch())
+        assert server.skew() == 0.0
+    assert server.skew() > 1e6

@@ -1,0 +1,1448 @@
+"""The Redis store, and a coordinator on it, when the server or the network fails: real servers, and a proxy."""
+
+from __future__ import annotations
+
+import gc
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from math import inf
+from typing import Any
+
+import pytest
+
+from sessionkit import (
+    CoordinatorConfig,
+    RemovalCause,
+    SessionBusyError,
+    SessionConflictError,
+    SessionCoordinator,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+    StoreError,
+)
+from sessionkit.stores import Found, RedisStore, Touch
+from sessionkit.stores.redis.liveness import THREAD_NAME
+from sessionkit.testing.store_contract import NOW, record
+
+from ...helpers.proxy import Mode, Proxy, proxy
+from ...helpers.redis_server import RedisServer, redis_server, wait_for
+from ...helpers.support import WAIT, Closings, in_child
+
+CONFIG = CoordinatorConfig(60, 10)
+
+LONG = 3600.0
+"""A term that no test outlives, so that nothing is sent that a test does not send."""
+
+TIMEOUT = 0.2
+"""A store's timeout, where a test has to see it pass."""
+
+BOUND = 5.0
+"""What a call takes at most whose timeout has passed, on a busy machine."""
+
+Operation = Callable[[RedisStore, str, str], Iterator[None]]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A real server, for those tests of this file that leave it as it was."""
+    with redis_server() as found:
+        yield found
+
+
+@pytest.fixture
+def line(server: RedisServer) -> Iterator[Proxy]:
+    """The line to that server, which can be cut."""
+    with proxy(server.port) as found:
+        yield found
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that tries again does so at once."""
+    monkeypatch.setattr("redis.retry.sleep", lambda _: None)
+
+
+@contextmanager
+def opened(url: str, prefix: str = "", **settings: Any) -> Iterator[RedisStore]:
+    """A store under a prefix of its own, if none is given, for the length of the block."""
+    store = RedisStore(url, prefix or f"test-{secrets.token_hex(4)}", **{"term": LONG, **settings})
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def impatient(store: RedisStore) -> Iterator[None]:
+    """Its calls have little time for the length of the block; all else may take longer, on a busy machine."""
+    before, store._server._timeout = store._server._timeout, TIMEOUT
+    try:
+        yield
+    finally:
+        store._server._timeout = before
+
+
+def found_in(store: RedisStore, session_id: str, owner: str | None = None) -> Found:
+    found = store.load(session_id, owner)
+    assert found is not None
+    return found
+
+
+# ---- What each operation does, exactly once: before the first yield what must be there, then the call, then the check
+
+
+def _join(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    joined = store.join(25.0, "second")
+    yield
+    store.attach(session_id, joined)
+    assert found_in(store, session_id) == Found(record(session_id), 25.0, ("first", "second"))
+    store.leave(joined)
+
+
+def _promise(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    second = store.join(25.0, "second")
+    store.create(record(session_id), second)
+    yield
+    store.promise(second, 35.0)
+    yield
+    assert found_in(store, session_id).lag == 35.0
+    store.leave(second)
+
+
+def _leave(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    second = store.join(25.0, "second")
+    store.create(record(session_id), second)
+    store.lease(session_id, second, True)
+    yield
+    store.leave(second)
+    yield
+    assert found_in(store, session_id) == Found(record(session_id), 0.0)
+    assert store.lease(session_id, owner, True) == Found(record(session_id), 0.0)
+
+
+def _create(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    yield
+    store.create(record(session_id, name=session_id), owner)
+    yield
+    assert found_in(store, session_id) == Found(record(session_id, name=session_id), 10.0, ("first",))
+    assert store.find(session_id) == session_id
+
+
+def _load(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    found = store.load(session_id, owner)
+    yield
+    assert found == Found(record(session_id), 0.0)
+
+
+def _find(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), owner)
+    yield
+    found = store.find(session_id)
+    yield
+    assert found == session_id
+
+
+def _attach(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    store.detach([session_id], owner)
+    yield
+    found = store.attach(session_id, owner)
+    yield
+    assert found == Found(record(session_id), 0.0)
+    assert found_in(store, session_id).elsewhere == ("first",)
+
+
+def _detach(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    store.detach([session_id], owner)
+    yield
+    assert found_in(store, session_id) == Found(record(session_id), 0.0)
+
+
+def _lease(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    found = store.lease(session_id, owner, True)
+    yield
+    assert found == Found(record(session_id), 0.0)
+    assert found_in(store, session_id) == Found(record(session_id), inf, ("first",))
+
+
+def _lease_of_the_dead(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    second = store.join(25.0, "second")
+    store.create(record(session_id), second)
+    store.lease(session_id, second, True)
+    _let_the_term_run_out(store, second)
+    yield
+    found = store.lease(session_id, owner, True)
+    yield
+    assert found == Found(record(session_id, version=2), 0.0)
+    assert found_in(store, session_id) == Found(record(session_id, version=2), inf, ("first",))
+    store.leave(second)
+
+
+def _lease_that_is_taken(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    second = store.join(25.0, "second")
+    store.create(record(session_id), owner)
+    store.lease(session_id, second, True)
+    yield
+    with pytest.raises(SessionBusyError):
+        store.lease(session_id, owner, True)
+    yield
+    assert found_in(store, session_id, owner).elsewhere == ("second",)
+    store.leave(second)
+
+
+def _release(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    store.lease(session_id, owner, True)
+    yield
+    store.release(session_id, owner)
+    yield
+    assert found_in(store, session_id) == Found(record(session_id), 10.0, ("first",))
+
+
+def _save(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    version = store.save(session_id, 1, '{"a":1}', Touch(NOW + 1, 3))
+    yield
+    changed = record(session_id, data='{"a":1}', last_active=NOW + 1, message_count=3, version=2)
+    assert (version, found_in(store, session_id).record) == (2, changed)
+
+
+def _give_back(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    store.lease(session_id, owner, True)
+    yield
+    version = store.give_back(session_id, owner, 1, '{"a":1}', Touch(NOW + 1, 3))
+    yield
+    changed = record(session_id, data='{"a":1}', last_active=NOW + 1, message_count=3, version=2)
+    assert (version, found_in(store, session_id)) == (2, Found(changed, 10.0, ("first",)))
+
+
+def _give_back_unchanged(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    store.lease(session_id, owner, True)
+    yield
+    version = store.give_back(session_id, owner, 1, None, Touch(NOW + 1, 3))
+    yield
+    changed = record(session_id, last_active=NOW + 1, message_count=3)
+    assert (version, found_in(store, session_id)) == (1, Found(changed, 10.0, ("first",)))
+
+
+def _rename(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), owner)
+    store.lease(session_id, owner, True)
+    yield
+    was_there = store.rename(session_id, f"{session_id}-new", owner)
+    yield
+    assert was_there
+    assert store.load(session_id) is None
+    renamed = record(f"{session_id}-new", name=session_id)
+    assert found_in(store, renamed.id) == Found(renamed, inf, ("first",))
+    assert store.find(session_id) == renamed.id
+
+
+def _touch(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    absent = store.touch({session_id: Touch(NOW + 1, 3, "processing"), "gone": Touch(NOW)})
+    also_absent = store.touch({session_id: Touch(NOW + 2, 2)})
+    yield
+    changed = record(session_id, last_active=NOW + 2, message_count=5, state="processing")
+    assert (absent, also_absent, found_in(store, session_id).record) == ({"gone"}, set(), changed)
+
+
+def _delete(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), owner)
+    yield
+    deleted = store.delete([session_id, "gone"])
+    yield
+    assert deleted == {session_id}
+    assert store.load(session_id) is None
+
+
+def _delete_unless_used(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    store.create(record(f"{session_id}-used", last_active=NOW + 1), owner)
+    yield
+    deleted = store.delete_unless_used({session_id: NOW, f"{session_id}-used": NOW}, owner, NOW)
+    yield
+    assert deleted == {session_id}
+    assert store.load(session_id) is None
+    assert found_in(store, f"{session_id}-used").elsewhere == ()
+
+
+def _delete_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    expired = {f"{session_id}-1", f"{session_id}-2"}
+    for each in expired:
+        store.create(record(each, session_timeout=0.1), owner)
+    store.detach(expired, owner)
+    yield
+    removed = store.delete_expired(NOW + 1, 10)
+    yield
+    assert {each.id for each in removed} == expired
+    assert store.delete_expired(NOW + 1, 10) == []
+
+
+def _count_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, session_timeout=0.1), owner)
+    store.detach([session_id], owner)
+    yield
+    count = store.count_expired(NOW + 1)
+    yield
+    assert count == 1
+    store.delete([session_id])
+
+
+def _page(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), owner)
+    yield
+    page = store.page(None, 10)
+    yield
+    assert page == [record(session_id)]
+    store.delete([session_id])
+
+
+OPERATIONS: list[Operation] = [
+    _join,
+    _promise,
+    _leave,
+    _create,
+    _load,
+    _find,
+    _attach,
+    _detach,
+    _lease,
+    _lease_of_the_dead,
+    _lease_that_is_taken,
+    _release,
+    _save,
+    _give_back,
+    _give_back_unchanged,
+    _rename,
+    _touch,
+    _delete,
+    _delete_unless_used,
+    _delete_expired,
+    _count_expired,
+    _page,
+]
+
+
+def _let_the_term_run_out(store: RedisStore, owner: str) -> None:
+    """Have the server think that the owner was last heard of long ago, and the others have been there all along."""
+    key = f"{store._partitions.bases[0]}:owners"
+    for each, text in store._server.client.hgetall(key).items():
+        since, until, term, lag, name = text.decode().split("|")
+        if each.decode() == owner:
+            until = str(float(until) - 10 * float(term))
+        else:
+            since = str(float(since) - 20 * float(term))
+        # In the way that a server that is out of memory lets pass.
+        script = "redis.call('HDEL', KEYS[1], ARGV[1]); redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
+        store._server.client.eval(script, 1, key, each, "|".join((since, until, term, lag, name)))
+
+
+# ---- The connection breaks
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_connection_that_is_cut_anywhere_in_a_reply(line: Proxy, operation: Operation) -> None:
+    """A connection that breaks at any byte of a reply loses nothing and does nothing twice. Wherever the connection
+    breaks in a reply, the call is heard in the end, and was done exactly once.
+    """
+    with opened(line.url) as store:
+        owner, position = store.join(10.0, "first"), 0
+        while True:
+            steps = operation(store, owner, f"s-{position:04}")
+            next(steps)
+            cuts = line.cuts
+            line.cut(position)
+            next(steps)
+            line.pass_on()
+            assert next(steps, None) is None
+            if line.cuts == cuts:
+                break
+            position += 1
+        assert position > 3
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_connection_that_is_cut_before_the_server_hears_of_it(line: Proxy, operation: Operation) -> None:
+    """A request that never arrived is sent again, and was done exactly once."""
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        steps = operation(store, owner, "s-1")
+        next(steps)
+        line.cut_request()
+        next(steps)
+        assert next(steps, None) is None
+        assert line.cuts == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_connection_that_is_cut_while_it_is_made(line: Proxy, server: RedisServer) -> None:
+    """All that comes before a save may break anywhere too: the greeting, and giving the server a script it has not."""
+    with opened(line.url) as store, server.client() as client:
+        owner, position = store.join(10.0, "first"), 0
+        while True:
+            steps = _save(store, owner, f"s-{position:04}")
+            next(steps)
+            store._server.rest()
+            client.script_flush()
+            cuts = line.cuts
+            line.cut(position)
+            next(steps)
+            line.pass_on()
+            assert next(steps, None) is None
+            if line.cuts == cuts:
+                break
+            position += 1
+        assert position > 100
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_connection_that_is_cut_while_the_first_owner_joins(line: Proxy) -> None:
+    """The first one also asks the server what it is, which takes long to say; every so often it is cut there."""
+    position, cuts = 0, -1
+    while cuts != line.cuts:
+        with opened(line.url) as store:
+            cuts = line.cuts
+            line.cut(position)
+            owner = store.join(10.0, "first")
+            line.pass_on()
+            store.create(record(), owner)
+            assert found_in(store, "s-1").elsewhere == ("first",)
+        position += 97
+    assert position > 1000
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_connection_that_is_cut_again_and_again(line: Proxy) -> None:
+    """A call is sent three times more, and then fails; what it asked for was done once."""
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        store.create(record(), owner)
+        line.cut(0, times=3)
+        assert store.save("s-1", 1, "{}", Touch(NOW, 1)) == 2
+        assert line.cuts == 3
+        line.cut(0, times=20)
+        with pytest.raises(StoreError, match="Check that it runs"):
+            store.save("s-1", 2, "{}", Touch(NOW, 1))
+        line.pass_on()
+        assert found_in(store, "s-1").record == record(data="{}", message_count=2, version=3)
+
+
+# ---- The connection stays broken, and nobody hears what was done
+
+
+@contextmanager
+def unheard(line: Proxy) -> Iterator[None]:
+    """What is asked in the block is done, and nobody hears of it: it raises `StoreError`, and soon."""
+    line.cut(0, then=Mode.REFUSE)
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        yield
+    assert time.monotonic() - began < BOUND
+    line.pass_on()
+
+
+@contextmanager
+def undone(line: Proxy) -> Iterator[None]:
+    """What is asked in the block never arrives: it raises `StoreError`, and soon."""
+    line.cut_request(then=Mode.REFUSE)
+    began = time.monotonic()
+    with pytest.raises(StoreError):
+        yield
+    assert time.monotonic() - began < BOUND
+    line.pass_on()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("how", [unheard, undone])
+def test_a_server_that_cannot_be_reached(line: Proxy, operation: Operation, how: Any) -> None:
+    """The call raises `StoreError` in bounded time, and the next one goes through as soon as the server is back."""
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        steps = operation(store, owner, "s-1")
+        next(steps)
+        with how(line):
+            next(steps)
+        store.create(record("s-9"), owner)
+        assert found_in(store, "s-9", owner) == Found(record("s-9"), 0.0)
+
+
+@pytest.fixture
+def store(line: Proxy, no_pauses: None) -> Iterator[RedisStore]:
+    """A store on a line that can be cut."""
+    with opened(line.url) as found:
+        yield found
+
+
+@pytest.fixture
+def owner(store: RedisStore) -> str:
+    return store.join(10.0, "first")
+
+
+@pytest.fixture
+def other(server: RedisServer, store: RedisStore) -> Iterator[RedisStore]:
+    """The same store, as another process has it, whose line is not cut."""
+    with opened(server.url, store._prefix) as found:
+        yield found
+
+
+def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, owner: str) -> None:
+    """Whether it was done or not, the next save is no conflict, and what it brings is there; also several in a row.
+
+    Messages that were not heard to be counted come again, and are counted once.
+    """
+    store.create(record(), owner)
+    with unheard(line):
+        store.save("s-1", 1, '{"a":1}', Touch(NOW + 1, 2))
+    assert found_in(store, "s-1").record.data == '{"a":1}'
+    with undone(line):
+        store.save("s-1", 1, '{"a":2}', Touch(NOW + 2, 2))
+    with unheard(line):
+        store.save("s-1", 1, '{"a":3}', Touch(NOW + 3, 2))
+    with undone(line):
+        store.save("s-1", 1, '{"a":4}', Touch(NOW + 4, 2))
+    version = store.save("s-1", 1, '{"a":5}', Touch(NOW + 5, 2))
+    saved = record(data='{"a":5}', last_active=NOW + 5, message_count=2, version=version)
+    assert found_in(store, "s-1").record == saved
+    assert store.save("s-1", version, '{"a":6}', Touch(NOW + 6)) == version + 1
+    with pytest.raises(SessionConflictError):
+        store.save("s-1", 1, '{"a":7}', Touch(NOW + 7))
+
+
+def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, owner: str) -> None:
+    """As with a save: it can be given back again, and the lease is gone."""
+    store.create(record(), owner)
+    store.lease("s-1", owner, True)
+    with unheard(line):
+        store.give_back("s-1", owner, 1, '{"a":1}', Touch(NOW + 1))
+    store.lease("s-1", owner, True)
+    assert store.give_back("s-1", owner, 1, '{"a":2}', Touch(NOW + 2)) == 3
+    assert found_in(store, "s-1").record == record(data='{"a":2}', last_active=NOW + 2, version=3)
+    assert found_in(store, "s-1").lag == 10.0
+
+
+def test_a_save_that_nobody_heard_of_and_another_one_since(
+    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """What another process has saved since is in the way of the next save, and is not overwritten."""
+    store.create(record(), owner)
+    with unheard(line):
+        store.save("s-1", 1, '{"a":1}', Touch(NOW + 1))
+    assert other.save("s-1", 2, '{"by":"other"}', Touch(NOW + 2)) == 3
+    with pytest.raises(SessionConflictError):
+        store.save("s-1", 1, '{"a":2}', Touch(NOW + 3))
+    assert found_in(store, "s-1").record.data == '{"by":"other"}'
+    with undone(line):
+        store.save("s-1", 3, '{"a":3}', Touch(NOW + 3))
+    assert other.save("s-1", 3, '{"by":"other"}', Touch(NOW + 2)) == 4
+    with pytest.raises(SessionConflictError):
+        store.save("s-1", 3, '{"a":4}', Touch(NOW + 3))
+
+
+def test_a_removal_that_nobody_heard_of_is_told_once(line: Proxy, store: RedisStore, owner: str) -> None:
+    """What was deleted because it had expired is told with the next call, and each record once."""
+    ids = [f"s-{number}" for number in range(9)]
+    for session_id in ids:
+        store.create(record(session_id), owner)
+    store.detach(ids, owner)
+    with unheard(line):
+        store.delete_expired(NOW + 61, 4)
+    with undone(line):
+        store.delete_expired(NOW + 61, 2)
+    told = []
+    while some := store.delete_expired(NOW + 61, 3):
+        told += [each.id for each in some]
+    assert sorted(told) == ids
+
+
+def test_a_renaming_that_nobody_heard_of_is_undone(
+    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """Whoever asks for the session by the id that it had has it again, name and lease and all; the new id is absent."""
+    asks: list[Callable[[], object]] = [
+        lambda: store.load("s-1", owner),
+        lambda: store.attach("s-1", owner),
+        lambda: store.lease("s-1", owner, True),
+        lambda: store.release("s-1", owner),
+        lambda: store.give_back("s-1", owner, 1, None, Touch(NOW)),
+        lambda: store.save("s-1", 1, '{"lang":"en"}', Touch(NOW)),
+        lambda: store.touch({"s-1": Touch(NOW)}),
+        lambda: store.rename("s-1", "s-3", owner) and store.rename("s-3", "s-1", owner),
+    ]
+    for ask in asks:
+        store.create(record(name="a"), owner)
+        store.lease("s-1", owner, True)
+        with unheard(line):
+            store.rename("s-1", "s-2", owner)
+        assert other.load("s-1") is None
+        ask()
+        assert found_in(other, "s-1").record._replace(version=1) == record(name="a")
+        assert found_in(other, "s-1").elsewhere == ("first",)
+        assert other.load("s-2") is None
+        assert other.find("a") == "s-1"
+        store.release("s-1", owner)
+        assert found_in(other, "s-1").lag == 10.0
+        assert store.delete(["s-1"]) == {"s-1"}
+
+
+def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
+    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """Deleted or let go by the id that it had, nothing of it is left by the new one."""
+    ends: list[Callable[[], object]] = [
+        lambda: store.delete(["s-1"]),
+        lambda: store.delete_unless_used({"s-1": NOW}, owner, NOW),
+        lambda: (store.detach(["s-1"], owner), other.delete_expired(NOW + 61, 10)),
+        lambda: (store.leave(owner), other.delete(["s-1"])),
+    ]
+    for end in ends:
+        store.create(record(name="a"), owner)
+        with unheard(line):
+            store.rename("s-1", "s-2", owner)
+        end()
+        assert other.page(None, 10) == []
+        assert other.find("a") is None
+
+
+def test_a_creation_that_nobody_heard_of_is_undone(
+    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """It failed, and so it is not there: for whoever asks for it, creates the same again, lets go of it or leaves."""
+    asks: list[Callable[[], object]] = [
+        lambda: store.load("s-1"),
+        lambda: store.detach(["s-1"], owner),
+        lambda: store.create(record(name="a"), owner),
+        lambda: store.create(record("s-2", name="a"), owner),
+        lambda: store.leave(owner),
+    ]
+    for ask in asks:
+        with unheard(line):
+            store.create(record(name="a"), owner)
+        assert other.find("a") == "s-1"
+        ask()
+        assert other.load("s-1") in (None, Found(record(name="a"), 10.0, ("first",)))
+        assert other.find("a") in (None, *(each.id for each in other.page(None, 10)))
+        other.delete(["s-1", "s-2"])
+
+
+def test_a_creation_that_nobody_heard_of_and_somebody_has_found_since(
+    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """Whoever found it by its name, and has it in memory, keeps it."""
+    second = other.join(5.0, "second")
+    with unheard(line):
+        store.create(record(name="a"), owner)
+    assert other.attach("s-1", second) is not None
+    with pytest.raises(SessionExistsError) as caught:
+        store.create(record("s-2", name="a"), owner)
+    assert caught.value.session_id == "s-1"
+    assert found_in(other, "s-1").record == record(name="a")
+
+
+def test_a_session_whose_creation_nobody_heard_of_can_be_created_again(line: Proxy, store: RedisStore) -> None:
+    """A caller who tries again gets the session, by the same name or id, and there is one."""
+    with SessionCoordinator(CONFIG, store=store) as coordinator:
+        for options in ({"name": "support"}, {"session_id": "s-1"}):
+            coordinator.close_session(coordinator.create_session().id)
+            with unheard(line):
+                coordinator.create_session(**options)
+            session = coordinator.create_session(**options)
+            assert [each.id for each in store.page(None, 10)] == [session.id]
+            coordinator.close_session(session.id)
+
+
+def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: RedisStore, owner: str) -> None:
+    """One that never arrived leaves everything as it was."""
+    store.create(record(name="a"), owner)
+    with undone(line):
+        store.rename("s-1", "s-2", owner)
+    assert store.load("s-2") is None
+    assert found_in(store, "s-1", owner) == Found(record(name="a"), 0.0)
+
+
+def test_a_removal_that_nobody_heard_of_and_two_that_ask(
+    line: Proxy, store: RedisStore, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two threads that delete what has expired at once, one is told what nobody had heard of."""
+    removals = {}
+    for session_id in ("s-1", "s-2"):
+        store.create(record(session_id), owner)
+        store.detach([session_id], owner)
+        with unheard(line):
+            store.delete_expired(NOW + 61, 10)
+        # As if they had been asked for by two threads.
+        removals.update(store._unheard_removals)
+        store._unheard_removals.clear()
+    store._unheard_removals.update(removals)
+    remove, told = store._remove, []
+
+    def remove_beside_another_thread(*arguments: Any) -> Any:
+        monkeypatch.setattr(store, "_remove", remove)
+        told.extend(store.delete_expired(NOW + 61, 10))
+        return remove(*arguments)
+
+    monkeypatch.setattr(store, "_remove", remove_beside_another_thread)
+    told.extend(store.delete_expired(NOW + 61, 10))
+    assert sorted(each.id for each in told) == ["s-1", "s-2"]
+
+
+def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store: RedisStore, owner: str) -> None:
+    """A removal that takes several steps tells those that it has done, whatever becomes of the others."""
+    ids = [f"s-{number:03}" for number in range(600)]
+
+    def expire_all() -> None:
+        for session_id in ids:
+            store.create(record(session_id), owner)
+        store.detach(ids, owner)
+
+    expire_all()
+    before = line.replied
+    assert len(store.delete_expired(NOW + 61, 600)) == 600
+    length = line.replied - before
+    expire_all()
+    line.cut(length - 9, then=Mode.REFUSE)
+    told = store.delete_expired(NOW + 61, 600)
+    with pytest.raises(StoreError):
+        store.delete_expired(NOW + 61, 600)
+    line.pass_on()
+    assert 0 < len(told) < 600
+    told += store.delete_expired(NOW + 61, 600)
+    assert sorted(each.id for each in told) == ids
+
+
+def test_a_server_whose_clock_is_set(store: RedisStore, owner: str) -> None:
+    """No call is too late because of that, whichever way it was set."""
+    store.create(record(), owner)
+    for seconds in (-LONG, LONG):
+        store._time._least += seconds
+        store._time._most += seconds
+        assert found_in(store, "s-1", owner) == Found(record(), 0.0)
+        store._terms.renew_all()
+        assert abs(store.skew()) < BOUND
+
+
+# ---- The server is held up
+
+
+@contextmanager
+def stopped(server: RedisServer) -> Iterator[None]:
+    """The server does nothing for the length of the block; after it, it has done all that came meanwhile."""
+    server.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.signal(signal.SIGCONT)
+    # Each answer comes from a new connection, after one look at all the connections there were.
+    for _ in range(3):
+        server.wait()
+
+
+def test_what_nobody_waits_for_any_more_is_not_done(server: RedisServer) -> None:
+    """What a server comes to after nobody waits for it any more is not done. A server that was held up comes back
+    with requests that failed long ago, and does nothing of that.
+    """
+    with opened(server.url) as store:
+        owner = store.join(10.0, "first")
+        for session_id in ("s-1", "s-2", "expired"):
+            store.create(record(session_id), owner)
+        store.detach(["expired"], owner)
+        calls: list[Callable[[], object]] = [
+            lambda: store.create(record("new"), owner),
+            lambda: store.save("s-1", 1, "{}", Touch(NOW + 1, 1)),
+            lambda: store.give_back("s-1", owner, 1, "{}", Touch(NOW + 1, 1)),
+            lambda: store.touch({"s-1": Touch(NOW + 1, 1)}),
+            lambda: store.lease("s-1", owner, True),
+            lambda: store.delete(["s-2"]),
+            lambda: store.delete_expired(NOW + 61, 10),
+        ]
+        with stopped(server), impatient(store):
+            for call in calls:
+                began = time.monotonic()
+                with pytest.raises(StoreError, match="did not answer within the store's timeout"):
+                    call()
+                assert TIMEOUT / 2 < time.monotonic() - began < BOUND
+        assert store.page(None, 10) == [record("expired"), record("s-1"), record("s-2")]
+        assert found_in(store, "s-1").lag == 10.0
+        assert store.save("s-1", 1, "{}", Touch(NOW + 1, 1)) == 2
+        assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
+
+
+def test_a_checkout_while_the_server_is_held_up_takes_bounded_time(server: RedisServer) -> None:
+    """Looking at a session in memory, and a checkout that is given back, take a few timeouts and no more."""
+    with opened(server.url) as store, SessionCoordinator(CONFIG, store=store) as coordinator:
+        session = coordinator.create_session("support")
+        with stopped(server), impatient(store):
+            began = time.monotonic()
+            assert coordinator.get_session(session.id) is session
+            with coordinator.checkout(session.id) as held:
+                assert held is session
+            with pytest.raises(StoreError), coordinator.checkout(session.id) as held:
+                held.record_message()
+            assert time.monotonic() - began < 2 * BOUND
+        with coordinator.checkout(session.id, timeout=0) as held:
+            held.record_message()
+        assert found_in(store, session.id).record.message_count == 2
+
+
+def test_a_reply_that_drips(line: Proxy) -> None:
+    """No call takes longer than the timeout, 2 seconds, however slowly the server answers. A server whose every byte
+    comes in time, but not its reply, fails the call when the timeout has passed.
+    """
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        store.create(record(), owner)
+        line.drip(TIMEOUT / 2)
+        with impatient(store):
+            for call in (lambda: store.load("s-1"), lambda: store.page(None, 10)):
+                began = time.monotonic()
+                with pytest.raises(StoreError):
+                    call()
+                assert TIMEOUT / 2 < time.monotonic() - began < BOUND
+        line.pass_on()
+        assert found_in(store, "s-1").record == record()
+
+
+def test_a_line_that_swallows_everything(line: Proxy) -> None:
+    """Nothing comes back, on connections that there are and on new ones: each call ends when the timeout has passed."""
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        store.create(record(), owner)
+        line.turn(Mode.HOLD)
+        with impatient(store):
+            for _ in range(2):
+                began = time.monotonic()
+                with pytest.raises(StoreError):
+                    store.save("s-1", 1, "{}", Touch(NOW, 1))
+                assert TIMEOUT / 2 < time.monotonic() - began < BOUND
+        line.pass_on()
+        assert store.save("s-1", 1, "{}", Touch(NOW, 1)) == 2
+        assert found_in(store, "s-1").record.message_count == 1
+
+
+def test_a_call_that_was_short_of_time_leaves_the_next_one_its_own(line: Proxy) -> None:
+    """However little time was left for connecting once, the next call has all of the timeout."""
+    with opened(line.url) as store:
+        owner = store.join(10.0, "first")
+        store._server.rest()
+        line.turn(Mode.REFUSE)
+        with store._server._deadline.within(0.01), pytest.raises(StoreError):
+            store.load("s-1", owner)
+        line.pass_on()
+        assert store.load("s-1", owner) is None
+        (connection,) = store._server.client.connection_pool._available_connections
+        assert connection.socket_connect_timeout == 2.0
+
+
+# ---- The server is killed, and comes back
+
+
+def test_a_server_that_is_killed_and_comes_back_as_it_was(no_pauses: None, caplog: pytest.LogCaptureFixture) -> None:
+    """When the server is back, the same processes go on with it. What is in memory stays usable within its process,
+    all else raises, what ended stays ended; then all is there.
+    """
+    closings = Closings()
+    with (
+        redis_server("--appendonly", "yes", "--appendfsync", "always") as server,
+        opened(server.url, "one") as store,
+        opened(server.url, "one") as other,
+    ):
+        with closing(SessionCoordinator(CONFIG, store=other)) as former:
+            stored = former.create_session("stored", data={"lang": "en"})
+        with SessionCoordinator(CONFIG, store=store, on_close=closings) as coordinator:
+            session, ended = coordinator.create_session("support"), coordinator.create_session("ended")
+            server.kill()
+            assert coordinator.get_session(session.id) is session
+            coordinator.touch_session(session.id)
+            assert coordinator.switch_session("support") is session
+            with coordinator.checkout(session.id) as held:
+                assert held is session
+            assert "is checked out in this process only" in caplog.text
+            checkout = coordinator.checkout(session.id)
+            held = checkout.__enter__()
+            held.record_message()
+            held.data["step"] = 1
+            with pytest.raises(StoreError):
+                checkout.__exit__()
+            assert session.data == {"step": 1}
+            coordinator.close_session(ended.id)
+            calls: list[Callable[[], object]] = [
+                lambda: coordinator.get_session(stored.id),
+                lambda: coordinator.checkout(stored.id).__enter__(),
+                lambda: coordinator.switch_session("stored"),
+                lambda: coordinator.create_session("new"),
+                coordinator.cleanup_inactive_sessions,
+            ]
+            for call in calls:
+                began = time.monotonic()
+                with pytest.raises(StoreError):
+                    call()
+                assert time.monotonic() - began < BOUND
+            with pytest.raises(SessionExpiredError):
+                coordinator.get_session(ended.id)
+            assert closings == [("ended", RemovalCause.CLOSED)]
+
+            server.start()
+            with pytest.raises(SessionExpiredError):
+                coordinator.get_session(ended.id)
+            coordinator.cleanup_inactive_sessions()
+            assert other.load(ended.id) is None
+            with coordinator.checkout(session.id, timeout=0) as held:
+                held.record_message()
+            saved = found_in(other, session.id).record
+            assert (saved.name, saved.data, saved.message_count) == ("support", '{"step":1}', 2)
+            assert coordinator.get_session(stored.id).data == {"lang": "en"}
+            assert {each.name for each in other.page(None, 10)} == {"stored", "support"}
+            coordinator.create_session("new")
+
+
+def test_a_server_that_is_killed_and_comes_back_empty(no_pauses: None) -> None:
+    """What it lost is gone for everybody: nobody gets a fresh session in its place; new ones can be created."""
+    closings = Closings()
+    with redis_server() as server, opened(server.url, "one") as store, opened(server.url, "one") as other:
+        with SessionCoordinator(CONFIG, store=store, on_close=closings) as coordinator:
+            looked_at, held = (coordinator.create_session(name) for name in ("looked at", "held"))
+            checkout = coordinator.checkout(held.id)
+            checkout.__enter__().data["step"] = 1
+            server.kill()
+            server.start()
+            with pytest.raises(SessionNotFoundError):
+                coordinator.get_session(looked_at.id)
+            with pytest.raises(SessionNotFoundError):
+                checkout.__exit__()
+            for session in (looked_at, held):
+                assert session.id not in coordinator
+                with pytest.raises(SessionNotFoundError):
+                    coordinator.touch_session(session.id)
+            assert closings == [("looked at", RemovalCause.PASSIVATED), ("held", RemovalCause.PASSIVATED)]
+            assert store.page(None, 10) == []
+            again = coordinator.create_session("held", data={"again": True})
+            with coordinator.checkout(again.id) as session:
+                session.data["step"] = 1
+                with pytest.raises(SessionBusyError):
+                    other.lease(again.id, other.join(1.0, "other"), True)
+            assert found_in(other, again.id).record.data == '{"again":true,"step":1}'
+
+
+# ---- The server is out of memory
+
+
+@contextmanager
+def out_of_memory(server: RedisServer) -> Iterator[None]:
+    """The server refuses what takes memory, for the length of the block."""
+    with server.client() as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] // 2)
+        try:
+            yield
+        finally:
+            client.config_set("maxmemory", 0)
+
+
+def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
+    """Creating and saving raise, and say what to do; all that takes no more memory works, as does everything after."""
+    with opened(server.url) as store:
+        owner, other = store.join(10.0, "first"), store.join(20.0, "second")
+        ids = ["closed", "due", "expired", "held", "kept", "renamed"]
+        for session_id in ids:
+            store.create(record(session_id, name=session_id), owner)
+        store.detach(["expired"], owner)
+        store.lease("held", other, True)
+        with out_of_memory(server):
+            for call in (
+                lambda: store.create(record("new"), owner),
+                lambda: store.save("kept", 1, '{"a":1}', Touch(NOW, 1)),
+                lambda: store.give_back("kept", owner, 1, '{"a":1}', Touch(NOW, 1)),
+            ):
+                with pytest.raises(StoreError, match=r"memory is full: give it more \(maxmemory\)"):
+                    call()
+            assert store.find("kept") == "kept"
+            assert found_in(store, "kept", owner) == Found(record("kept", name="kept"), 0.0)
+            assert store.attach("kept", other) is not None
+            for _ in range(2):
+                assert store.lease("kept", owner, True) is not None
+                with pytest.raises(SessionBusyError):
+                    store.lease("held", owner, True)
+                with pytest.raises(SessionBusyError):
+                    store.rename("held", "other", owner)
+                store.release("kept", owner)
+                store.lease("kept", owner, False)
+                assert store.give_back("kept", owner, 1, None, Touch(NOW + 1, 1, "processing")) == 1
+                assert store.touch({"kept": Touch(NOW + 1, 1)}) == set()
+                with pytest.raises(SessionConflictError):
+                    store.save("kept", 7, "{}", Touch(NOW))
+                with pytest.raises(SessionNotFoundError):
+                    store.save("gone", 1, "{}", Touch(NOW))
+            store.promise(other, 30.0)
+            third = store.join(40.0, "third")
+            store.leave(third)
+            _let_the_term_run_out(store, owner)
+            store._terms.renew_all()
+            assert store.count_expired(NOW + 61) == 1
+            assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
+            assert store.delete_expired(NOW + 61, 10) == []
+            assert store.delete(["closed", "gone"]) == {"closed"}
+            assert store.delete(["closed"]) == set()
+            assert store.delete_unless_used({"due": NOW, "held": NOW}, owner, NOW) == {"due"}
+            store.detach(["kept"], other)
+        changed = record("kept", name="kept", last_active=NOW + 1, message_count=4, state="processing")
+        assert found_in(store, "kept", other).record == changed
+        assert [each.id for each in store.page(None, 10)] == ["held", "kept", "renamed"]
+        assert store.save("kept", 1, '{"a":1}', Touch(NOW, 1)) == 2
+        store.create(record("new"), owner)
+
+
+def test_a_coordinator_whose_store_is_out_of_memory(server: RedisServer) -> None:
+    """A server that is out of memory refuses new and changed sessions with `StoreError`; looking, checking out,
+    closing and expiring go on. Nothing is lost: who is in memory goes on, what cannot be saved is kept, and saved
+    when there is room.
+    """
+    with opened(server.url) as store, SessionCoordinator(CONFIG, store=store) as coordinator:
+        session, closed = coordinator.create_session("support"), coordinator.create_session("closed")
+        with out_of_memory(server):
+            with pytest.raises(StoreError, match="maxmemory"):
+                coordinator.create_session("new")
+            assert coordinator.get_session(session.id) is session
+            with coordinator.checkout(session.id) as held:
+                held.record_message()
+            checkout = coordinator.checkout(session.id)
+            checkout.__enter__().data["step"] = 1
+            with pytest.raises(StoreError, match="maxmemory"):
+                checkout.__exit__()
+            assert session.data == {"step": 1}
+            coordinator.close_session(closed.id)
+            assert store.load(closed.id) is None
+            assert coordinator.cleanup_inactive_sessions() == 0
+        with coordinator.checkout(session.id, timeout=0):
+            pass
+        saved = found_in(store, session.id).record
+        assert (saved.data, saved.message_count) == ('{"step":1}', 1)
+        coordinator.create_session("new")
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_a_server_that_evicts_is_warned_about(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, policy: str
+) -> None:
+    """A server that may evict live sessions is warned about in the log when the coordinator joins it. A server that
+    may throw live sessions away is warned about when the first owner joins, and not again.
+    """
+    with server.client() as client, opened(server.url) as store:
+        client.config_set("maxmemory-policy", policy)
+        try:
+            for _ in range(2):
+                store.join(1.0, "first")
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+    warnings = [each.getMessage() for each in caplog.records if each.name == "sessionkit"]
+    assert len(warnings) == 1
+    assert f"maxmemory-policy {policy}" in warnings[0]
+
+
+def test_a_server_that_does_not_evict_is_not_warned_about(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With noeviction, joining says nothing."""
+    with opened(server.url) as store:
+        store.join(1.0, "first")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("info", "shown"), [({"redis_version": "6.0.16"}, "6.0.16"), ({}, "of an unknown version")])
+def test_a_server_that_is_too_old(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, info: dict[str, str], shown: str
+) -> None:
+    """A server that lacks what the store needs is refused when it is first asked, with both versions."""
+    with opened(server.url) as store:
+        monkeypatch.setattr(store._server.client, "info", lambda: info)
+        with pytest.raises(StoreError, match=f"Redis {shown}, and needs 6.2 or later"):
+            store.join(1.0, "first")
+
+
+# ---- Owners whose terms run out
+
+
+def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """A holder that stalled past its term overwrites nothing: what it saves raises `SessionConflictError`. Its lease
+    goes to whoever asks, with a new version; what it saves is a conflict; renewed, it has it in memory.
+    """
+    second = other.join(5.0, "second")
+    store.create(record(), owner)
+    store.lease("s-1", owner, True)
+    with pytest.raises(SessionBusyError):
+        other.lease("s-1", second, False)
+    _let_the_term_run_out(store, owner)
+    assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
+    for save in (
+        lambda: store.save("s-1", 1, '{"by":"the dead"}', Touch(NOW + 1)),
+        lambda: store.give_back("s-1", owner, 1, '{"by":"the dead"}', Touch(NOW + 1)),
+    ):
+        with pytest.raises(SessionConflictError):
+            save()
+    assert found_in(store, "s-1") == Found(record(version=2), inf, ("second",))
+    store._terms.renew_all()
+    assert found_in(other, "s-1", second).elsewhere == ("first",)
+    with pytest.raises(SessionBusyError):
+        store.lease("s-1", owner, False)
+    assert other.give_back("s-1", second, 2, '{"by":"second"}', Touch(NOW + 2)) == 3
+    assert found_in(store, "s-1", owner).outdated
+    assert found_in(store, "s-1", owner).record.data == '{"by":"second"}'
+
+
+def test_whose_term_ran_out_and_nobody_noticed(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """Renewed before anybody wanted it, a lease is what it was: the session has the version that it had."""
+    second = other.join(5.0, "second")
+    store.create(record(), owner)
+    store.lease("s-1", owner, True)
+    _let_the_term_run_out(store, owner)
+    store._terms.renew_all()
+    with pytest.raises(SessionBusyError):
+        other.lease("s-1", second, True)
+    assert store.give_back("s-1", owner, 1, "{}", Touch(NOW)) == 2
+
+
+def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """What an owner takes before it knows that its term ran out is its own for everybody: it signs on again first."""
+    second = other.join(5.0, "second")
+    for session_id in ("s-1", "s-2"):
+        store.create(record(session_id), owner)
+    _let_the_term_run_out(store, owner)
+    assert store.lease("s-1", owner, True) == Found(record(), 0.0)
+    with pytest.raises(SessionBusyError):
+        other.lease("s-1", second, True)
+    assert found_in(other, "s-2", second).elsewhere == ("first",)
+
+
+def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """A session that only the dead had is counted, and removed once it has expired; its lag counts no more."""
+    other.join(5.0, "second")
+    store.create(record(), owner)
+    assert other.count_expired(NOW + 61) == 0
+    assert other.delete_expired(NOW + 61, 10) == []
+    _let_the_term_run_out(store, owner)
+    assert found_in(other, "s-1") == Found(record(), 0.0)
+    assert other.count_expired(NOW + 61) == 1
+    assert other.delete_expired(NOW + 61, 10) == [record()]
+    store._terms.renew_all()
+    assert other.load("s-1") is None
+
+
+def _set_owners(store: RedisStore, **changes: float) -> None:
+    """Move the ends of terms, or their beginnings, by so many seconds: `until_first=-5.0`, `since_second=-9.0`."""
+    key = f"{store._partitions.bases[0]}:owners"
+    for each, text in store._server.client.hgetall(key).items():
+        since, until, term, lag, name = text.decode().split("|")
+        since = str(float(since) + changes.get(f"since_{name}", 0.0))
+        until = str(float(until) + changes.get(f"until_{name}", 0.0))
+        store._server.client.hset(key, each, "|".join((since, until, term, lag, name)))
+
+
+def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
+    store: RedisStore, owner: str, other: RedisStore
+) -> None:
+    """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile:
+    whoever comes back first is no witness against the others, for one term.
+    """
+    second = other.join(5.0, "second")
+    store.create(record(), owner)
+    store.lease("s-1", owner, True)
+    _set_owners(store, until_first=-3 * LONG, until_second=-3 * LONG)
+    other._terms.renew_all()
+    with pytest.raises(SessionBusyError):
+        other.lease("s-1", second, True)
+    _set_owners(store, since_second=-LONG / 2)
+    with pytest.raises(SessionBusyError):
+        other.lease("s-1", second, True)
+    _set_owners(store, since_second=-LONG)
+    assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
+
+
+def test_an_owner_whom_nobody_sees_is_dead_after_ten_terms(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """Where there is no witness, much time does."""
+    store.create(record(), owner)
+    _set_owners(store, until_first=-10 * LONG)
+    assert found_in(other, "s-1").elsewhere == ("first",)
+    _set_owners(store, until_first=-2 * LONG)
+    assert found_in(other, "s-1").elsewhere == ()
+
+
+def test_an_owner_who_has_been_dead_for_long_is_forgotten(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """Whoever joins clears away whom nobody will hear of again; should it come back all the same, it joins again."""
+    store.create(record(), owner)
+    _set_owners(store, until_first=-400 * LONG)
+    second = other.join(5.0, "second")
+    assert list(store._server.client.hgetall(f"{store._partitions.bases[0]}:owners")) == [second.encode()]
+    assert store.attach("s-1", owner) is not None
+    assert found_in(other, "s-1", second).elsewhere == ("first",)
+
+
+def test_a_renewal_that_comes_after_the_owner_has_left(store: RedisStore, owner: str, other: RedisStore) -> None:
+    """One that was on its way brings nobody back."""
+    second = other.join(5.0, "second")
+    store.create(record(), owner)
+    store.lease("s-1", owner, True)
+    store.leave(owner)
+    store._renew(owner)
+    store.promise(owner, 1.0)
+    assert other.lease("s-1", second, True) == Found(record(), 0.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None:
+    """The lease of a process that was killed ends once its term, 10 seconds, has run out, and the session is free.
+    Its lease is free soon after its term, with a new version; without anybody doing anything for that.
+    """
+    with opened(server.url, "killed", term=1.0) as store:
+        owner = store.join(10.0, "first")
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            with opened(server.url, "killed", term=1.0) as inherited:
+                child = inherited.join(10.0, "second")
+                inherited.create(record(), child)
+                inherited.lease("s-1", child, True)
+                os.write(writer, b"!")
+                signal.pause()
+        assert os.read(reader, 1) == b"!"
+        with pytest.raises(SessionBusyError):
+            store.lease("s-1", owner, True)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        for each in (reader, writer):
+            os.close(each)
+
+        def is_free() -> bool:
+            with suppress(SessionBusyError):
+                return store.lease("s-1", owner, True) == Found(record(version=2), 0.0)
+            return False
+
+        wait_for(is_free)
+
+
+# ---- The thread that renews terms
+
+
+def _ends(store: RedisStore) -> list[float]:
+    """When the terms end of those who have not left."""
+    owners = store._server.client.hgetall(f"{store._partitions.bases[0]}:owners")
+    parts = [text.decode().split("|") for text in owners.values()]
+    return [float(until) for _, until, _, lag, _ in parts if lag != "left"]
+
+
+def _threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
+
+
+def test_a_thread_renews_terms_while_there_is_an_owner(server: RedisServer) -> None:
+    """One daemon thread for all owners of a store; it ends with the last one, and there is a new one with the next."""
+    with opened(server.url, term=0.2) as store:
+        for _ in range(2):
+            first, second = (store.join(1.0, name) for name in ("first", "second"))
+            (thread,) = _threads()
+            assert thread.daemon
+            ends = _ends(store)
+            wait_for(lambda ends=ends: min(_ends(store)) > max(ends))
+            store.leave(first)
+            assert _threads() == [thread]
+            store.leave(second)
+            assert _threads() == []
+
+
+def test_a_thread_goes_on_while_the_server_is_away(line: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    """It tries again and again, and says so once each time; owners are alive again when the server is back."""
+    with opened(line.url, term=0.2) as store:
+        for times in (1, 2):
+            store.join(1.0, "first")
+            line.turn(Mode.REFUSE)
+            wait_for(lambda times=times: caplog.text.count("terms could not be renewed") == times)
+            connections = line.connections
+            wait_for(lambda connections=connections: line.connections > connections + 5)
+            line.pass_on()
+            ends = _ends(store)
+            wait_for(lambda ends=ends: min(_ends(store)) > max(ends))
+        assert caplog.text.count("terms could not be renewed") == 2
+
+
+def test_where_no_thread_is_to_be_had_callers_renew(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever calls the store renews all terms of it that are half over, before anything else."""
+
+    def no_thread(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with opened(server.url) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            store.join(1.0, "first")
+            assert "callers will renew terms instead" in caplog.text
+            ends = _ends(store)
+            store.load("s-1")
+            assert _ends(store) == ends
+            patch.setattr("sessionkit.stores.redis.liveness.stopwatch", lambda: time.monotonic() + LONG * 0.51)
+            store.load("s-1")
+            assert min(_ends(store)) > max(ends)
+        second = store.join(1.0, "second")
+        assert len(_threads()) == 1
+        store.leave(second)
+        assert len(_threads()) == 1
+
+
+def test_where_no_thread_is_to_be_had_the_last_owner_leaves(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no thread to end."""
+
+    def no_thread(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with opened(server.url) as store:
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        store.leave(store.join(1.0, "first"))
+        assert store._terms.is_empty
+
+
+def test_the_thread_itself_lets_the_last_owner_leave(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a coordinator that was dropped is collected there: the thread does not wait for itself, and ends."""
+    with opened(server.url, term=0.2) as store:
+        owner = store.join(1.0, "first")
+        monkeypatch.setattr(store._terms, "renew_all", lambda: store.leave(owner))
+        (thread,) = _threads()
+        thread.join(WAIT)
+        assert not thread.is_alive()
+        assert _ends(store) == []
+        assert not store._terms._fire()
+
+
+def test_an_owner_who_leaves_while_its_term_is_renewed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gone, whatever the renewal still does."""
+    with opened(server.url) as store:
+        owner, _ = store.join(1.0, "first"), store.join(1.0, "second")
+        store.create(record(), owner)
+        run = store._script.run
+
+        def run_and_leave(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
+            if operation == "reattach":
+                monkeypatch.setattr(store._script, "run", run)
+                store.leave(owner)
+            return run(keys, operation, *arguments, **options)
+
+        _let_the_term_run_out(store, owner)
+        monkeypatch.setattr(store._script, "run", run_and_leave)
+        store._terms.renew_all()
+        assert len(_ends(store)) == 1
+        assert found_in(store, "s-1").elsewhere == ()
+
+
+def test_who_has_long_had_a_session_in_memory_keeps_its_record(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys go by themselves a day after their session expired; while it is in memory, they are kept now and then."""
+    with opened(server.url) as store:
+        owner = store.join(1.0, "first")
+        store.create(record(), owner)
+        client, key = store._server.client, f"{store._partitions.bases[0]}:s:s-1"
+        for is_due in (False, True):
+            client.expire(key, 100)
+            if is_due:
+                monkeypatch.setattr("sessionkit.stores.redis.liveness.stopwatch", lambda: time.monotonic() + 86_400)
+            store._terms.renew_all()
+            assert (client.ttl(key) > 86_400) is is_due
+
+
+# ---- Forks, and the end of a store
+
+
+def test_a_forked_child_has_owners_and_connections_of_its_own(server: RedisServer) -> None:
+    """Nothing of its parent's is changed by what the child does, nor by its end."""
+    with opened(server.url) as store:
+        owner = store.join(10.0, "first")
+        store.create(record(), owner)
+        store.lease("s-1", owner, True)
+
+        def child() -> tuple[Any, ...]:
+            assert store._terms.is_empty
+            assert _threads() == []
+            own = store.join(5.0, "child")
+            store.create(record("s-2"), own)
+            found = found_in(store, "s-1", own).elsewhere
+            with pytest.raises(SessionBusyError):
+                store.lease("s-1", own, True)
+            threads = len(_threads())
+            store.leave(own)
+            store.close()
+            return found, threads
+
+        assert in_child(child) == (("first",), 1)
+        assert found_in(store, "s-2", owner) == Found(record("s-2"), 0.0)
+        assert found_in(store, "s-1") == Found(record(), inf, ("first",))
+        assert len(_threads()) == 1
+
+
+def test_a_store_that_is_dropped_ends_its_thread(server: RedisServer) -> None:
+    """Nobody has to close it."""
+    store = RedisStore(server.url, f"test-{secrets.token_hex(4)}")
+    store.join(1.0, "first")
+    (thread,) = _threads()
+    terms = store._terms
+    del store
+    gc.collect()
+    # The thread may be at it just now.
+    terms.renew_all()
+    del terms
+    gc.collect()
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
+def _connections(server: RedisServer) -> int:
+    with server.client() as client:
+        return len(client.client_list())
+
+
+def test_no_connection_stays_open(server: RedisServer) -> None:
+    """When the last owner leaves, and when the store is closed, however it was used before."""
+    wait_for(lambda: _connections(server) == 1)
+    with opened(server.url) as store:
+        for _ in range(2):
+            owner = store.join(1.0, "first")
+            assert _connections(server) == 2
+            store.leave(owner)
+            wait_for(lambda: _connections(server) == 1)
+        store.page(None, 1)
+        assert _connections(server) == 2
+        store.close()
+        wait_for(lambda: _connections(server) == 1)
+
+
+def test_closing_while_the_server_is_away(line: Proxy, no_pauses: None) -> None:
+    """It raises nothing and takes bounded time; the thread ends, and any other call raises."""
+    with opened(line.url) as store:
+        for name in ("first", "second"):
+            store.join(1.0, name)
+        line.turn(Mode.REFUSE)
+        began = time.monotonic()
+        store.close()
+        store.close()
+        assert time.monotonic() - began < BOUND
+        assert _threads() == []
+        with pytest.raises(StoreError, match="is closed; open it again"):
+            store.load("s-1")

@@ -1,0 +1,79 @@
+"""The fixtures that users get: what they do, and which tests they fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from sessionkit import CoordinatorConfig, SessionExpiredError
+from sessionkit.testing import ManualClock
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
+
+
+def test_the_factory_makes_coordinators_on_the_session_clock(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Coordinators of session_coordinator tell time by session_clock, and take all options."""
+    coordinator = session_coordinator(CoordinatorConfig(60, 10), resource_factory=lambda session: session.id)
+    session = coordinator.create_session()
+    assert session.resource == session.id
+    session_clock.advance(61)
+    with pytest.raises(SessionExpiredError):
+        coordinator.get_session(session.id)
+
+
+def test_another_clock_may_be_given(session_coordinator: CoordinatorFactory) -> None:
+    """An explicit clock goes before session_clock."""
+    assert session_coordinator(clock=lambda: 42.0).create_session().metadata.created_at == 42.0
+
+
+def test_a_tidy_test_passes_and_its_coordinators_are_closed(pytester: pytest.Pytester) -> None:
+    """Coordinators are closed when the test ends, with SHUTDOWN for the sessions left."""
+    pytester.makepyfile(
+        """
+        closed = []
+
+        def test_tidy(session_coordinator):
+            coordinator = session_coordinator(on_close=lambda session, cause: closed.append(cause.name))
+            session = coordinator.create_session()
+            with coordinator.checkout(session.id):
+                pass
+            with session_coordinator():
+                pass
+
+        def test_closed():
+            assert closed == ["SHUTDOWN"]
+        """
+    )
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
+
+
+def test_a_checkout_that_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
+    """A session still checked out at the end is an error of that test, and the message says what to do."""
+    pytester.makepyfile(
+        """
+        def test_untidy(session_coordinator):
+            coordinator = session_coordinator()
+            coordinator.checkout(coordinator.create_session().id).__enter__()
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*was left with 1 checked out: leave every checkout's with block*"])
+
+
+def test_a_cleanup_thread_that_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
+    """A cleanup thread still running at the end is an error of that test; it is ended all the same."""
+    pytester.makepyfile(
+        """
+        import threading
+
+        def test_untidy(session_coordinator):
+            session_coordinator().start_cleanup_task()
+
+        def test_next():
+            assert [thread for thread in threading.enumerate() if thread.name == "sessionkit-cleanup"] == []
+        """
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*was left with its cleanup thread running: close() it*"])
