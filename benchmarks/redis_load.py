@@ -22,7 +22,7 @@ from .rounds import Costs, change, new_ids
 from .servers import ALWAYS, EVERYSEC, one_server
 
 
-class OwnerCosts(NamedTuple):
+class InstanceCosts(NamedTuple):
     """What depends on how many processes there are: seconds of the server's processor, and bytes."""
 
     heartbeat: float
@@ -31,31 +31,31 @@ class OwnerCosts(NamedTuple):
     memory: float
 
 
-def many_owners(numbers: Sequence[int], turns: int) -> dict[int, OwnerCosts]:
+def many_instances(numbers: Sequence[int], turns: int) -> dict[int, InstanceCosts]:
     """What a heartbeat and a checkout cost by the number of processes, all of which live."""
-    found: dict[int, OwnerCosts] = {}
+    found: dict[int, InstanceCosts] = {}
     with one_server(*EVERYSEC) as servers:
         store = RedisStore(servers.where(), timeout=60.0, term=TERM)
-        owners: list[str] = []
+        instances: list[str] = []
         for number in numbers:
-            while len(owners) < number:
-                owners.append(store.join(1.0, "host-0123456789:12345"))
+            while len(instances) < number:
+                instances.append(store.join(1.0, "host-0123456789:12345"))
             costs = Costs(servers)
             for _ in range(turns):
                 ids, now = new_ids(100), time.time()
                 for session_id in ids:
                     record = SessionRecord(session_id, None, text_of(1000), "active", now, now, 0, 3600.0, None)
-                    store.create(record, owners[0])
+                    store.create(record, instances[0])
 
                 def check_out(session_id: str, now: float = now) -> None:
-                    reply = store.lease(session_id, owners[1], True)
+                    reply = store.lease(session_id, instances[1], True)
                     assert reply is not None
-                    store.give_back(session_id, owners[1], reply.record.version, text_of(1000), Touch(now))
+                    store.give_back(session_id, instances[1], reply.record.version, text_of(1000), Touch(now))
 
-                costs.measure("heartbeat", lambda _: store.promise(owners[0], 1.0), [""] * 100)
+                costs.measure("heartbeat", lambda _: store.set_write_interval(instances[0], 1.0), [""] * 100)
                 costs.measure("checkout", check_out, ids)
-            used = servers.clients[0].memory_usage("{sessionkit}:owners", samples=0) or 0
-            found[number] = OwnerCosts(_cpu(costs, "heartbeat"), _cpu(costs, "checkout"), used / number)
+            used = servers.clients[0].memory_usage("{sessionkit}:instances", samples=0) or 0
+            found[number] = InstanceCosts(_cpu(costs, "heartbeat"), _cpu(costs, "checkout"), used / number)
     return found
 
 

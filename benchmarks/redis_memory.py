@@ -21,7 +21,7 @@ from .servers import LISTPACK, one_server
 TIMEOUT = 10.0
 """Of a call of a store, in seconds: a server that is being measured may be held up by others on the machine."""
 TERM = 3600.0
-"""Of owners, in seconds: so long that no heartbeat comes between."""
+"""Of instances, in seconds: so long that no heartbeat comes between."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +89,17 @@ def text_of(size: int) -> str:
 def fill(where: str | redis.RedisCluster, number: int, kind: Kind) -> None:
     """Create so many sessions through a store; who attached them never leaves."""
     store = RedisStore(where, timeout=TIMEOUT, term=TERM)
-    owner, now, data = store.join(1.0, "benchmark"), time.time(), text_of(kind.size)
+    instance, now, data = store.join(1.0, "benchmark"), time.time(), text_of(kind.size)
     ids: list[str] = []
     for _ in range(number):
         session_id = secrets.token_hex(32) if kind.web else secrets.token_urlsafe(32)
         name = f"name-{secrets.token_hex(8)}" if kind.named else None
-        store.create(SessionRecord(session_id, name, data, "active", now, now, 0, 3600.0, None), owner)
+        store.create(SessionRecord(session_id, name, data, "active", now, now, 0, 3600.0, None), instance)
         if kind.saved:
             store.save(session_id, 1, data, Touch(now))
         ids.append(session_id)
     if not kind.attached:
-        store.detach(ids, owner)
+        store.detach(ids, instance)
 
 
 def processes(number: int) -> ProcessPoolExecutor:

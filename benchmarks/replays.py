@@ -125,7 +125,7 @@ class Loads:
 
 def replay(servers: Servers, steps: list[Step], loads: Loads) -> None:
     """Send all of it again to a server, or the only one of a cluster."""
-    servers.forget_owners()
+    servers.forget_instances()
     with _sockets(servers.ports[0]) as connections:
         for step in steps:
             if step.what is None:

@@ -159,7 +159,7 @@ ECHO = "`ECHO`, what any command costs"
 
 def one_round(costs: Costs, calls: int, size: int) -> None:
     """Each piece of work so many times, with sessions that have so many bytes of data."""
-    costs.servers.forget_owners()
+    costs.servers.forget_instances()
     _single(costs, calls, size)
     _moving(costs, calls, size)
     _expiring(costs, calls, size)
@@ -234,10 +234,10 @@ def _expiring(costs: Costs, calls: int, size: int) -> None:
 
 def _owning(costs: Costs, calls: int) -> None:
     store = RedisStore(costs.servers.where(), timeout=TIMEOUT, term=TERM)
-    owner = store.join(1.0, "benchmark")
-    costs.measure(HEARTBEAT, lambda _: store.promise(owner, 1.0), [""] * (calls // 5))
+    instance = store.join(1.0, "benchmark")
+    costs.measure(HEARTBEAT, lambda _: store.set_write_interval(instance, 1.0), [""] * (calls // 5))
     costs.measure(JOIN, lambda _: store.leave(store.join(1.0, "benchmark")), [""] * (calls // 20))
-    store.leave(owner)
+    store.leave(instance)
     store.close()
     client = costs.client()
     client.echo("x")
@@ -343,15 +343,15 @@ def remembered() -> Remembered:
     """As the server has it."""
     with one_server() as servers:
         store, now = RedisStore(servers.where()), time.time()
-        owner = store.join(1.0, "benchmark")
+        instance = store.join(1.0, "benchmark")
 
         def seconds() -> float:
             client = servers.clients[0]
             return round(max(client.pttl(key) for key in client.scan_iter("*}:r:*")) / 1000, 1)
 
-        store.create(SessionRecord("id", None, "{}", "active", now - 9, now - 9, 0, 1.0, None), owner)
+        store.create(SessionRecord("id", None, "{}", "active", now - 9, now - 9, 0, 1.0, None), instance)
         of_calls = seconds()
-        store.leave(owner)
+        store.leave(instance)
         store.delete_expired(now, 1)
         found = Remembered(of_calls, seconds())
         store.close()

@@ -39,7 +39,7 @@ class Scale:
     """Of sessions that are there."""
     many: int
     """Ten times as many."""
-    owners: tuple[int, ...]
+    instances: tuple[int, ...]
     seconds: float
     """For how long callers call as fast as they can."""
     simulated: int
@@ -80,12 +80,12 @@ class Run:
         return replays.in_a_cluster(self.scale.calls, self.scale.rounds // 2)
 
     @cached_property
-    def owners(self) -> dict[int, redis_load.OwnerCosts]:
-        return redis_load.many_owners(self.scale.owners, self.scale.rounds)
+    def instances(self) -> dict[int, redis_load.InstanceCosts]:
+        return redis_load.many_instances(self.scale.instances, self.scale.rounds)
 
     def heartbeat(self, number: float) -> float:
         """Seconds of the server's processor for one, beside so many processes: on a line through those measured."""
-        (fewest, few), *_, (most, many) = self.owners.items()
+        (fewest, few), *_, (most, many) = self.instances.items()
         slope = max(many.heartbeat - few.heartbeat, 0.0) / (most - fewest)
         return self.loads[ADVISED].cpu(rounds.HEARTBEAT) + slope * number
 
@@ -279,10 +279,10 @@ def throughput(run: Run) -> str:
     )
 
 
-def owners(run: Run) -> str:
+def instances(run: Run) -> str:
     rows = [
         [f"{number:,}", micro(found.heartbeat), micro(found.checkout), count(found.memory)]
-        for number, found in run.owners.items()
+        for number, found in run.instances.items()
     ]
     head = ["processes", "µs of server for a heartbeat", "µs of server for a checkout with a change"]
     return table([*head, "B for each process"], rows) + (
@@ -340,7 +340,7 @@ def three_sizes(run: Run) -> str:
     for in_memory, term in (USUAL, *OTHERS):
         found = run.needs(in_memory, term)
         text += f"With {in_memory:,} sessions in the memory of each process, and `term={term:g}`:\n\n"
-        text += _needs_table(found) if (in_memory, term) == USUAL else _owners_table(found)
+        text += _needs_table(found) if (in_memory, term) == USUAL else _instances_table(found)
         text += "\n"
     return text.rstrip("\n") + "\n"
 
@@ -370,7 +370,7 @@ def _needs_table(found: dict[int, sizes.Needs]) -> str:
     return table(["", *(f"{number:,}" for number in found)], rows)
 
 
-def _owners_table(found: dict[int, sizes.Needs]) -> str:
+def _instances_table(found: dict[int, sizes.Needs]) -> str:
     rows = [
         ["processes", *(f"{each.processes:,.0f}" for each in found.values())],
         ["heartbeats a second", *(f"{each.heartbeats:,.0f}" for each in found.values())],
@@ -425,7 +425,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Run], str]]] = {
     "throughput": ("Measured", throughput),
     "beside": ("Measured", beside),
     "cluster": ("Measured", cluster),
-    "owners": ("Measured", owners),
+    "instances": ("Measured", instances),
     "spread": ("Simulated", spread),
     "sizes": ("Calculated, from what the other tables measure", three_sizes),
 }

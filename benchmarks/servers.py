@@ -138,10 +138,10 @@ class Servers:
             used += sum(number or 0 for number in pipeline.execute()[::2])
         return used
 
-    def forget_owners(self) -> None:
+    def forget_instances(self) -> None:
         """Delete what is known of processes: those that have left are remembered for long."""
         for client in self.clients:
-            for key in list(client.scan_iter("*}:owners", count=1000)):
+            for key in list(client.scan_iter("*}:instances", count=1000)):
                 client.delete(key)
 
     def close(self) -> None:

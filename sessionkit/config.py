@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, Self, get_args
 
-from .util.validation import Duration, checked_count, checked_flag, checked_owner_name, checked_seconds, shown
+from .util.validation import Duration, checked_count, checked_flag, checked_instance_name, checked_seconds, shown
 
 OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
     affinity: bool
     """Whether a session that another process has in memory stays there: to ask for it here raises
     `SessionElsewhereError`. By default (False), it is restored here, and the other process lets go of its own."""
-    owner_name: str | None
+    instance_name: str | None
     """What other processes call this one, in `SessionElsewhereError`: where a router finds it, for instance. By default
     (None), its host name and process id."""
 
@@ -58,7 +58,7 @@ class CoordinatorConfig(Settings):
         event_capacity: int = 100,
         max_data_bytes: int = 1_048_576,
         affinity: bool = False,
-        owner_name: str | None = None,
+        instance_name: str | None = None,
     ) -> Self:
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
@@ -72,7 +72,7 @@ class CoordinatorConfig(Settings):
             checked_count("event_capacity", event_capacity),
             checked_count("max_data_bytes", max_data_bytes),
             checked_flag("affinity", affinity),
-            None if owner_name is None else checked_owner_name(owner_name),
+            None if instance_name is None else checked_instance_name(instance_name),
         )
         if config.cleanup_interval > config.session_timeout:
             warnings.warn(

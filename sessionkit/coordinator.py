@@ -59,7 +59,7 @@ class SessionCoordinator(Engine[R]):
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
     every caller at once, and cleanup only gives its memory back and calls `on_close`.
 
-    All methods may be called from any thread. Where a signal handler or a finaliser (`__del__`) interrupts the
+    All methods may be called from any thread. Where a signal handler or a finalizer (`__del__`) interrupts the
     coordinator in the middle of a decision, `close` and `close_session` go on in a thread of their own, and every other
     call that needs the lock raises `RuntimeError`. After `os.fork`, the child's coordinator starts with no sessions and
     a cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
@@ -174,7 +174,7 @@ class SessionCoordinator(Engine[R]):
             session = self._roster.find(session_id, now)
             if self._roster.active.session is not None:
                 self._roster.active.current(now)
-            claimed = self._roster.end(session, (_WAS_CLOSED, now, None), now) and self._finaliser.claim(session)
+            claimed = self._roster.end(session, (_WAS_CLOSED, now, None), now) and self._finalizer.claim(session)
         if self._records is not None and not claimed:
             # Somebody has it checked out: should this process die before it is given back, it must not come back.
             self._records.part_with([session])
@@ -184,8 +184,8 @@ class SessionCoordinator(Engine[R]):
     def close(self) -> None:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
 
-        A session that is checked out is gone for every caller too, and is finalised when it is given back; `close` does
-        not wait for that. Channels do not tell of it, nor of those that another thread is finalising at the moment.
+        A session that is checked out is gone for every caller too, and is finalized when it is given back; `close` does
+        not wait for that. Channels do not tell of it, nor of those that another thread is finalizing at the moment.
         `close` waits for a cleanup run that is under way, for 5 seconds at most. Closing again does nothing, unless a
         close callback was interrupted: then it goes on where that one stopped.
 
@@ -417,9 +417,9 @@ class SessionCoordinator(Engine[R]):
                 live=len(self._roster),
                 checked_out=len(self._roster.out),
                 created=self._roster.created,
-                removed=MappingProxyType(dict(self._finaliser.removed)),
-                close_failures=self._finaliser.failures,
-                close_interruptions=self._finaliser.interruptions,
+                removed=MappingProxyType(dict(self._finalizer.removed)),
+                close_failures=self._finalizer.failures,
+                close_interruptions=self._finalizer.interruptions,
                 events_dropped=self._bus.dropped,
                 cleanup=self._cleanup_task.stats(),
                 store=None if self._records is None else self._records.stats(),
@@ -462,7 +462,7 @@ class SessionCoordinator(Engine[R]):
         Raises `StoreError`, and goes on, if a store cannot be told that activity will be written later from now on.
         """
         if self._records is not None:
-            self._records.promise(inf)
+            self._records.set_write_interval(inf)
         self._cleanup_task.stop()
 
     # ---- Context manager, collection, fork

@@ -109,16 +109,16 @@ class SessionBusyError(SessionError):
 class SessionElsewhereError(SessionError):
     """With `affinity=True`: another process has the session in memory, and the live resource with it."""
 
-    def __init__(self, session_id: str, owner_name: str) -> None:
-        super().__init__(session_id, owner_name)
+    def __init__(self, session_id: str, instance_name: str) -> None:
+        super().__init__(session_id, instance_name)
         self.session_id = session_id
         """The id that was asked for."""
-        self.owner_name = owner_name
-        """The `owner_name` of the coordinator that has it."""
+        self.instance_name = instance_name
+        """The `instance_name` of the coordinator that has it."""
 
     def __str__(self) -> str:
         return (
-            f"session {self.session_id!r} is in memory of {self.owner_name!r}: send the request there, or let this "
+            f"session {self.session_id!r} is in memory of {self.instance_name!r}: send the request there, or let this "
             "coordinator restore it with affinity=False"
         )
 

@@ -19,7 +19,7 @@ from .util.log import report_problem
 from .util.validation import Duration, checked_flag
 from .web.body import Body
 from .web.cookie import SameSite, SessionCookie, add_cookie, checked_cookie, vary_by_cookie
-from .web.request import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit, owner_headers
+from .web.request import REFUSAL, RETRY_AFTER_SECONDS, UNAVAILABLE, Visit, instance_headers
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
 from .web.session import WebSession
 
@@ -88,7 +88,7 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     coordinator. `modified` need not be set: what changes, however deep, is saved. `clear()` ends the session, as a
     session without data and resource is ended. Where the session cannot be had or saved, Flask's own
     `ServiceUnavailable` is raised, which an `errorhandler(503)` may give a page; its `__cause__` says why. Where that
-    is because `affinity=True` leaves the session to another process, the response has the header `Sessionkit-Owner`.
+    is because `affinity=True` leaves the session to another process, the response has the header `Sessionkit-Instance`.
 
     The session is given back before the body goes out, or, where that is a stream, when it is closed. After that it is
     a copy of what it was, for tests to look at.
@@ -168,7 +168,7 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             if visit.failure is None:
                 self._save(app, session, response)
             else:
-                response.headers.extend(owner_headers(response.status, visit.failure.__cause__))
+                response.headers.extend(instance_headers(response.status, visit.failure.__cause__))
             vary_by_cookie(response.headers)
         visit.headers_sent = True
         if stream is None:

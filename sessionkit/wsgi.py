@@ -14,7 +14,7 @@ from .util.log import report_problem
 from .util.validation import Duration, checked_flag, checked_function
 from .web.body import Body
 from .web.cookie import SessionCookie, add_cookie, checked_cookie, vary_by_cookie
-from .web.request import REFUSAL, RETRY_AFTER_SECONDS, Visit, owner_headers
+from .web.request import REFUSAL, RETRY_AFTER_SECONDS, Visit, instance_headers
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
 from .web.session import WebSession
 
@@ -39,8 +39,8 @@ class SessionMiddleware:
 
     Where the session cannot be had or saved, and the application does not make an answer of its own of that, the
     client gets 503 with `Retry-After`. Where that is because `affinity=True` leaves the session to another process, the
-    header `Sessionkit-Owner` names that one, so that a router can send the request there; so it does with a 503 of the
-    application's own. Responses that depend on the session say `Vary: Cookie`; those that set a cookie,
+    header `Sessionkit-Instance` names that one, so that a router can send the request there; so it does with a 503 of
+    the application's own. Responses that depend on the session say `Vary: Cookie`; those that set a cookie,
     `Cache-Control: private, no-store` in place of what they said.
 
     May be called from any thread. Raises `TypeError` or `ValueError` for bad input.
@@ -157,7 +157,7 @@ class _Exchange:
         self._visit.finish()
 
     def _send(self, status: str, headers: list[tuple[str, str]]) -> None:
-        headers = [*headers, *owner_headers(status, self._visit.failure)]
+        headers = [*headers, *instance_headers(status, self._visit.failure)]
         self._write = self._start_response(status, self._with_cookie(headers))
         self._visit.headers_sent = True
 

@@ -55,7 +55,7 @@ def found_as_json(found: Found, now: float) -> str:
     fields = _fields(found.record, now) | {
         "expired": expiry_of(found.record, now, found.lag).has_come,
         "in_memory": bool(found.elsewhere),
-        "owners": list(found.elsewhere),
+        "instances": list(found.elsewhere),
         "lag_seconds": _finite(found.lag),
         "data": data,
     }

@@ -238,7 +238,7 @@ def _failure(error: StoreError) -> click.ClickException:
 
 def _now(store: Store) -> float:
     """The time that the store goes by."""
-    return time() + store.skew()
+    return time() + store.clock_offset()
 
 
 def _records(store: Store) -> Iterator[SessionRecord]:

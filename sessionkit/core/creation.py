@@ -75,7 +75,7 @@ class Creation:
             self._open()
 
     def _reserve(self, reading: float) -> bool:
-        """Reserve the session's place, and finalise those who have to leave for it; whether there were any."""
+        """Reserve the session's place, and finalize those who have to leave for it; whether there were any."""
         displaced = False
         try:
             while True:
@@ -109,7 +109,7 @@ class Creation:
         # What has been refused before is refused again, and logged, when it leaves.
         with contextlib.suppress(SessionConflictError, InvalidSessionError, SessionNotFoundError):
             records.write(victim)
-        if victim in records.unwritten:
+        if victim in records.dirty:
             records.write_touches([victim])
         with self._maker._lock:
             now = self._maker._clock.latest
@@ -148,7 +148,7 @@ class Creation:
                 self._enter(now)
             if closed and self._made:
                 roster.end(session, (RemovalCause.SHUTDOWN, now, None), now)
-                self._maker._finaliser.claim(session)
+                self._maker._finalizer.claim(session)
             elif closed:
                 roster.unreserve(session)
         self._maker._sweep.finish()

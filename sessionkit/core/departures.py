@@ -9,7 +9,7 @@ from ..config import CoordinatorConfig
 from ..errors import Ending, RemovalCause
 from .active import ActiveMark
 from .directory import Directory
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .session import ManagedSession
 
 Session = ManagedSession[Any]
@@ -19,10 +19,10 @@ _PASSIVATED = RemovalCause.PASSIVATED
 
 
 class Departures(Directory):
-    """Lets members leave: whoever has ended goes to the finaliser."""
+    """Lets members leave: whoever has ended goes to the finalizer."""
 
-    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
-        super().__init__(config, finaliser)
+    def __init__(self, config: CoordinatorConfig, finalizer: Finalizer) -> None:
+        super().__init__(config, finalizer)
         self.active = ActiveMark(self._table)
         """The mark of the active session."""
 
@@ -31,7 +31,7 @@ class Departures(Directory):
         return self._table.settle(now, limit)
 
     def end(self, session: Session, ending: Ending, now: float) -> bool:
-        """The session has ended: nobody finds it any more, its name is free, and the finaliser has it.
+        """The session has ended: nobody finds it any more, its name is free, and the finalizer has it.
 
         Whether it can be claimed there: not while it is checked out, nor if there was nothing to close.
         """
@@ -46,12 +46,12 @@ class Departures(Directory):
             self.active.leave(session, now)
         if session._hold is not None:
             session._hold.dismiss()
-        return self._finaliser.admit(session, ending)
+        return self._finalizer.admit(session, ending)
 
     def move_out(self, session: Session, now: float) -> None:
         """End a session here whose record is in the store, or was ended elsewhere, and claim it if it is at rest."""
         self.end(session, (_PASSIVATED, now, None), now)
-        self._finaliser.claim(session)
+        self._finalizer.claim(session)
 
     def remember(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
         """From now on, who asks for this session is told how it ended."""
@@ -66,7 +66,7 @@ class Departures(Directory):
         for session in sessions:
             if self.at_hand.get(session._id) is session:
                 self.end(session, self.ending_of(session, now) or (RemovalCause.SHUTDOWN, now, None), now)
-                self._finaliser.claim(session)
+                self._finalizer.claim(session)
 
     def end_due(self, now: float, age: float | None, limit: int) -> bool:
         """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit`.

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import CoordinatorConfig
 from ..errors import CoordinatorClosedError, Ending, SessionExpiredError, SessionNotFoundError
 from ..util.validation import checked_id, checked_name_or_id
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .session import ManagedSession
 from .table import SessionTable
 from .tombstones import Tombstones
@@ -22,8 +22,8 @@ class Directory:
     changes nothing, but that a session whose time is found to have run out is set aside.
     """
 
-    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
-        self._finaliser = finaliser
+    def __init__(self, config: CoordinatorConfig, finalizer: Finalizer) -> None:
+        self._finalizer = finalizer
         self._table = SessionTable(config.max_active_sessions, config.max_lifetime)
         self.at_hand = self._table.at_hand
         """All sessions that have not ended by id, also those whose time has run out; for looks without the lock."""
@@ -63,7 +63,7 @@ class Directory:
 
     def removable(self) -> int:
         """How many sessions a cleanup would remove, once nobody is left to be set aside."""
-        return self._table.removable + self._finaliser.ready
+        return self._table.removable + self._finalizer.ready
 
     def is_live(self, session_id: object, now: float) -> bool:
         """Whether a live session has this id."""
@@ -119,7 +119,7 @@ class Directory:
 
     def _knows(self, session: Session) -> bool:
         return session is (
-            self.at_hand.get(session._id) or self._opening.get(session._id) or self._finaliser.leaving.get(session._id)
+            self.at_hand.get(session._id) or self._opening.get(session._id) or self._finalizer.leaving.get(session._id)
         )
 
     def absent(self, session_id: str, now: float) -> SessionNotFoundError:
@@ -131,5 +131,5 @@ class Directory:
         session = self.at_hand.get(session_id)
         if session is not None:
             return self._table.over(session, now)
-        leaving = self._finaliser.leaving.get(session_id)
+        leaving = self._finalizer.leaving.get(session_id)
         return self._tombstones.ending_of(session_id, now) if leaving is None else leaving._ending

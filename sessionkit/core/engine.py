@@ -19,7 +19,7 @@ from ..util.clock import BUILTIN_CLOCKS, Clock, SteadyClock, system_clock
 from ..util.fork import start_clean_after_fork
 from .cleanup import CleanupRun, CleanupTask, call_weakly
 from .events import EventBus, EventKind
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .pulse import clock_without_lock
 from .roster import Roster
 from .session import Activity, Keeper, ManagedSession, R, SessionState
@@ -69,12 +69,12 @@ class Engine(Generic[R]):
         self._lock_is_owned: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
         self._bus = EventBus()
         self._records = None if self._store is None else Records(self._store, self._clock.read, self.config)
-        self._finaliser = Finaliser(self._lock, self._bus, self._on_close, self._records)
-        self._roster = Roster(self.config, self._finaliser)
+        self._finalizer = Finalizer(self._lock, self._bus, self._on_close, self._records)
+        self._roster = Roster(self.config, self._finalizer)
         self._at_hand = self._roster.at_hand
         if clock_without_lock(self._clock.read) is None:
             self._roster.keep_order(-inf)
-        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finaliser, self._bus)
+        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finalizer, self._bus)
         self._archive = None if self._records is None else Archive(self, self._records)
         self._interval = self.config.cleanup_interval
         if self._archive is not None:
@@ -84,7 +84,7 @@ class Engine(Generic[R]):
 
     def _after_fork_in_child(self) -> None:
         # Another thread of the parent may have held any lock here, and no other thread lives on: nothing is kept.
-        self._finaliser.abandon()
+        self._finalizer.abandon()
         self._cleanup_task.abandon()
         self._bus.abandon()
         closed, wanted = self._roster.closed, self._cleanup_task.wanted
@@ -101,7 +101,7 @@ class Engine(Generic[R]):
         if self._records is not None:
             # Twice the interval, because a run may be late. Should the store fail now, it goes by what it knows.
             with contextlib.suppress(StoreError):
-                self._records.promise(2 * self._interval)
+                self._records.set_write_interval(2 * self._interval)
 
     # ---- The lock, the clock, and the work outside the lock
 
@@ -109,7 +109,7 @@ class Engine(Generic[R]):
         """Read the clock for a public call; first, do the cleanup that no thread could be started for."""
         if self._lock_is_owned():
             raise RuntimeError(
-                "a signal handler or finaliser that interrupts the coordinator in the middle of a decision may only "
+                "a signal handler or finalizer that interrupts the coordinator in the middle of a decision may only "
                 "call close() and close_session(); do the rest in another thread"
             )
         if time.monotonic is self._goes_without_lock:
@@ -148,7 +148,7 @@ class Engine(Generic[R]):
 
     def _interrupted(self) -> bool:
         # The thread that calls has the lock already: no user code runs under it, so this is a signal handler or a
-        # finaliser which Python runs between two steps of a decision.
+        # finalizer which Python runs between two steps of a decision.
         return self._lock_is_owned()
 
     def _call_elsewhere(self, call: Callable[[], None]) -> None:

@@ -149,7 +149,7 @@ class EventBus:
 
     `post` only notes an event for the channels there are then, so that it may be called under the coordinator's lock;
     `deliver` fills the channels and is called without it. One thread delivers at a time, for all that have posted; the
-    others do not wait for it. So nobody who holds a channel's lock, or is interrupted by a finaliser while it does, can
+    others do not wait for it. So nobody who holds a channel's lock, or is interrupted by a finalizer while it does, can
     be in another one's way.
     """
 
@@ -198,7 +198,7 @@ class EventBus:
     def deliver(self) -> None:
         """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
         if self._is_delivering():
-            # This is a finaliser or a signal handler, which interrupts this very thread.
+            # This is a finalizer or a signal handler, which interrupts this very thread.
             return
         try:
             while self.posted and self._delivering.acquire(blocking=False):

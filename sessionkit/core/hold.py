@@ -127,7 +127,7 @@ class Hold:
         first = self._waiters[0]
         if self._admits(first.holder.exclusive):
             return first
-        # A thread may wait twice, when a signal handler or a finaliser that interrupts its wait checks out too. It must
+        # A thread may wait twice, when a signal handler or a finalizer that interrupts its wait checks out too. It must
         # not wait for itself.
         return next((waiter for waiter in self._waiters if self._has_already(waiter.holder)), None)
 

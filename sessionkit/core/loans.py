@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config import CoordinatorConfig
 from .departures import Departures
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .hold import Hold, Holder
 from .session import ManagedSession
 
@@ -17,11 +17,11 @@ Session = ManagedSession[Any]
 class Loans(Departures):
     """Notes activity, and lends sessions to checkouts."""
 
-    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
-        super().__init__(config, finaliser)
+    def __init__(self, config: CoordinatorConfig, finalizer: Finalizer) -> None:
+        super().__init__(config, finalizer)
         self.out: set[Session] = set()
         """The sessions that are checked out; for figures, not for decisions."""
-        self.unwritten: set[Session] | None = None
+        self.dirty: set[Session] | None = None
         """Who was active since that was written to the store last; None where there is no store."""
 
     @property
@@ -39,8 +39,8 @@ class Loans(Departures):
         if self.active.session is not None:
             self.active.current(now)
         self._table.touched(session, now)
-        if self.unwritten is not None:
-            self.unwritten.add(session)
+        if self.dirty is not None:
+            self.dirty.add(session)
 
     def touch_held(self, session: Session, now: float) -> None:
         """Who has the session checked out is active now, and it is seen whether its time ran out all the same.
@@ -127,5 +127,5 @@ class Loans(Departures):
         elif self.at_hand.get(session._id) is session:
             self.end(session, ending, now)
         else:
-            self._finaliser.release(session)
-        self._finaliser.claim(session)
+            self._finalizer.release(session)
+        self._finalizer.claim(session)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ..util.clock import SteadyClock
 from .events import EventBus
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .roster import Roster
 from .sweep import Sweep
 
@@ -18,6 +18,6 @@ class Parts(Protocol):
     _lock: threading.RLock
     _clock: SteadyClock
     _roster: Roster
-    _finaliser: Finaliser
+    _finalizer: Finalizer
     _sweep: Sweep
     _bus: EventBus

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import CoordinatorConfig, OnFull
 from ..errors import RemovalCause, SessionExistsError, SessionLimitError
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .hold import Hold
 from .loans import Loans
 from .session import ManagedSession
@@ -25,8 +25,8 @@ _ADVICE: dict[OnFull, str] = {
 class Roster(Loans):
     """The members of one coordinator, which calls all of it with its lock held: who comes in, and who makes way."""
 
-    def __init__(self, config: CoordinatorConfig, finaliser: Finaliser) -> None:
-        super().__init__(config, finaliser)
+    def __init__(self, config: CoordinatorConfig, finalizer: Finalizer) -> None:
+        super().__init__(config, finalizer)
         self._config = config
         # No limit is a whole number too: comparing with infinity takes longer.
         self._maxsize = config.max_active_sessions or sys.maxsize
@@ -43,7 +43,7 @@ class Roster(Loans):
             or len(at_hand) >= self._maxsize
             or self.closed
             or self._opening
-            or session_id in self._finaliser.leaving
+            or session_id in self._finalizer.leaving
             or self.active.session is not None
         ):
             return False
@@ -72,7 +72,7 @@ class Roster(Loans):
     def free_identity(self, session: Session, now: float) -> bool:
         """Decide that a new session may have its id and its name, once `knows_leaver`.
 
-        Those who have to leave for it are claimed from the finaliser, also when it raises; whether there was anybody to
+        Those who have to leave for it are claimed from the finalizer, also when it raises; whether there was anybody to
         claim, which is to say with something to close.
         """
         session_id, name = session._id, session._name
@@ -85,9 +85,9 @@ class Roster(Loans):
                 raise SessionExistsError(f"a live session has the name {name!r} already; choose another name", holder)
         if session_id in self.at_hand or session_id in self._opening:
             raise SessionExistsError(f"a live session has the id {session_id!r} already; choose another id", session_id)
-        former = self._finaliser.leaving.get(session_id)
+        former = self._finalizer.leaving.get(session_id)
         if former is not None and not former_claimed:
-            if not self._finaliser.claim(former):
+            if not self._finalizer.claim(former):
                 raise SessionExistsError(
                     f"the former session with the id {session_id!r} is still closing; try again", session_id
                 )
@@ -107,7 +107,7 @@ class Roster(Loans):
 
     def make_room(self, now: float) -> bool:
         """Decide that there is room for a new session, as `free_identity` does; nobody has to be passivated for it."""
-        return self.is_full and self._finaliser.claim(self._leaver(now))
+        return self.is_full and self._finalizer.claim(self._leaver(now))
 
     def reserve(self, session: Session, now: float) -> None:
         """Keep the session's id, name and place until `open` or `unreserve`."""
@@ -135,7 +135,7 @@ class Roster(Loans):
         """The session that was restored is ready: its time goes on."""
         self._end_opening(session, now)
         session._created_at = created_at
-        if self.unwritten is None or session not in self.unwritten:
+        if self.dirty is None or session not in self.dirty:
             # Else its factory has used it.
             session._last_active = last_active
         self._table.re_enter(session, now)
@@ -159,7 +159,7 @@ class Roster(Loans):
         Raises as `find` does, and `SessionExistsError` if the new id is taken.
         """
         self.find(session._id, now)
-        if new_id in self.at_hand or new_id in self._opening or new_id in self._finaliser.leaving:
+        if new_id in self.at_hand or new_id in self._opening or new_id in self._finalizer.leaving:
             raise SessionExistsError(f"a session has the id {new_id!r} already; choose another id", new_id)
         self._table.rename(session, new_id)
         if session._hold is not None:
@@ -167,7 +167,7 @@ class Roster(Loans):
 
     def _displace(self, session: Session | None, now: float) -> bool:
         """End a session whose time ran out, and claim it; whether that was so."""
-        return session is not None and self.end_if_over(session, now) and self._finaliser.claim(session)
+        return session is not None and self.end_if_over(session, now) and self._finalizer.claim(session)
 
     def _leaver(self, now: float) -> Session:
         overdue = self._table.next_overdue()

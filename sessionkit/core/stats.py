@@ -36,9 +36,9 @@ class StoreStats(NamedTuple):
     """How often the store failed (`StoreError`), or data could not be stored."""
     conflicts: int
     """How often a save was refused, because somebody else had saved the session."""
-    unwritten: int
+    dirty: int
     """Sessions with activity that is not in the store yet."""
-    undeleted: int
+    pending_deletes: int
     """Sessions that have ended, and whose record could not be deleted yet."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ..util.clock import SteadyClock
 from .events import EventBus
-from .finaliser import Finaliser
+from .finalizer import Finalizer
 from .roster import Roster
 from .session import ManagedSession
 from .table import idle_for_more
@@ -28,21 +28,21 @@ class Sweep:
     """Removes, counts and ends sessions of one coordinator, however many they are. Called with the lock free."""
 
     def __init__(
-        self, lock: threading.RLock, clock: SteadyClock, roster: Roster, finaliser: Finaliser, bus: EventBus
+        self, lock: threading.RLock, clock: SteadyClock, roster: Roster, finalizer: Finalizer, bus: EventBus
     ) -> None:
         self._lock = lock
         self._clock = clock
         self._roster = roster
-        self._finaliser = finaliser
+        self._finalizer = finalizer
         self._bus = bus
 
     def finish(self) -> int:
-        """Finalise what this thread has claimed from the finaliser; then bring events to channels.
+        """Finalize what this thread has claimed from the finalizer; then bring events to channels.
 
-        Whoever claims sessions must call this once the lock is free. Returns how many were finalised.
+        Whoever claims sessions must call this once the lock is free. Returns how many were finalized.
         """
         try:
-            return self._finaliser.run()
+            return self._finalizer.run()
         finally:
             self._bus.deliver()
 
@@ -55,23 +55,23 @@ class Sweep:
             time.sleep(LET_IN_SECONDS)
 
     def remove(self, reading: float, age: float | None = None) -> int:
-        """Remove whoever is due, or idle for more than `age`, and return how many were finalised."""
+        """Remove whoever is due, or idle for more than `age`, and return how many were finalized."""
         removed = 0
         while True:
             with self._lock:
-                before = sum(self._finaliser.removed.values())
+                before = sum(self._finalizer.removed.values())
                 more = self._roster.end_due(self._clock.advance(reading), age, BATCH)
-                claimed = self._finaliser.claim_batch(BATCH)
+                claimed = self._finalizer.claim_batch(BATCH)
                 # Those that had nothing to close.
-                removed += sum(self._finaliser.removed.values()) - before
+                removed += sum(self._finalizer.removed.values()) - before
             removed += self.finish()
             # Where a close callback forked and this is the child, the lock is the parent's, and may be held for ever.
-            if self._finaliser.abandoned or (not more and claimed < BATCH):
+            if self._finalizer.abandoned or (not more and claimed < BATCH):
                 return removed
             time.sleep(LET_IN_SECONDS)
 
     def count(self, reading: float, age: float | None = None) -> int:
-        """How many `remove` would finalise."""
+        """How many `remove` would finalize."""
         due, resting = self.when_settled(
             reading, lambda: (self._roster.removable(), [] if age is None else self._roster.snapshot())
         )
@@ -79,7 +79,7 @@ class Sweep:
         return due + sum(idle_for_more(session, age, now) for session in resting if age is not None)
 
     def shut_down(self) -> None:
-        """End all that are in the roster, which is closed, and finalise those that nobody has checked out."""
+        """End all that are in the roster, which is closed, and finalize those that nobody has checked out."""
         with self._lock:
             now = self._clock.latest
             sessions = self._roster.everyone()
@@ -87,12 +87,12 @@ class Sweep:
             with self._lock:
                 self._roster.shut_down(sessions[start : start + BATCH], now)
             self.finish()
-            if self._finaliser.abandoned:
+            if self._finalizer.abandoned:
                 return
             time.sleep(LET_IN_SECONDS)
         # What an interrupted call of this thread left.
         self.finish()
-        while self._finaliser.ready and not self._finaliser.abandoned:
+        while self._finalizer.ready and not self._finalizer.abandoned:
             with self._lock:
-                self._finaliser.claim_batch(BATCH)
+                self._finalizer.claim_batch(BATCH)
             self.finish()

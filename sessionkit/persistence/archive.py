@@ -63,7 +63,7 @@ class Archive:
         self._lock = coordinator._lock
         self._clock = coordinator._clock
         self._roster = coordinator._roster
-        self._finaliser = coordinator._finaliser
+        self._finalizer = coordinator._finalizer
         self._sweep = coordinator._sweep
         self._affinity = coordinator.config.affinity
         self.records = records
@@ -75,8 +75,8 @@ class Archive:
         """What is done in the background, and at the end."""
         # Who is being restored, and by which thread.
         self._coming: dict[str, int] = {}
-        self._roster.unwritten = records.unwritten
-        self._finaliser.on_moved_out = self._roster.forget_end
+        self._roster.dirty = records.dirty
+        self._finalizer.on_moved_out = self._roster.forget_end
 
     def create(self, session: Session, reading: float) -> None:
         """Bring in a new session as `Creation` does; who has its id or name, and turns out to be gone, makes way."""
@@ -196,7 +196,7 @@ class Archive:
     def _has_come(self, session_id: str) -> None:
         with self._lock:
             del self._coming[session_id]
-            self._finaliser.moved.notify_all()
+            self._finalizer.moved.notify_all()
         self.upkeep.leave_if_done()
 
     def restore_all(self) -> int:
@@ -234,17 +234,17 @@ class Archive:
         if session.checked_out:
             raise self._roster.absent(session_id, now)
         self._roster.end_if_over(session, now)
-        self._finaliser.claim(session)
+        self._finalizer.claim(session)
         return None
 
     def _may_come(self, session_id: str) -> bool:
         """Whether a session that is not in memory may be in the store; unless it is this thread that moves it."""
-        leaving = self._finaliser.leaving.get(session_id)
+        leaving = self._finalizer.leaving.get(session_id)
         if leaving is not None:
             lives_on = leaving._ending is not None and leaving._ending[0] in _MAY_LIVE_ON
-            # Whoever has an outdated one checked out is about to give it back.
+            # Whoever has a stale one checked out is about to give it back.
             is_held = leaving.checked_out and self.records.is_current(leaving)
-            return lives_on and not is_held and not self._finaliser.is_mine(session_id)
+            return lives_on and not is_held and not self._finalizer.is_mine(session_id)
         if self.records.is_ending(session_id):
             return False
         coming = self._coming.get(session_id)
@@ -252,13 +252,13 @@ class Archive:
 
     def _is_moving(self, session_id: str) -> bool:
         """Whether another thread is restoring it, or letting it leave; waits for a step of that."""
-        if session_id not in self._coming and session_id not in self._finaliser.leaving:
+        if session_id not in self._coming and session_id not in self._finalizer.leaving:
             return False
-        leaving = self._finaliser.leaving.get(session_id)
-        if leaving is not None and (self._finaliser.claim(leaving) or self._finaliser.has_claimed(leaving)):
-            # This thread is about to finalise it.
+        leaving = self._finalizer.leaving.get(session_id)
+        if leaving is not None and (self._finalizer.claim(leaving) or self._finalizer.has_claimed(leaving)):
+            # This thread is about to finalize it.
             return True
-        if not self._finaliser.moved.wait(MOVE_SECONDS):
+        if not self._finalizer.moved.wait(MOVE_SECONDS):
             raise SessionBusyError(
                 f"session {session_id!r} has been on its way in or out of memory for {MOVE_SECONDS} seconds: its "
                 "resource_factory or on_close callback takes long, or waits for this very call"
@@ -319,7 +319,7 @@ class Archive:
         removed = self.upkeep.tidy(max_age)
         for session_id in list(self.records.undetached):
             with self._lock:
-                here = session_id in self._roster.at_hand or session_id in self._finaliser.leaving
+                here = session_id in self._roster.at_hand or session_id in self._finalizer.leaving
                 if here or session_id in self._coming or self._roster.is_opening(session_id):
                     continue
                 # Nobody restores it meanwhile.

@@ -18,7 +18,7 @@ class Deletions(Ownership):
 
     def __init__(self, store: Store, clock: Clock, name: str | None) -> None:
         super().__init__(store, clock, name)
-        self.undeleted: dict[str, float | None] = {}
+        self.pending_deletes: dict[str, float | None] = {}
         """Whose record could not be deleted: the last activity that is known of it, or None where that makes no
         difference."""
         # Whose records are being deleted at this moment.
@@ -27,7 +27,7 @@ class Deletions(Ownership):
 
     def is_ending(self, session_id: str) -> bool:
         """Whether the session has ended, and its record is there, or may be."""
-        return session_id in self.undeleted or session_id in self._deleting
+        return session_id in self.pending_deletes or session_id in self._deleting
 
     def _delete(self, known: dict[str, float | None]) -> set[str] | None:
         """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
@@ -36,20 +36,20 @@ class Deletions(Ownership):
         deleted: set[str] = set()
         self._deleting.update(known)
         try:
-            store, owner = self._joined, self.owner
+            store, instance = self._joined, self.instance
             with self._counted():
                 if certain:
                     deleted |= store.delete(certain)
                 if unless_used:
-                    deleted |= store.delete_unless_used(unless_used, owner, self._wall())
+                    deleted |= store.delete_unless_used(unless_used, instance, self._wall())
         except BaseException as error:
-            self.undeleted.update(known)
+            self.pending_deletes.update(known)
             if isinstance(error, StoreError):
                 return None
             raise
         else:
             for session_id in known:
-                self.undeleted.pop(session_id, None)
+                self.pending_deletes.pop(session_id, None)
         finally:
             self._deleting.difference_update(known)
         return deleted
@@ -57,7 +57,7 @@ class Deletions(Ownership):
     def _retry_deletions(self) -> None:
         """Try again what could not be deleted. Raises `StoreError` if it cannot be yet."""
         with self._retrying:
-            waiting = dict(self.undeleted)
+            waiting = dict(self.pending_deletes)
             if waiting and self._delete(waiting) is None:
                 raise StoreError(
                     f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"

@@ -17,12 +17,12 @@ BATCH = 100
 
 
 def default_name() -> str:
-    """What others call an owner that was given no name: its host and its process."""
+    """What others call an instance that was given no name: its host and its process."""
     return f"{os.uname().nodename}:{os.getpid()}"
 
 
 class Ownership:
-    """One coordinator as an owner in a store, which it joins when it first needs to.
+    """One coordinator as an instance in a store, which it joins when it first needs to.
 
     All of it is I/O and is called with the coordinator's lock free. Every failure of the store is counted, and raised.
     """
@@ -32,48 +32,48 @@ class Ownership:
         self._read_clock = clock
         self._read_wall_clock = wall_clock_of(clock)
         self._name = name
-        self._owner: str | None = None
+        self._instance: str | None = None
         self._joining = threading.RLock()
         self._lag = inf
         self._failures = self._conflicts = 0
 
     @property
-    def owner(self) -> str:
+    def instance(self) -> str:
         """Our name in the store, which we join when we first need it."""
         with self._joining:
-            if self._owner is None:
+            if self._instance is None:
                 with self._counted():
-                    self._owner = self.store.join(self._lag, self._name or default_name())
-            return self._owner
+                    self._instance = self.store.join(self._lag, self._name or default_name())
+            return self._instance
 
     @property
     def _joined(self) -> Store:
-        # Also for what needs no owner: a store closes its files when its last owner leaves.
-        _ = self.owner
+        # Also for what needs no instance: a store closes its files when its last instance leaves.
+        _ = self.instance
         return self.store
 
-    def promise(self, lag: float) -> None:
+    def set_write_interval(self, lag: float) -> None:
         """From now on, touches are written within `lag` seconds."""
         with self._joining:
-            if self._owner is not None:
+            if self._instance is not None:
                 with self._counted():
-                    self.store.promise(self._owner, lag)
+                    self.store.set_write_interval(self._instance, lag)
             self._lag = lag
 
     def leave(self) -> None:
         """We have no session in memory any more. Leaving again does nothing."""
         with self._joining:
-            if self._owner is not None:
-                owner, self._owner = self._owner, None
+            if self._instance is not None:
+                instance, self._instance = self._instance, None
                 with self._counted():
-                    self.store.leave(owner)
+                    self.store.leave(instance)
 
     def now(self) -> tuple[float, float]:
         """The coordinator's clock and the store's time, read together."""
         return self._read_clock(), self._wall()
 
     def _wall(self) -> float:
-        return self._read_wall_clock() + self.store.skew()
+        return self._read_wall_clock() + self.store.clock_offset()
 
     def delete(self, session_id: str) -> bool:
         """Delete the record of a session that is not in memory; whether it was there."""
@@ -84,7 +84,7 @@ class Ownership:
     def delete_idle(self, record: SessionRecord) -> bool:
         """Delete a record that has expired, and is not in memory; whether it was as it is given still."""
         with self._counted():
-            return bool(self.store.delete_unless_used({record.id: record.last_active}, self.owner, self._wall()))
+            return bool(self.store.delete_unless_used({record.id: record.last_active}, self.instance, self._wall()))
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
         """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
@@ -112,20 +112,20 @@ class Ownership:
 
     def load(self, session_id: str) -> Found | None:
         """The record as it stands, and its lag because of others."""
-        owner = self.owner
+        instance = self.instance
         with self._counted():
-            return self.store.load(session_id, owner)
+            return self.store.load(session_id, instance)
 
     def attach(self, session_id: str) -> Found | None:
         """The record as it stands, from now on also in our memory."""
-        owner = self.owner
+        instance = self.instance
         with self._counted():
-            return self.store.attach(session_id, owner)
+            return self.store.attach(session_id, instance)
 
     def detach(self, session_id: str) -> None:
         """We do not have it in memory any more."""
         with self._counted():
-            self.store.detach([session_id], self.owner)
+            self.store.detach([session_id], self.instance)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

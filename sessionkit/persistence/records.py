@@ -42,11 +42,11 @@ class Records(Deletions):
     """
 
     def __init__(self, store: Store, clock: Clock, config: CoordinatorConfig) -> None:
-        super().__init__(store, clock, config.owner_name)
+        super().__init__(store, clock, config.instance_name)
         self._max_bytes = config.max_data_bytes
         self._max_lifetime = config.max_lifetime
         self._written: dict[Session, Written] = {}
-        self.unwritten: set[Session] = set()
+        self.dirty: set[Session] = set()
         """Who was active since that was written last. Guarded by the coordinator's lock, whose holder adds to it."""
         # Who may be on lease though nobody here has it checked out; and checkouts that went without.
         self._unreleased: set[Session] = set()
@@ -55,7 +55,7 @@ class Records(Deletions):
         # back there.
         self.undetached: set[str] = set()
         self._kept: set[str] = set()
-        # What the finaliser has settled with the store already, should it be interrupted and come again.
+        # What the finalizer has settled with the store already, should it be interrupted and come again.
         self._settled: set[Session] = set()
         self.restored = 0
         """How many sessions were brought back."""
@@ -80,16 +80,16 @@ class Records(Deletions):
         record = SessionRecord(
             session.id, session.name, text, session.state.value, wall, wall, 0, session._timeout, self._max_lifetime
         )
-        owner = self.owner
+        instance = self.instance
         # Should an earlier one with this id wait to be deleted, that is over; whoever is deleting it comes first.
-        with self._retrying if session.id in self.undeleted else contextlib.nullcontext(), self._counted():
+        with self._retrying if session.id in self.pending_deletes else contextlib.nullcontext(), self._counted():
             try:
-                self.store.create(record, owner)
+                self.store.create(record, instance)
             except StoreError:
                 # Should it be there all the same, nobody knows of it: it expires once we are not attached to it.
                 self.undetached.add(session.id)
                 raise
-            self.undeleted.pop(session.id, None)
+            self.pending_deletes.pop(session.id, None)
         self._written[session] = Written(record)
 
     def note_restored(self, session: Session, record: SessionRecord) -> None:
@@ -109,7 +109,7 @@ class Records(Deletions):
     def forget(self, session: Session) -> None:
         """The session has left memory: nothing more of it is written."""
         self._settled.discard(session)
-        self.unwritten.discard(session)
+        self.dirty.discard(session)
         written = self._written.get(session)
         if written is not None:
             # What is under way for it may be meant for its id, which another one may have next.
@@ -125,7 +125,7 @@ class Records(Deletions):
     ) -> bool:
         """Try to take the lease for a checkout; the first one here catches up with the record.
 
-        False if the session is outdated: it is to leave memory, and when it is back there, we have its lease. Raises
+        False if the session is stale: it is to leave memory, and when it is back there, we have its lease. Raises
         `SessionBusyError` while others have it, and `SessionNotFoundError` if the record is gone.
         """
         written = self._written[session]
@@ -134,7 +134,7 @@ class Records(Deletions):
                 return False
             try:
                 with self._counted():
-                    found = self.store.lease(session.id, self.owner, exclusive)
+                    found = self.store.lease(session.id, self.instance, exclusive)
             except SessionBusyError:
                 raise
             except BaseException:
@@ -145,9 +145,9 @@ class Records(Deletions):
                 raise SessionNotFoundError(session.id)
             if not written.users:
                 catch_up(found.record)
-            self.note_outdated(session, found)
+            self.note_stale(session, found)
             if not self.is_current(session):
-                # Were it given back, whoever takes it next would make this one outdated again: of several who each
+                # Were it given back, whoever takes it next would make this one stale again: of several who each
                 # make a resource, none would get to use it.
                 self.undetached.add(session.id)
                 self._kept.add(session.id)
@@ -157,7 +157,7 @@ class Records(Deletions):
             return True
 
     def go_without_lease(self, session: Session, holder: object) -> bool:
-        """Note a checkout, though the store cannot say whether others have the session; False if it is outdated."""
+        """Note a checkout, though the store cannot say whether others have the session; False if it is stale."""
         written = self._written[session]
         with written.lock:
             if not self.is_current(session):
@@ -172,25 +172,25 @@ class Records(Deletions):
         While somebody here works with it, it may be used all the same.
         """
         written = self._written.get(session)
-        return written is not None and (not written.outdated or bool(written.users))
+        return written is not None and (not written.stale or bool(written.users))
 
     def leases_of(self, session: Session) -> int:
-        """How many leases on a session have ended here, for `note_outdated`."""
+        """How many leases on a session have ended here, for `note_stale`."""
         written = self._written.get(session)
         return 0 if written is None else written.leases
 
-    def note_outdated(self, session: Session, found: Found, leases: int | None = None) -> None:
+    def note_stale(self, session: Session, found: Found, leases: int | None = None) -> None:
         """Note whether somebody else has had a session, whose record was found so when that many leases had ended here.
 
         With each of them the store forgets who had it before; and until then, it says what it said when we took it.
         One that has no resource has nothing that its data do not say.
         """
         written = self._written.get(session)
-        if written is None or not found.outdated or session.resource is None:
+        if written is None or not found.stale or session.resource is None:
             return
         with written.lock:
             if not written.leased and leases in (None, written.leases):
-                written.outdated = True
+                written.stale = True
 
     def is_leased(self, holder: object) -> bool:
         """Whether the store knows of a checkout, and so nobody else has the session against it."""
@@ -230,7 +230,7 @@ class Records(Deletions):
     def _give_back_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
         written = self._written[session]
         try:
-            version = self.store.give_back(session.id, self.owner, version, data, touch)
+            version = self.store.give_back(session.id, self.instance, version, data, touch)
         except (SessionNotFoundError, SessionConflictError):
             self._note_released(session, written)
             raise
@@ -241,10 +241,10 @@ class Records(Deletions):
         with self._counted():
             if not written.leased:
                 # It may be ours all the same; with it would go what the store knows of those who had it before.
-                found = self.store.load(session.id, self.owner)
+                found = self.store.load(session.id, self.instance)
                 if found is not None:
-                    self.note_outdated(session, found)
-            self.store.release(session.id, self.owner)
+                    self.note_stale(session, found)
+            self.store.release(session.id, self.instance)
         self._note_released(session, written)
 
     def _note_released(self, session: Session, written: Written) -> None:
@@ -261,7 +261,7 @@ class Records(Deletions):
         # Whoever misses the record by its old id asks here whether it has another one now.
         with written.lock:
             with self._counted():
-                if not self.store.rename(old_id, new_id, self.owner):
+                if not self.store.rename(old_id, new_id, self.instance):
                     raise SessionNotFoundError(old_id)
             try:
                 rename_here()
@@ -277,7 +277,7 @@ class Records(Deletions):
             self._delete({new_id: None})
             return
         with self._counted():
-            self.store.rename(new_id, session.id, self.owner)
+            self.store.rename(new_id, session.id, self.instance)
 
     def was_renamed(self, session: Session, old_id: str) -> bool:
         """Whether a session has another id by now; waits while it is being given one."""
@@ -378,7 +378,7 @@ class Records(Deletions):
                 self._unreleased.discard(session)
         self._retry_deletions()
 
-    # ---- For the finaliser
+    # ---- For the finalizer
 
     def part_with(self, sessions: Iterable[Session]) -> list[Session]:
         """Delete the records of sessions that have ended for good; gives those that live on, or ended, elsewhere.
@@ -395,7 +395,7 @@ class Records(Deletions):
                 ended.append(session)
         # What others go by, should one of these live on.
         with contextlib.suppress(StoreError):
-            self.write_touches(session for session in ended if session in self.unwritten)
+            self.write_touches(session for session in ended if session in self.dirty)
         for session, written in self._with_records(ended):
             closed = session._ending is not None and session._ending[0] is RemovalCause.CLOSED
             known[session.id] = None if closed else written.last_active
@@ -421,13 +421,13 @@ class Records(Deletions):
 
     def _write_last(self, session: Session, cause: RemovalCause | None) -> None:
         if self._gave_up is not None:
-            if session in self.unwritten or self.text_of(session) != self._written[session].text:
+            if session in self.dirty or self.text_of(session) != self._written[session].text:
                 raise StoreError(f"the store failed before: {self._gave_up}")
             return
         try:
             try:
                 self.write(session)
-                if session in self.unwritten:
+                if session in self.dirty:
                     self.write_touches([session])
             finally:
                 if cause is RemovalCause.PASSIVATED and session.id not in self._kept:
@@ -449,4 +449,4 @@ class Records(Deletions):
 
     def stats(self) -> StoreStats:
         """The figures so far."""
-        return StoreStats(self.restored, self._failures, self._conflicts, len(self.unwritten), len(self.undeleted))
+        return StoreStats(self.restored, self._failures, self._conflicts, len(self.dirty), len(self.pending_deletes))

@@ -27,7 +27,7 @@ class Standing:
         self._lock = parts._lock
         self._clock = parts._clock
         self._roster = parts._roster
-        self._finaliser = parts._finaliser
+        self._finalizer = parts._finalizer
         self._sweep = parts._sweep
         self._bus = parts._bus
         self._records = records
@@ -47,7 +47,7 @@ class Standing:
             return True
         if found is not None:
             self.catch_up(session, found.record)
-            self._records.note_outdated(session, found, leases)
+            self._records.note_stale(session, found, leases)
             if self._records.is_current(session):
                 return True
             self.end_here(session)
@@ -106,7 +106,7 @@ class Standing:
             except SessionNotFoundError:
                 return True
             return False
-        leaving = self._finaliser.leaving.get(session_id)
+        leaving = self._finalizer.leaving.get(session_id)
         if leaving is not None:
             # It has ended, and somebody here has it checked out still: its name is free all the same.
             return not self._records.part_with([leaving])
@@ -124,6 +124,6 @@ class Standing:
         """A session that was not in memory has ended: count it, remember it, and tell the channels."""
         with self._lock:
             self._roster.remember(record.id, record.name, ending, self._clock.latest)
-            self._finaliser.removed[ending[0]] += 1
+            self._finalizer.removed[ending[0]] += 1
             self._bus.post(EventKind.REMOVED, record.id, ending[1], ending[0])
         self._bus.deliver()

@@ -23,7 +23,7 @@ class Upkeep:
     def __init__(self, parts: Parts, records: Records, standing: Standing) -> None:
         self._lock = parts._lock
         self._roster = parts._roster
-        self._finaliser = parts._finaliser
+        self._finalizer = parts._finalizer
         self._records = records
         self._standing = standing
         self._flushing = threading.RLock()
@@ -47,7 +47,7 @@ class Upkeep:
         try:
             with self._flushing:
                 with self._lock:
-                    rest = list(self._records.unwritten)
+                    rest = list(self._records.dirty)
                 for start in range(0, len(rest), BATCH):
                     gone += self._flush(rest[start : start + BATCH])
         finally:
@@ -57,12 +57,12 @@ class Upkeep:
 
     def _flush(self, batch: list[Session]) -> list[Session]:
         with self._lock:
-            self._records.unwritten.difference_update(batch)
+            self._records.dirty.difference_update(batch)
         try:
             return self._records.write_touches(batch)
         except BaseException:
             with self._lock:
-                self._records.unwritten.update(s for s in batch if self._roster.at_hand.get(s.id) is s)
+                self._records.dirty.update(s for s in batch if self._roster.at_hand.get(s.id) is s)
             raise
 
     def close(self) -> None:
@@ -88,6 +88,6 @@ class Upkeep:
     def leave_if_done(self) -> None:
         """Leave the store if the coordinator is closed and all its sessions have left."""
         with self._lock:
-            done = self._roster.closed and self._roster.is_empty and not self._finaliser.leaving
+            done = self._roster.closed and self._roster.is_empty and not self._finalizer.leaving
         if done:
             self._records.leave()

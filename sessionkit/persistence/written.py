@@ -18,7 +18,7 @@ class Written:
         "leases",
         "lock",
         "messages",
-        "outdated",
+        "stale",
         "state",
         "text",
         "users",
@@ -34,7 +34,7 @@ class Written:
         """Whether the lease is ours, and what the store said when it was taken has been seen to."""
         self.leases = 0
         """How many leases on it have ended here."""
-        self.outdated = False
+        self.stale = False
         """Whether somebody else has had the session since its resource was made here."""
         self.last_state: str | None = None
         """The state it had when it ended here, should its record stay."""

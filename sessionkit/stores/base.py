@@ -26,7 +26,7 @@ class SessionRecord(NamedTuple):
     max_lifetime: float | None
     """The age in seconds after which the session ends; None for no limit."""
     version: int = 1
-    """1 when created, and 1 more for each save, and for each lease that was taken from an owner thought dead."""
+    """1 when created, and 1 more for each save, and for each lease that was taken from an instance thought dead."""
 
     @property
     def idle_end(self) -> float:
@@ -54,14 +54,14 @@ class Found(NamedTuple):
 
     record: SessionRecord
     lag: float
-    """How far behind `last_active` may be, in seconds, because other owners have not written their touches yet.
+    """How far behind `last_active` may be, in seconds, because other instances have not written their touches yet.
 
-    0 if no other owner has the session in memory, infinity while another one has it on lease.
+    0 if no other instance has the session in memory, infinity while another one has it on lease.
     """
     elsewhere: tuple[str, ...] = ()
-    """The names of the other owners that have it in memory, in the order of the alphabet."""
-    outdated: bool = False
-    """Whether another owner had an exclusive lease since the one who asks attached, or gave its own lease back.
+    """The names of the other instances that have it in memory, in the order of the alphabet."""
+    stale: bool = False
+    """Whether another instance had an exclusive lease since the one who asks attached, or gave its own lease back.
 
     While that one has it still, this is not told yet: what it does is not done.
     """
@@ -76,10 +76,11 @@ class Store(Protocol):
     raises `StoreError`, with its cause chained, and then nothing was changed. A method that reads or writes by id
     costs the same however many records there are.
 
-    **Owners.** Each coordinator is an owner, from `join` until `leave` or until its process dies; how a store finds out
-    about a death is for it to say. A *living* owner is *attached* to the sessions that it has in memory, and may have a
-    *lease* on those that are checked out in it. Both end with the owner. A store that can take a living owner for dead
-    makes a new version of a record whose lease it takes from one, so that what that one saves is in nobody's way.
+    **Instances.** Each coordinator is an instance, from `join` until `leave` or until its process dies; how a store
+    finds out about a death is for it to say. A *living* instance is *attached* to the sessions that it has in memory,
+    and may have a *lease* on those that are checked out in it. Both end with the instance. A store that can take a
+    living instance for dead makes a new version of a record whose lease it takes from one, so that what that one
+    saves is in nobody's way.
 
     **Absent** means: never created, or deleted since. A record that is gone stays gone: only `create` inserts.
     **Expired** records are like any other, until they are deleted: whoever loads one compares `idle_end` and `life_end`
@@ -87,64 +88,66 @@ class Store(Protocol):
     """
 
     def join(self, lag: float, name: str) -> str:
-        """Become an owner, and get its id. It promises to write its touches within `lag` seconds; see `promise`.
+        """Become an instance, and get its id. It promises to write its touches within `lag` seconds; see
+        `set_write_interval`.
 
-        `name` is what other owners hear of it, in `Found.elsewhere`; several may have the same.
+        `name` is what other instances hear of it, in `Found.elsewhere`; several may have the same.
         """
         ...
 
-    def skew(self) -> float:
+    def clock_offset(self) -> float:
         """How far the time that the store goes by is ahead of this host's wall clock, in seconds.
 
         Raises `StoreError` if that has to be asked first, and cannot; once it has been asked, there is no I/O.
         """
         ...
 
-    def promise(self, owner: str, lag: float) -> None:
-        """From now on, the owner writes its touches within `lag` seconds; infinity if it writes them some time."""
+    def set_write_interval(self, instance: str, lag: float) -> None:
+        """From now on, the instance writes its touches within `lag` seconds; infinity if it writes them some time."""
         ...
 
-    def leave(self, owner: str) -> None:
-        """The owner is gone: its leases end, and it is attached to nothing. Leaving again does nothing."""
+    def leave(self, instance: str) -> None:
+        """The instance is gone: its leases end, and it is attached to nothing. Leaving again does nothing."""
         ...
 
-    def create(self, record: SessionRecord, owner: str) -> None:
-        """Insert a record and attach the owner to it.
+    def create(self, record: SessionRecord, instance: str) -> None:
+        """Insert a record and attach the instance to it.
 
         Raises `SessionExistsError` if its id or its name is taken, be it by an expired record; the error's `session_id`
         is the id of the record that has it. Of two that create the same at once, one gets that.
         """
         ...
 
-    def load(self, session_id: str, owner: str | None = None) -> Found | None:
-        """The record as it stands, with its lag because of owners other than this one; None if it is absent."""
+    def load(self, session_id: str, instance: str | None = None) -> Found | None:
+        """The record as it stands, with its lag because of instances other than this one; None if it is absent."""
         ...
 
     def find(self, name: str) -> str | None:
         """The id of the record with this name, or None if there is none."""
         ...
 
-    def attach(self, session_id: str, owner: str) -> Found | None:
-        """As `load`; and the owner has the session in memory from now on. Attaching again only looks."""
+    def attach(self, session_id: str, instance: str) -> Found | None:
+        """As `load`; and the instance has the session in memory from now on. Attaching again only looks."""
         ...
 
-    def detach(self, session_ids: Iterable[str], owner: str) -> None:
-        """The owner has these sessions in memory no more; its leases on them end. Passes over what it does not have."""
+    def detach(self, session_ids: Iterable[str], instance: str) -> None:
+        """The instance has these sessions in memory no more; its leases on them end. Passes over what it does not
+        have."""
         ...
 
-    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
-        """Attach the owner, and give it the lease on the session: alone, or shared. None if the record is absent.
+    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
+        """Attach the instance, and give it the lease on the session: alone, or shared. None if the record is absent.
 
-        Raises `SessionBusyError` while another living owner has an exclusive lease, or any if this one is to be
+        Raises `SessionBusyError` while another living instance has an exclusive lease, or any if this one is to be
         exclusive. Whoever has it already keeps it, and a shared one becomes exclusive where that is asked.
         """
         ...
 
-    def release(self, session_id: str, owner: str) -> None:
-        """The owner's lease on this session ends; it stays attached. Does nothing if it has none."""
+    def release(self, session_id: str, instance: str) -> None:
+        """The instance's lease on this session ends; it stays attached. Does nothing if it has none."""
         ...
 
-    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
         """As `save`, and then as `release`, in one step; without new data, only note the touch.
 
         Gives the version. Where this raises `SessionConflictError` or `SessionNotFoundError`, it has released all the
@@ -159,12 +162,12 @@ class Store(Protocol):
         """
         ...
 
-    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+    def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         """Give the record another id, all the rest staying as it is; whether it was there.
 
-        The owner is attached to it by the new id, with the lease that it had; nobody else is attached to it any more.
-        Raises `SessionExistsError` if the new id is taken, and `SessionBusyError` while another living owner has a
-        lease on it.
+        The instance is attached to it by the new id, with the lease that it had; nobody else is attached to it any
+        more. Raises `SessionExistsError` if the new id is taken, and `SessionBusyError` while another living instance
+        has a lease on it.
         """
         ...
 
@@ -182,12 +185,13 @@ class Store(Protocol):
         """
         ...
 
-    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
-        """Delete those records that the owner found to be due, and nobody else has used; gives the ids of the deleted.
+    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
+        """Delete those records that the instance found to be due, and nobody else has used; gives the ids of the
+        deleted.
 
-        `last_active` has for each id the instant that the owner knows of the record. A record is deleted if no other
-        living owner is attached to it, and it has no later instant or has expired at `now`. The owner is attached to
-        none of them any more, deleted or not.
+        `last_active` has for each id the instant that the instance knows of the record. A record is deleted if no other
+        living instance is attached to it, and it has no later instant or has expired at `now`. The instance is
+        attached to none of them any more, deleted or not.
         """
         ...
 
@@ -195,7 +199,7 @@ class Store(Protocol):
         """Delete up to `limit` records that have expired at `now`, and give them as they were.
 
         That is: past their `life_end`, or idle for more than their session timeout (or `max_age`, if that is less).
-        What a living owner is attached to is left to it: only that one knows when it was active last.
+        What a living instance is attached to is left to it: only that one knows when it was active last.
         """
         ...
 

@@ -7,7 +7,7 @@ from .base import SessionRecord
 
 
 def busy(session_id: str) -> SessionBusyError:
-    """Another living owner has a lease that excludes this one."""
+    """Another living instance has a lease that excludes this one."""
     return SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
 
 

@@ -39,10 +39,10 @@ class StoreContract(ABC):
 
     @contextmanager
     def store(self) -> Iterator[tuple[Store, str]]:
-        """A store, and an owner that joined it and promised a lag of 10 seconds."""
+        """A store, and an instance that joined it and promised a lag of 10 seconds."""
         store = self.new_store()
         try:
-            yield store, store.join(10.0, "owner")
+            yield store, store.join(10.0, "instance")
         finally:
             store.close()
 
@@ -57,53 +57,53 @@ class StoreContract(ABC):
             session_timeout=0.1,
             max_lifetime=1e9 / 3,
         )
-        with self.store() as (store, owner):
-            store.create(made, owner)
+        with self.store() as (store, instance):
+            store.create(made, instance)
             assert _record(store) == made
 
     def test_absent_is_none(self) -> None:
         """Nothing is found of what was never created, or was deleted."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             for _ in range(2):
                 assert store.load("s-1") is None
                 assert store.find("a") is None
-                assert store.attach("s-1", owner) is None
-                assert store.lease("s-1", owner, True) is None
-                store.create(record(name="a"), owner)
+                assert store.attach("s-1", instance) is None
+                assert store.lease("s-1", instance, True) is None
+                store.create(record(name="a"), instance)
                 assert _record(store) == record(name="a")
                 store.delete(["s-1"])
 
     def test_creating_only_inserts(self) -> None:
         """An id or name that is taken raises, names the record that has it, and changes nothing; expired ones too."""
-        with self.store() as (store, owner):
-            store.create(record(name="a", session_timeout=0.001), owner)
+        with self.store() as (store, instance):
+            store.create(record(name="a", session_timeout=0.001), instance)
             for second in (record(name="b"), record("s-2", name="a"), record(name="a", data="{}")):
-                error = _raised(SessionExistsError, lambda second=second: store.create(second, owner))  # type: ignore[misc]  # a default binds it now
+                error = _raised(SessionExistsError, lambda second=second: store.create(second, instance))  # type: ignore[misc]  # a default binds it now
                 assert error.session_id == "s-1"
             assert _record(store) == record(name="a", session_timeout=0.001)
             assert store.load("s-2") is None
-            store.create(record("s-2"), owner)
-            store.create(record("s-3"), owner)
+            store.create(record("s-2"), instance)
+            store.create(record("s-3"), instance)
 
     def test_a_name_is_found(self) -> None:
         """By name, the id; the name is free again once its record is gone."""
-        with self.store() as (store, owner):
-            store.create(record(name="a"), owner)
+        with self.store() as (store, instance):
+            store.create(record(name="a"), instance)
             assert store.find("a") == "s-1"
             store.delete(["s-1"])
-            store.create(record("s-2", name="a"), owner)
+            store.create(record("s-2", name="a"), instance)
             assert store.find("a") == "s-2"
 
     def test_of_many_that_create_the_same_one_succeeds(self) -> None:
         """The others are told that it exists."""
-        with self.store() as (store, owner):
-            outcomes = _at_once(lambda: _outcome(lambda: store.create(record(name="a"), owner)))
+        with self.store() as (store, instance):
+            outcomes = _at_once(lambda: _outcome(lambda: store.create(record(name="a"), instance)))
             assert sorted(outcomes) == ["SessionExistsError"] * (THREADS - 1) + ["done"]
 
     def test_saving_sets_the_data_and_notes_the_touch(self) -> None:
         """Data and state are replaced, messages added, the last activity raised, and the version is 1 more."""
-        with self.store() as (store, owner):
-            store.create(record(message_count=2), owner)
+        with self.store() as (store, instance):
+            store.create(record(message_count=2), instance)
             assert store.save("s-1", 1, "{}", Touch(NOW + 5, 3, "processing")) == 2
             assert store.save("s-1", 2, '{"a":1}', Touch(NOW + 1)) == 3
             assert _record(store) == record(
@@ -112,8 +112,8 @@ class StoreContract(ABC):
 
     def test_saving_compares_the_version(self) -> None:
         """A save of another version raises, and changes nothing."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
             store.save("s-1", 1, '{"by":"first"}', Touch(NOW))
             for version in (0, 1, 3):
                 _raised(
@@ -124,68 +124,68 @@ class StoreContract(ABC):
 
     def test_of_many_that_save_the_same_version_one_succeeds(self) -> None:
         """The others are told of the conflict, so that no update is lost."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
             outcomes = _at_once(lambda: _outcome(lambda: store.save("s-1", 1, "{}", Touch(NOW, 1))))
             assert sorted(outcomes) == ["SessionConflictError"] * (THREADS - 1) + ["done"]
             assert _record(store).message_count == 1
 
     def test_giving_back_saves_and_releases(self) -> None:
         """Data if there are any, the touch, and the lease in one step; without new data the version stays."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            store.lease("s-1", owner, True)
-            assert store.give_back("s-1", owner, 1, '{"a":1}', Touch(NOW + 5, 1)) == 2
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            store.lease("s-1", instance, True)
+            assert store.give_back("s-1", instance, 1, '{"a":1}', Touch(NOW + 5, 1)) == 2
             assert _found(store.load("s-1")).lag == 10.0
-            store.lease("s-1", owner, True)
-            assert store.give_back("s-1", owner, 2, None, Touch(NOW + 7, 1, "processing")) == 2
+            store.lease("s-1", instance, True)
+            assert store.give_back("s-1", instance, 2, None, Touch(NOW + 7, 1, "processing")) == 2
             assert _found(store.load("s-1")).lag == 10.0
             changed = record(data='{"a":1}', last_active=NOW + 7, message_count=2, state="processing", version=2)
             assert _record(store) == changed
 
     def test_giving_back_releases_also_what_cannot_be_saved(self) -> None:
         """Another version, or a record that is gone, raises, and nobody has a lease any more."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
             store.save("s-1", 1, '{"by":"other"}', Touch(NOW))
-            store.lease("s-1", owner, True)
-            _raised(SessionConflictError, lambda: store.give_back("s-1", owner, 1, "{}", Touch(NOW + 1, 1)))
-            assert store.load("s-1") == Found(record(data='{"by":"other"}', version=2), 10.0, ("owner",))
+            store.lease("s-1", instance, True)
+            _raised(SessionConflictError, lambda: store.give_back("s-1", instance, 1, "{}", Touch(NOW + 1, 1)))
+            assert store.load("s-1") == Found(record(data='{"by":"other"}', version=2), 10.0, ("instance",))
             store.delete(["s-1"])
             for data in ("{}", None):
                 error = _raised(
                     SessionNotFoundError,
-                    lambda data=data: store.give_back("s-1", owner, 2, data, Touch(NOW)),  # type: ignore[misc]  # a default binds it now
+                    lambda data=data: store.give_back("s-1", instance, 2, data, Touch(NOW)),  # type: ignore[misc]  # a default binds it now
                 )
                 assert error.session_id == "s-1"
 
-    def test_whoever_had_it_before_an_exclusive_lease_is_outdated(self) -> None:
+    def test_whoever_had_it_before_an_exclusive_lease_is_stale(self) -> None:
         """In the eyes of that one alone, until it has given back a lease of its own; a shared lease does nothing."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             other = store.join(5.0, "other")
-            store.create(record(), owner)
+            store.create(record(), instance)
             store.lease("s-1", other, False)
             store.release("s-1", other)
-            assert not _found(store.load("s-1", owner)).outdated
+            assert not _found(store.load("s-1", instance)).stale
             store.lease("s-1", other, True)
             store.give_back("s-1", other, 1, None, Touch(NOW))
-            assert _found(store.load("s-1", owner)).outdated
-            assert _found(store.attach("s-1", owner)).outdated
-            assert not _found(store.load("s-1", other)).outdated
-            assert not _found(store.load("s-1")).outdated
+            assert _found(store.load("s-1", instance)).stale
+            assert _found(store.attach("s-1", instance)).stale
+            assert not _found(store.load("s-1", other)).stale
+            assert not _found(store.load("s-1")).stale
             # It has none to give back.
-            store.release("s-1", owner)
-            store.give_back("s-1", owner, 1, None, Touch(NOW))
-            assert _found(store.lease("s-1", owner, True)).outdated
-            store.release("s-1", owner)
-            assert not _found(store.load("s-1", owner)).outdated
-            assert _found(store.load("s-1", other)).outdated
+            store.release("s-1", instance)
+            store.give_back("s-1", instance, 1, None, Touch(NOW))
+            assert _found(store.lease("s-1", instance, True)).stale
+            store.release("s-1", instance)
+            assert not _found(store.load("s-1", instance)).stale
+            assert _found(store.load("s-1", other)).stale
             store.detach(["s-1"], other)
-            assert not _found(store.attach("s-1", other)).outdated
+            assert not _found(store.attach("s-1", other)).stale
 
     def test_an_exclusive_lease_outdates_others_when_it_ends(self) -> None:
         """Also those that attached meanwhile, and however it ends: by then all is done that was done under it."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             other, third = (store.join(5.0, name) for name in ("other", "third"))
             endings: dict[str, Callable[[], object]] = {
                 "s-1": lambda: store.release("s-1", other),
@@ -193,86 +193,86 @@ class StoreContract(ABC):
                 "s-3": lambda: store.leave(other),
             }
             for session_id, end in endings.items():
-                store.create(record(session_id), owner)
+                store.create(record(session_id), instance)
                 store.lease(session_id, other, True)
                 store.attach(session_id, third)
-                for holder in (owner, third):
-                    assert not _found(store.load(session_id, holder)).outdated
-                    assert not _found(store.attach(session_id, holder)).outdated
+                for holder in (instance, third):
+                    assert not _found(store.load(session_id, holder)).stale
+                    assert not _found(store.attach(session_id, holder)).stale
                 end()
-                for holder in (owner, third):
-                    assert _found(store.load(session_id, holder)).outdated
+                for holder in (instance, third):
+                    assert _found(store.load(session_id, holder)).stale
 
     def test_a_record_gets_another_id(self) -> None:
         """All else stays, the old id is free, and whoever renamed it is attached, with the lease that it had."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             made = record(name="a", message_count=3, max_lifetime=1e6)
-            store.create(made, owner)
+            store.create(made, instance)
             other = store.join(5.0, "other")
             store.attach("s-1", other)
-            store.lease("s-1", owner, True)
-            assert store.rename("s-1", "s-2", owner)
+            store.lease("s-1", instance, True)
+            assert store.rename("s-1", "s-2", instance)
             assert store.load("s-1") is None
             assert store.find("a") == "s-2"
-            assert store.load("s-2", owner) == Found(made._replace(id="s-2"), 0.0)
+            assert store.load("s-2", instance) == Found(made._replace(id="s-2"), 0.0)
             assert _found(store.load("s-2", other)).lag == inf
             _raised(SessionBusyError, lambda: store.lease("s-2", other, False))
             store.create(record("s-1"), other)
-            assert _found(store.load("s-1", owner)).lag == 5.0
-            store.release("s-2", owner)
+            assert _found(store.load("s-1", instance)).lag == 5.0
+            store.release("s-2", instance)
             assert _found(store.load("s-2", other)).lag == 10.0
 
     def test_who_renames_is_attached(self) -> None:
         """Also if it was not before; it has no lease then."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
             other = store.join(5.0, "other")
             assert store.rename("s-1", "s-2", other)
-            assert _found(store.load("s-2", owner)).lag == 5.0
+            assert _found(store.load("s-2", instance)).lag == 5.0
 
     def test_renaming_takes_nobodys_id(self) -> None:
         """A new id that is taken raises, names the record that has it, and changes nothing; its own id too."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            store.create(record("s-2", data="{}"), owner)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            store.create(record("s-2", data="{}"), instance)
             for taken in ("s-2", "s-1"):
-                error = _raised(SessionExistsError, lambda taken=taken: store.rename("s-1", taken, owner))  # type: ignore[misc]  # a default binds it now
+                error = _raised(SessionExistsError, lambda taken=taken: store.rename("s-1", taken, instance))  # type: ignore[misc]  # a default binds it now
                 assert error.session_id == taken
             assert _record(store) == record()
             assert _found(store.load("s-2")).record == record("s-2", data="{}")
 
     def test_renaming_needs_a_record_that_nobody_else_has_on_lease(self) -> None:
         """One that is absent is not made, and whoever has it checked out elsewhere is not cut off."""
-        with self.store() as (store, owner):
-            assert not store.rename("s-1", "s-2", owner)
+        with self.store() as (store, instance):
+            assert not store.rename("s-1", "s-2", instance)
             assert store.load("s-2") is None
-            store.create(record(), owner)
+            store.create(record(), instance)
             other = store.join(5.0, "other")
             store.lease("s-1", other, False)
-            _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", owner))
+            _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", instance))
             assert _record(store) == record()
             store.leave(other)
-            assert store.rename("s-1", "s-2", owner)
+            assert store.rename("s-1", "s-2", instance)
 
     def test_what_is_gone_stays_gone(self) -> None:
         """Neither a save nor a touch nor a lease brings a deleted record back."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            store.lease("s-1", owner, True)
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            store.lease("s-1", instance, True)
             store.delete(["s-1"])
             error = _raised(SessionNotFoundError, lambda: store.save("s-1", 1, "{}", Touch(NOW)))
             assert error.session_id == "s-1"
             assert store.touch({"s-1": Touch(NOW)}) == {"s-1"}
-            store.release("s-1", owner)
-            store.detach(["s-1"], owner)
-            assert store.lease("s-1", owner, True) is None
+            store.release("s-1", instance)
+            store.detach(["s-1"], instance)
+            assert store.lease("s-1", instance, True) is None
             assert store.page(None, 10) == []
 
     def test_touching_many(self) -> None:
         """Each gets its own; the last activity is never lowered, the version stays, and the absent are named."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             for session_id in ("s-1", "s-2", "s-3"):
-                store.create(record(session_id), owner)
+                store.create(record(session_id), instance)
             touches = {"s-1": Touch(NOW + 7, 2), "s-2": Touch(NOW - 7, 0, "processing"), "gone": Touch(NOW)}
             assert store.touch(touches) == {"gone"}
             assert _record(store) == record(last_active=NOW + 7, message_count=2)
@@ -282,20 +282,20 @@ class StoreContract(ABC):
 
     def test_deleting_says_what_was_there(self) -> None:
         """Deleting again gives nothing; the others stay."""
-        with self.store() as (store, owner):
-            store.create(record("s-1"), owner)
-            store.create(record("s-2"), owner)
+        with self.store() as (store, instance):
+            store.create(record("s-1"), instance)
+            store.create(record("s-2"), instance)
             assert store.delete(["s-1", "gone"]) == {"s-1"}
             assert store.delete(["s-1"]) == set()
             assert [found.id for found in store.page(None, 10)] == ["s-2"]
 
     def test_of_many_that_delete_the_same_one_is_told(self) -> None:
         """However many records and by whichever way, each is given to exactly one."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             ids = [f"s-{number}" for number in range(100)]
             for session_id in ids:
-                store.create(record(session_id), owner)
-            store.detach(ids, owner)
+                store.create(record(session_id), instance)
+            store.detach(ids, instance)
 
             def delete_some() -> set[str]:
                 return store.delete(ids[:30]) | {found.id for found in store.delete_expired(NOW + 61, 7)}
@@ -308,10 +308,10 @@ class StoreContract(ABC):
     def test_expired_is_idle_for_more_than_the_timeout_or_too_old(self) -> None:
         """At the very limit a record is kept; past it, by either limit, it is deleted and given as it was."""
         old = record("old", created_at=NOW - 100, last_active=NOW + 50, max_lifetime=150.0)
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             for made in (record("idle"), record("patient", session_timeout=1000.0), old):
-                store.create(made, owner)
-            store.detach(["idle", "patient", "old"], owner)
+                store.create(made, instance)
+            store.detach(["idle", "patient", "old"], instance)
             assert store.delete_expired(NOW + 50, 10) == []
             assert store.delete_expired(NOW + 50.001, 10) == [old]
             assert store.delete_expired(NOW + 60, 10) == []
@@ -321,10 +321,10 @@ class StoreContract(ABC):
 
     def test_a_limit_and_an_age(self) -> None:
         """No more than the limit at a time; an age that is less than the timeout takes its place."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             for number in range(5):
-                store.create(record(f"s-{number}", last_active=NOW + number), owner)
-            store.detach([f"s-{number}" for number in range(5)], owner)
+                store.create(record(f"s-{number}", last_active=NOW + number), instance)
+            store.detach([f"s-{number}" for number in range(5)], instance)
             assert store.count_expired(NOW + 34, max_age=30.0) == 4
             assert store.count_expired(NOW + 34, max_age=300.0) == 0
             given = [len(store.delete_expired(NOW + 34, 3, max_age=30.0)) for _ in range(3)]
@@ -333,11 +333,11 @@ class StoreContract(ABC):
 
     def test_what_somebody_has_in_memory_is_left_to_him(self) -> None:
         """However long ago it was active: only whoever is attached knows what it has not written yet."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             other = store.join(25.0, "other")
-            store.create(record(), owner)
+            store.create(record(), instance)
             store.attach("s-1", other)
-            for leaver in (owner, other):
+            for leaver in (instance, other):
                 assert store.delete_expired(NOW + 1e6, 10) == []
                 assert store.count_expired(NOW + 1e6, max_age=1.0) == 0
                 store.detach(["s-1"], leaver)
@@ -345,100 +345,100 @@ class StoreContract(ABC):
             assert store.delete_expired(NOW + 1e6, 10) == [record()]
 
     def test_the_lag_is_that_of_the_others(self) -> None:
-        """The longest that another owner who is attached has promised; a new promise, and leaving, change it."""
-        with self.store() as (store, owner):
+        """The longest that another instance who is attached has promised; a new promise, and leaving, change it."""
+        with self.store() as (store, instance):
             other = store.join(25.0, "other")
-            store.create(record(), owner)
-            assert store.load("s-1") == Found(record(), 10.0, ("owner",))
-            assert store.load("s-1", owner) == Found(record(), 0.0)
-            assert store.attach("s-1", other) == Found(record(), 10.0, ("owner",))
-            assert store.attach("s-1", owner) == Found(record(), 25.0, ("other",))
-            assert store.load("s-1") == Found(record(), 25.0, ("other", "owner"))
-            store.promise(other, inf)
-            assert store.load("s-1", owner) == Found(record(), inf, ("other",))
-            store.promise(other, 5.0)
-            assert store.load("s-1", owner) == Found(record(), 5.0, ("other",))
+            store.create(record(), instance)
+            assert store.load("s-1") == Found(record(), 10.0, ("instance",))
+            assert store.load("s-1", instance) == Found(record(), 0.0)
+            assert store.attach("s-1", other) == Found(record(), 10.0, ("instance",))
+            assert store.attach("s-1", instance) == Found(record(), 25.0, ("other",))
+            assert store.load("s-1") == Found(record(), 25.0, ("instance", "other"))
+            store.set_write_interval(other, inf)
+            assert store.load("s-1", instance) == Found(record(), inf, ("other",))
+            store.set_write_interval(other, 5.0)
+            assert store.load("s-1", instance) == Found(record(), 5.0, ("other",))
             store.leave(other)
             store.leave(other)
-            assert store.load("s-1", owner) == Found(record(), 0.0)
+            assert store.load("s-1", instance) == Found(record(), 0.0)
 
     def test_a_lease_excludes(self) -> None:
-        """Exclusive: nobody else. Shared: others that share. A released one is free; its owner may take it again."""
-        with self.store() as (store, owner):
+        """Exclusive: nobody else. Shared: others that share. A released one is free; its instance may take it again."""
+        with self.store() as (store, instance):
             other = store.join(10.0, "other")
-            store.create(record(), owner)
+            store.create(record(), instance)
             for _ in range(2):
-                assert store.lease("s-1", owner, True) is not None
+                assert store.lease("s-1", instance, True) is not None
             for exclusive in (True, False):
                 _raised(SessionBusyError, lambda exclusive=exclusive: store.lease("s-1", other, exclusive))  # type: ignore[misc]  # a default binds it now
-            store.release("s-1", owner)
-            store.release("s-1", owner)
+            store.release("s-1", instance)
+            store.release("s-1", instance)
             assert store.lease("s-1", other, False) is not None
-            assert store.lease("s-1", owner, False) is not None
-            _raised(SessionBusyError, lambda: store.lease("s-1", owner, True))
+            assert store.lease("s-1", instance, False) is not None
+            _raised(SessionBusyError, lambda: store.lease("s-1", instance, True))
             store.release("s-1", other)
-            assert store.lease("s-1", owner, True) is not None
+            assert store.lease("s-1", instance, True) is not None
             _raised(SessionBusyError, lambda: store.lease("s-1", other, False))
 
     def test_leases_end_with_what_they_belong_to(self) -> None:
-        """Detaching ends a lease, and leaving ends all of an owner's."""
-        with self.store() as (store, owner):
+        """Detaching ends a lease, and leaving ends all of an instance's."""
+        with self.store() as (store, instance):
             other = store.join(10.0, "other")
-            store.create(record(), owner)
-            store.lease("s-1", owner, True)
-            store.detach(["s-1"], owner)
+            store.create(record(), instance)
+            store.lease("s-1", instance, True)
+            store.detach(["s-1"], instance)
             assert store.lease("s-1", other, True) is not None
             store.leave(other)
             store.leave(other)
-            assert store.lease("s-1", owner, True) == Found(record(), 0.0)
+            assert store.lease("s-1", instance, True) == Found(record(), 0.0)
 
-    def test_of_many_owners_one_gets_the_lease(self) -> None:
+    def test_of_many_instances_one_gets_the_lease(self) -> None:
         """The others are told that it is taken."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            owners = iter([store.join(1.0, "other") for _ in range(THREADS)])
-            outcomes = _at_once(lambda: _outcome(lambda: store.lease("s-1", next(owners), True)))
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            instances = iter([store.join(1.0, "other") for _ in range(THREADS)])
+            outcomes = _at_once(lambda: _outcome(lambda: store.lease("s-1", next(instances), True)))
             assert sorted(outcomes) == ["SessionBusyError"] * (THREADS - 1) + ["done"]
 
     def test_the_lag_of_what_is_on_lease_elsewhere_is_infinite(self) -> None:
         """Whoever has it checked out is active until it is given back."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            store.lease("s-1", owner, False)
-            assert store.load("s-1") == Found(record(), inf, ("owner",))
-            assert store.load("s-1", owner) == Found(record(), 0.0)
-            store.release("s-1", owner)
-            assert store.load("s-1") == Found(record(), 10.0, ("owner",))
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            store.lease("s-1", instance, False)
+            assert store.load("s-1") == Found(record(), inf, ("instance",))
+            assert store.load("s-1", instance) == Found(record(), 0.0)
+            store.release("s-1", instance)
+            assert store.load("s-1") == Found(record(), 10.0, ("instance",))
 
-    def test_what_nobody_else_used_is_deleted_on_its_owners_word(self) -> None:
+    def test_what_nobody_else_used_is_deleted_on_its_instances_word(self) -> None:
         """Whatever the time says; the absent are not among the deleted."""
-        with self.store() as (store, owner):
-            store.create(record(), owner)
-            store.lease("s-1", owner, True)
-            assert store.delete_unless_used({"s-1": NOW, "gone": NOW}, owner, NOW) == {"s-1"}
-            assert store.delete_unless_used({"s-1": NOW}, owner, NOW) == set()
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            store.lease("s-1", instance, True)
+            assert store.delete_unless_used({"s-1": NOW, "gone": NOW}, instance, NOW) == {"s-1"}
+            assert store.delete_unless_used({"s-1": NOW}, instance, NOW) == set()
 
     def test_what_was_used_elsewhere_is_kept(self) -> None:
         """It was active later, or somebody else has it in memory; the asker is detached all the same."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             other = store.join(10.0, "other")
             for session_id in ("touched", "held"):
-                store.create(record(session_id), owner)
+                store.create(record(session_id), instance)
             store.touch({"touched": Touch(NOW + 1)})
             store.attach("held", other)
             known = {"touched": NOW, "held": NOW}
-            assert store.delete_unless_used(known, owner, NOW + 61) == set()
+            assert store.delete_unless_used(known, instance, NOW + 61) == set()
             assert store.load("touched", other) == Found(record("touched", last_active=NOW + 1), 0.0)
             assert store.load("held", other) == Found(record("held"), 0.0)
-            assert store.delete_unless_used(known, owner, NOW + 61.001) == {"touched"}
+            assert store.delete_unless_used(known, instance, NOW + 61.001) == {"touched"}
             assert store.delete_unless_used(known, other, NOW) == {"held"}
 
     def test_pages(self) -> None:
         """In the order of ids, each once, until an empty page."""
-        with self.store() as (store, owner):
+        with self.store() as (store, instance):
             ids = ["-", "A", "_", "a", *(f"s-{number}" for number in range(5))]
             for session_id in reversed(ids):
-                store.create(record(session_id), owner)
+                store.create(record(session_id), instance)
             seen: list[str] = []
             while page := store.page(seen[-1] if seen else None, 4):
                 assert len(page) <= 4
@@ -448,15 +448,15 @@ class StoreContract(ABC):
     def test_closing(self) -> None:
         """Closing again does nothing; any other call raises."""
         store = self.new_store()
-        owner = store.join(1.0, "other")
+        instance = store.join(1.0, "other")
         store.close()
         store.close()
         calls: list[Callable[[], object]] = [
             lambda: store.join(1.0, "other"),
-            lambda: store.create(record(), owner),
+            lambda: store.create(record(), instance),
             lambda: store.load("s-1"),
             lambda: store.save("s-1", 1, "{}", Touch(NOW)),
-            lambda: store.give_back("s-1", owner, 1, None, Touch(NOW)),
+            lambda: store.give_back("s-1", instance, 1, None, Touch(NOW)),
             lambda: store.touch({"s-1": Touch(NOW)}),
             lambda: store.delete(["s-1"]),
             lambda: store.page(None, 1),

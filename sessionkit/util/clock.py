@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 SLACK = 0.5e-6
 """Seconds by which a limit may be overrun before it counts as passed.
 
-freezegun ticks in microseconds and its readings are near 1.7e9, where neighbouring floats are 2.4e-7 apart, so that
+freezegun ticks in microseconds and its readings are near 1.7e9, where neighboring floats are 2.4e-7 apart, so that
 `tick(0.3)` reads as 0.29999995 or 0.30000019. Half a tick absorbs the rounding at either side of every boundary.
 """
 

@@ -51,13 +51,15 @@ def checked_name_or_id(value: object) -> str:
     )
 
 
-def checked_owner_name(value: object) -> str:
+def checked_instance_name(value: object) -> str:
     """What other processes call this one: 1 to 255 printable characters, such as those of a URL."""
     if isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable():
         return value
     if not isinstance(value, str):
-        raise TypeError(f"owner_name must be a str, such as 'http://10.0.0.7:8000', not {shown(value)}")
-    raise ValueError(f"owner_name {shown(value)} ({len(value)} characters) is not allowed; use 1 to 255 printable ones")
+        raise TypeError(f"instance_name must be a str, such as 'http://10.0.0.7:8000', not {shown(value)}")
+    raise ValueError(
+        f"instance_name {shown(value)} ({len(value)} characters) is not allowed; use 1 to 255 printable ones"
+    )
 
 
 def checked_str(what: str, value: object) -> str:

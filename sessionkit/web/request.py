@@ -42,18 +42,18 @@ RETRY_AFTER_SECONDS = 5
 REFUSAL = "The session is not available at the moment. Please try again in a few seconds.\n"
 """What goes into the body then."""
 
-OWNER_HEADER = "Sessionkit-Owner"
+INSTANCE_HEADER = "Sessionkit-Instance"
 """The header that names the process which has the session, where that is why this one cannot have it."""
 
 
-def owner_headers(status: str, failure: BaseException | None) -> list[tuple[str, str]]:
+def instance_headers(status: str, failure: BaseException | None) -> list[tuple[str, str]]:
     """What a response says, besides, to whoever may send the request to another process.
 
     Only a 503: with any other status, the application has made its own answer of the failure.
     """
     if not (isinstance(failure, SessionElsewhereError) and status.startswith("503")):
         return []
-    return [(OWNER_HEADER, quote(failure.owner_name, safe="".join(map(chr, range(0x20, 0x7F)))))]
+    return [(INSTANCE_HEADER, quote(failure.instance_name, safe="".join(map(chr, range(0x20, 0x7F)))))]
 
 
 class Visit:

@@ -381,14 +381,14 @@ def test_without_the_extra(missing: str) -> None:
     assert only_line(stderr).endswith("run: pip install 'sessionkit[cli]'")
 
 
-def test_colours_only_where_they_are_wanted(log: Path) -> None:
-    """On a terminal the chart is in colour; with NO_COLOR there is no escape sequence at all."""
-    status, coloured = run_on_terminal("replay", log)
-    assert (status, "\x1b[" in coloured) == (0, True)
+def test_colors_only_where_they_are_wanted(log: Path) -> None:
+    """On a terminal the chart is in color; with NO_COLOR there is no escape sequence at all."""
+    status, colored = run_on_terminal("replay", log)
+    assert (status, "\x1b[" in colored) == (0, True)
     status, plain = run_on_terminal("replay", log, NO_COLOR="1")
     assert (status, "\x1b" in plain) == (0, False)
-    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
-    assert [line.rstrip() for line in uncoloured.splitlines()] == plain.splitlines()
+    uncolored = re.sub(r"\x1b\[[0-9;]*m", "", colored)
+    assert [line.rstrip() for line in uncolored.splitlines()] == plain.splitlines()
 
 
 def test_a_terminal_that_has_no_blocks(log: Path) -> None:

@@ -47,9 +47,9 @@ def path(tmp_path: Path) -> Path:
 def put(path: Path, *records: SessionRecord) -> None:
     """Put records into a store that no process has in memory."""
     store = SQLiteStore(path)
-    owner = store.join(0.0, "other")
+    instance = store.join(0.0, "other")
     for record in records:
-        store.create(record, owner)
+        store.create(record, instance)
     store.close()
 
 
@@ -175,7 +175,7 @@ def test_a_narrow_terminal_gets_fewer_columns(tmp_path: Path) -> None:
     assert "version" in run_real("sessions", "list", path, env=os.environ | {"COLUMNS": "10"}).stdout
 
 
-def test_colours_only_where_they_are_wanted(path: Path) -> None:
+def test_colors_only_where_they_are_wanted(path: Path) -> None:
     """The table has styles on a terminal; with NO_COLOR there is no escape sequence at all."""
     assert "\x1b[2m" in run_on_terminal("sessions", "list", path)[1]
     assert "\x1b" not in run_on_terminal("sessions", "list", path, NO_COLOR="1")[1]
@@ -233,7 +233,7 @@ def test_show_as_json(path: Path) -> None:
     """--json prints the object that the list has, and the data."""
     shown = json.loads(run("show", path, "--json", "support").stdout)
     (listed,) = json.loads(run("list", path, "--json", "--limit", "1").stdout)
-    assert shown == listed | {"in_memory": False, "owners": [], "lag_seconds": 0.0, "data": {"lang": "en"}}
+    assert shown == listed | {"in_memory": False, "instances": [], "lag_seconds": 0.0, "data": {"lang": "en"}}
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_show_what_a_process_has_in_memory(
     assert f"in memory        {memory}" in text
     assert expires in text
     shown = json.loads(run("show", path, name, "--json").stdout)
-    assert (shown["in_memory"], shown["owners"], shown["expired"]) == (True, ["b:1"], expired)
+    assert (shown["in_memory"], shown["instances"], shown["expired"]) == (True, ["b:1"], expired)
     assert shown["lag_seconds"] == (None if lag == inf else lag)
     store.close()
 
@@ -266,11 +266,11 @@ def test_show_what_a_process_has_in_memory(
 def test_show_what_several_processes_have_in_memory(path: Path) -> None:
     """All are named, as a terminal may have it, and the figure is of the one that is latest."""
     store = SQLiteStore(path)
-    for lag, owner in ((75.0, "b:1"), (30.0, "http://a b/\u202e")):
-        store.attach("s-1", store.join(lag, owner))
+    for lag, instance in ((75.0, "b:1"), (30.0, "http://a b/\u202e")):
+        store.attach("s-1", store.join(lag, instance))
     text = run("show", path, "s-1").stdout
     assert "of b:1, http://a b/\\u202e; activity of the last 1m15s may not be written yet\n" in text
-    assert json.loads(run("show", path, "s-1", "--json").stdout)["owners"] == ["b:1", "http://a b/\u202e"]
+    assert json.loads(run("show", path, "s-1", "--json").stdout)["instances"] == ["b:1", "http://a b/\u202e"]
     store.lease("s-1", store.join(30.0, "c:1"), True)
     assert "of b:1, c:1, http://a b/\\u202e; one of which has it checked out" in run("show", path, "s-1").stdout
     store.close()
@@ -278,7 +278,7 @@ def test_show_what_several_processes_have_in_memory(path: Path) -> None:
 
 def test_the_time_is_that_of_the_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is behind shows, and removes, what has expired by the store's clock."""
-    monkeypatch.setattr(SQLiteStore, "skew", lambda _: 86_400.0)
+    monkeypatch.setattr(SQLiteStore, "clock_offset", lambda _: 86_400.0)
     assert words(run("list", path))[-1][0] == "3 sessions: 0 live, 3 expired"
     assert ["expires", "expired 23h40m ago (idle for too long); not yet removed"] in words(run("show", path, "s-1"))
     assert json.loads(run("show", path, "s-1", "--json").stdout)["expired"] is True

@@ -56,9 +56,9 @@ def with_prefix(url: str, prefix: str) -> str:
 def put(url: str, prefix: str, *records: SessionRecord) -> None:
     """Put records into a store that no process has in memory."""
     with closing(RedisStore(url, prefix)) as store:
-        owner = store.join(0.0, "other")
+        instance = store.join(0.0, "other")
         for record in records:
-            store.create(record, owner)
+            store.create(record, instance)
 
 
 # ---- The commands

@@ -194,7 +194,7 @@ def test_a_thread_that_shares_cannot_wait_to_have_it_alone(coordinator: SessionC
 def test_a_close_while_checked_out_ends_it_when_it_is_given_back(
     coordinator: SessionCoordinator[Any], closings: Closings
 ) -> None:
-    """Closed while held: gone for every caller at once, its name free, and finalised when the holder leaves."""
+    """Closed while held: gone for every caller at once, its name free, and finalized when the holder leaves."""
     session = coordinator.create_session("support", session_id="s-1")
     with coordinator.checkout("s-1"):
         coordinator.close_session("s-1")
@@ -240,7 +240,7 @@ def test_the_end_of_a_session_sends_its_waiters_away(
 def test_closing_the_coordinator_sends_waiters_away(
     coordinator: SessionCoordinator[Any], queued: threading.Semaphore, closings: Closings
 ) -> None:
-    """close() does not wait for holders: waiters get CoordinatorClosedError, the holder finalises when it is done."""
+    """close() does not wait for holders: waiters get CoordinatorClosedError, the holder finalizes when it is done."""
     session = coordinator.create_session("support")
     with ThreadPoolExecutor(1) as pool, coordinator.checkout(session.id):
         waiter = pool.submit(take_and_leave, coordinator, session.id)
@@ -255,7 +255,7 @@ def test_closing_the_coordinator_sends_waiters_away(
 def test_a_lifetime_that_passes_while_checked_out_ends_it_when_it_is_given_back(
     coordinator: SessionCoordinator[Any], closings: Closings, session_clock: ManualClock
 ) -> None:
-    """Too old while held: gone for every caller at once, and finalised with LIFETIME when given back."""
+    """Too old while held: gone for every caller at once, and finalized with LIFETIME when given back."""
     session = coordinator.create_session("support")
     with coordinator.checkout(session.id):
         session_clock.advance(1001)
@@ -272,7 +272,7 @@ def test_a_lifetime_that_passes_while_checked_out_ends_it_when_it_is_given_back(
 def test_a_cleanup_meets_a_held_session_that_is_too_old(
     coordinator: SessionCoordinator[Any], closings: Closings, session_clock: ManualClock
 ) -> None:
-    """Cleanup ends a held session that is too old, counts it for nobody, and the give-back finalises it."""
+    """Cleanup ends a held session that is too old, counts it for nobody, and the give-back finalizes it."""
     session = coordinator.create_session("support")
     with coordinator.checkout(session.id):
         session_clock.advance(1001)

@@ -151,10 +151,10 @@ def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: 
     for name in ("a", "b", "c"):
         coordinator.create_session(name)
     session_clock.advance(4000)
-    finaliser = coordinator._finaliser
+    finalizer = coordinator._finalizer
     removed = coordinator.cleanup_inactive_sessions()
     if forked:
-        assert not any(finaliser.removed.values())
+        assert not any(finalizer.removed.values())
         os.write(forked[0], repr((asked, removed, len(coordinator))).encode())
         os._exit(0)
     coordinator.close()

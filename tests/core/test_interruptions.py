@@ -16,7 +16,7 @@ import pytest
 from sessionkit import Checkout, CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
 from sessionkit.core.creation import Creation
 from sessionkit.core.events import TURN, EventBus, EventKind
-from sessionkit.core.finaliser import Finaliser
+from sessionkit.core.finalizer import Finalizer
 from sessionkit.core.sweep import Sweep
 from sessionkit.testing import ManualClock
 
@@ -56,9 +56,9 @@ class CtrlC:
         return self._trace
 
 
-def codes(*owners: type | Callable[..., Any]) -> set[CodeType]:
+def codes(*instances: type | Callable[..., Any]) -> set[CodeType]:
     """The code of functions, and of all methods of classes."""
-    members = [vars(owner).values() if isinstance(owner, type) else [owner] for owner in owners]
+    members = [vars(instance).values() if isinstance(instance, type) else [instance] for instance in instances]
     return {member.__code__ for group in members for member in group if hasattr(member, "__code__")}
 
 
@@ -76,7 +76,7 @@ def everywhere(where: set[CodeType], prepare: Callable[[], Coordinator]) -> Iter
     assert at > 10
 
 
-CLOSING = codes(Finaliser, Sweep, Coordinator.close_session, Coordinator.close, Creation)
+CLOSING = codes(Finalizer, Sweep, Coordinator.close_session, Coordinator.close, Creation)
 
 
 def close_all(coordinator: Coordinator) -> None:
@@ -266,11 +266,11 @@ def test_ctrl_c_while_a_closed_session_leaves(when: str) -> None:
     closings = Closings()
     with Coordinator(clock=ManualClock(), on_close=closings) as coordinator:
         coordinator.create_session(session_id="it")
-        coordinator._finaliser._lock = InterruptedLock(coordinator._lock, when)  # type: ignore[assignment]  # as good as one
+        coordinator._finalizer._lock = InterruptedLock(coordinator._lock, when)  # type: ignore[assignment]  # as good as one
         with pytest.raises(KeyboardInterrupt):
             coordinator.close_session("it")
         assert (len(closings), coordinator.stats().removed[RemovalCause.CLOSED]) == (1, 1)
-        assert not coordinator._finaliser.leaving
+        assert not coordinator._finalizer.leaving
         coordinator.create_session(session_id="it")
 
 

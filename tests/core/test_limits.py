@@ -31,7 +31,7 @@ def test_reject_refuses_the_session_that_is_too_many(session_coordinator: Coordi
 
 
 def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
-    """A session past its time makes room at once, cleanup or not, and is finalised on the way."""
+    """A session past its time makes room at once, cleanup or not, and is finalized on the way."""
     closings = Closings()
     coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=2), on_close=closings)
     coordinator.create_session("first")
@@ -74,7 +74,7 @@ def test_memory_is_bounded_by_the_limit_without_any_cleanup(
         session_clock.advance(25)
         assert len(coordinator) <= 3
         assert len(coordinator._roster._table) <= 5
-        assert not coordinator._finaliser.ready
+        assert not coordinator._finalizer.ready
 
 
 def test_evict_removes_the_least_recently_active(

@@ -31,7 +31,7 @@ from sessionkit import (
     SessionLimitError,
     SessionNotFoundError,
 )
-from sessionkit.core.finaliser import Finaliser
+from sessionkit.core.finalizer import Finalizer
 from sessionkit.core.pulse import HAS_STEPS, clock_without_lock
 from sessionkit.core.roster import Roster
 from sessionkit.core.table import SessionTable
@@ -334,7 +334,7 @@ DECISIONS = {
         Roster.end,
         Roster.give_back,
         Roster.leave_hold,
-        Finaliser.admit,
+        Finalizer.admit,
     )
 }
 
@@ -465,7 +465,7 @@ def test_rule_3_a_removal_sees_a_checkout_that_comes_in_at_any_line(removal: Cal
 
 @pytest.mark.parametrize("removal", [*REMOVALS, World.share_it, World.check_it_out_and_back])
 def test_rule_4_a_decision_is_done_when_it_is_given_back_at_any_line(removal: Callable[[World], None]) -> None:
-    """A session given back in the middle of a decision is finalised once, or goes on, with nothing left over."""
+    """A session given back in the middle of a decision is finalized once, or goes on, with nothing left over."""
     taken: list[Any] = []
     for world, error in every_moment(lambda _: taken[-1].__exit__(), removal, lambda world: taken.append(take(world))):
         assert error is None

@@ -63,7 +63,7 @@ def test_a_factory_that_raises_leaves_nothing_behind(
     assert coordinator.create_session("support", session_id="s-1", resource="given").resource == "given"
 
 
-def test_a_refused_creation_finalises_whom_it_found_expired(session_clock: ManualClock) -> None:
+def test_a_refused_creation_finalizes_whom_it_found_expired(session_clock: ManualClock) -> None:
     """Who has the name no more leaves, and channels are told, though another session has the id still."""
     closings = Closings()
     config = CoordinatorConfig(60, 10)
@@ -343,7 +343,7 @@ def test_an_interrupted_on_close_is_counted_and_not_repeated(
 def test_an_id_that_waits_for_its_cleanup_can_be_used_again(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """A session that an interruption left to the next cleanup is finalised first when its id is created again."""
+    """A session that an interruption left to the next cleanup is finalized first when its id is created again."""
     closings = Closings()
 
     def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:

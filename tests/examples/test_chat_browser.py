@@ -386,21 +386,21 @@ def test_nothing_is_wider_than_the_screen(size: dict[str, int], browser: Any, ad
 
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const parts = (colour) => {
+  const parts = (color) => {
     canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
+    canvas.fillStyle = color;
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = (colour) => {
+  const light = (color) => {
     const linear = (part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = parts(colour).map((part) => linear(part / 255));
+    const [r, g, b] = parts(color).map((part) => linear(part / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
     for (; element; element = element.parentElement) {
-      const colour = getComputedStyle(element).backgroundColor;
-      if (parts(colour)[3] === 255) return colour;
+      const color = getComputedStyle(element).backgroundColor;
+      if (parts(color)[3] === 255) return color;
     }
   };
   const found = [];

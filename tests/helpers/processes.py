@@ -40,7 +40,7 @@ class Process:
         self.while_making: Callable[[ManagedSession[Any]], object] = lambda session: None
         self.store = WatchedStore(SQLiteStore(path))
         self.sessions: SessionCoordinator[Any] = make(
-            CoordinatorConfig(60, 10, owner_name=name, **options),
+            CoordinatorConfig(60, 10, instance_name=name, **options),
             store=self.store,
             resource_factory=self._make if resources else None,
             on_close=self._close,
@@ -62,9 +62,9 @@ class Process:
             session.data["said"] = [*session.data.get("said", []), value]
             return session.resource  # type: ignore[no-any-return]  # Any
 
-    def owners(self, session_id: str) -> tuple[str, ...]:
+    def instances(self, session_id: str) -> tuple[str, ...]:
         """Who else has it in memory, as this one sees it."""
-        found = self.store.store.load(session_id, self.sessions._records.owner)  # type: ignore[union-attr]  # it has a store
+        found = self.store.store.load(session_id, self.sessions._records.instance)  # type: ignore[union-attr]  # it has a store
         assert found is not None
         return found.elsewhere
 

@@ -134,7 +134,7 @@ class WatchedStore:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        if name == "skew":
+        if name == "clock_offset":
             # No I/O, which cannot fail.
             return method
 

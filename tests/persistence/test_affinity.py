@@ -54,8 +54,8 @@ def test_whoever_asks_elsewhere_is_told_where_it_is(apart: Pair, way: str) -> No
     session = there.sessions.create_session("support")
     with pytest.raises(SessionElsewhereError) as caught:
         (LOOKS | TOUCHES)[way](here.sessions, session.id)
-    assert (caught.value.session_id, caught.value.owner_name) == (session.id, "http://10.0.0.8:8000")
-    assert there.owners(session.id) == ()
+    assert (caught.value.session_id, caught.value.instance_name) == (session.id, "http://10.0.0.8:8000")
+    assert there.instances(session.id) == ()
     assert set(here.store.calls) <= {"join", "load", "find"}
     assert (len(here.sessions), here.made, here.sessions.stats().checked_out) == (0, [], 0)
     there.sessions.cleanup_inactive_sessions()
@@ -125,7 +125,7 @@ def test_what_expired_elsewhere_is_told_to_have_expired(apart: Pair, session_clo
     with pytest.raises(SessionExpiredError):
         here.sessions.get_session(session.id)
     there.sessions.stop_cleanup_task()
-    assert there.owners(session.id) == ()
+    assert there.instances(session.id) == ()
 
 
 def test_restoring_all_passes_over_what_is_elsewhere(apart: Pair) -> None:
@@ -149,8 +149,8 @@ def test_of_several_that_restore_at_once_one_gets_it(process: Maker) -> None:
         had = [each for each, answer in zip(processes, answers, strict=True) if isinstance(answer, ManagedSession)]
         refused = [answer for answer in answers if isinstance(answer, SessionElsewhereError)]
         assert (len(had) <= 1, len(had) + len(refused)) == (True, 4)
-        owners = {name for each in processes for name in each.owners(session_id)}
-        assert owners == {each.sessions.config.owner_name for each in had}
+        instances = {name for each in processes for name in each.instances(session_id)}
+        assert instances == {each.sessions.config.instance_name for each in had}
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -172,10 +172,10 @@ def test_another_one_that_was_faster(process: Maker, apart: Pair, fails: bool) -
     here.store.store.load = load_late  # type: ignore[method-assign]  # comes in between
     with pytest.raises(SessionElsewhereError, match=r"10\.0\.0\.8"):
         here.sessions.get_session(session_id)
-    assert len(there.owners(session_id)) == fails
+    assert len(there.instances(session_id)) == fails
     here.store.failing.clear()
     here.sessions.cleanup_inactive_sessions()
-    assert there.owners(session_id) == ()
+    assert there.instances(session_id) == ()
 
 
 def test_a_copy_that_another_process_took_over_is_let_go_and_not_restored(process: Maker) -> None:
@@ -187,7 +187,7 @@ def test_a_copy_that_another_process_took_over_is_let_go_and_not_restored(proces
         with pytest.raises(SessionElsewhereError, match="'there'"):
             way(here.sessions, session_id)
         assert len(here.sessions) == 0
-        assert there.owners(session_id) == ()
+        assert there.instances(session_id) == ()
         there.add(session_id, "there again", timeout=0)
         there.sessions.close_session(session_id)
 
@@ -196,7 +196,7 @@ def test_a_copy_that_another_process_took_over_is_let_go_and_not_restored(proces
 
 
 def test_the_error_says_what_to_do_and_travels() -> None:
-    """It has the id and the owner, also as a copy or in another process, and is one of the library's own."""
+    """It has the id and the instance, also as a copy or in another process, and is one of the library's own."""
     error = SessionElsewhereError("s-1", "http://10.0.0.7:8000")
     assert isinstance(error, SessionError)
     assert not isinstance(error, SessionNotFoundError)
@@ -205,39 +205,39 @@ def test_the_error_says_what_to_do_and_travels() -> None:
         "restore it with affinity=False"
     )
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301  our own bytes
-        assert (twin.session_id, twin.owner_name, str(twin)) == ("s-1", "http://10.0.0.7:8000", str(error))
+        assert (twin.session_id, twin.instance_name, str(twin)) == ("s-1", "http://10.0.0.7:8000", str(error))
 
 
-def test_an_owner_without_a_name_is_called_after_its_host_and_process(process: Maker) -> None:
+def test_an_instance_without_a_name_is_called_after_its_host_and_process(process: Maker) -> None:
     """So that an operator finds it."""
     there = process(None)  # type: ignore[arg-type]  # a name may be None
     here = process("here", affinity=True)
     session = there.sessions.create_session()
-    assert here.owners(session.id) == (f"{os.uname().nodename}:{os.getpid()}",)
+    assert here.instances(session.id) == (f"{os.uname().nodename}:{os.getpid()}",)
     with pytest.raises(SessionElsewhereError, match=str(os.getpid())):
         here.sessions.get_session(session.id)
 
 
 @pytest.mark.parametrize("name", ["x", "x" * 255, "http://10.0.0.7:8000/a?b=%20#c", "Küche 7", " "])
-def test_owner_names_in_form_are_taken(name: str) -> None:
+def test_instance_names_in_form_are_taken(name: str) -> None:
     """Every printable text of up to 255 characters."""
-    assert CoordinatorConfig(owner_name=name).owner_name == name
+    assert CoordinatorConfig(instance_name=name).instance_name == name
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "new\nline", "tab\t", "nul\0", "x\x7f", "\u202e", "\ud800", "a\xa0b"])
-def test_owner_names_out_of_form_are_refused(name: str) -> None:
+def test_instance_names_out_of_form_are_refused(name: str) -> None:
     """What a terminal or a header could not have as it is."""
     with pytest.raises(ValueError, match="use 1 to 255 printable ones") as caught:
-        CoordinatorConfig(owner_name=name)
+        CoordinatorConfig(instance_name=name)
     assert len(str(caught.value)) < 300
     assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("value", [5, 5.0, b"bytes", True, ["list"], object()])
-def test_owner_names_and_affinity_of_the_wrong_type(value: Any) -> None:
+def test_instance_names_and_affinity_of_the_wrong_type(value: Any) -> None:
     """They say what they must be."""
-    with pytest.raises(TypeError, match="owner_name must be a str"):
-        CoordinatorConfig(owner_name=value)
+    with pytest.raises(TypeError, match="instance_name must be a str"):
+        CoordinatorConfig(instance_name=value)
     if value is not True:
         with pytest.raises(TypeError, match="affinity must be"):
             CoordinatorConfig(affinity=value)
@@ -276,7 +276,7 @@ def _answer_of_its_own(page: Callable[[], str], status: str) -> tuple[str, str]:
     try:
         return "200 OK", page()
     except SessionElsewhereError as error:
-        return status, f"own page: {error.owner_name}"
+        return status, f"own page: {error.instance_name}"
 
 
 def flask_site(sessions: SessionCoordinator[Any]) -> flask.Flask:
@@ -295,31 +295,31 @@ def flask_site(sessions: SessionCoordinator[Any]) -> flask.Flask:
     return app
 
 
-def test_a_request_whose_session_is_elsewhere_is_sent_back_with_its_owner(apart: Pair) -> None:
-    """503, `Retry-After`, and the owner's name in `Sessionkit-Owner`, by which a router resends the request; nothing is
-    taken from the client."""
+def test_a_request_whose_session_is_elsewhere_is_sent_back_with_its_instance(apart: Pair) -> None:
+    """503, `Retry-After`, and the instance's name in `Sessionkit-Instance`, by which a router resends the request;
+    nothing is taken from the client."""
     here, there = apart
     visitor = Visitor(wsgi_site(there.sessions))
     assert visitor.text() == "1 of 1"
     visitor.app = wsgi_site(here.sessions)
     answer = visitor.get()
     assert (answer.status, answer["Retry-After"]) == ("503 Service Unavailable", "5")
-    assert answer["Sessionkit-Owner"] == "http://10.0.0.8:8000"
+    assert answer["Sessionkit-Instance"] == "http://10.0.0.8:8000"
     assert (answer["Set-Cookie"], answer["Cache-Control"], answer["Vary"]) == (None, "no-store", "Cookie")
     assert b"try again" in answer.written[0]
-    for path, status, owner in (
+    for path, status, instance in (
         ("/answers", "200 OK", None),
         ("/answers-503", "503 Gone Elsewhere", "http://10.0.0.8:8000"),
         ("/fails", "503 Service Unavailable", "http://10.0.0.8:8000"),
         ("/nothing", "200 OK", None),
     ):
         answer = visitor.get(path)
-        assert (answer.status, answer["Sessionkit-Owner"]) == (status, owner)
+        assert (answer.status, answer["Sessionkit-Instance"]) == (status, instance)
     visitor.app = wsgi_site(there.sessions)
     assert visitor.text() == "2 of 1"
 
 
-def test_a_router_that_goes_by_the_owner(process: Maker) -> None:
+def test_a_router_that_goes_by_the_instance(process: Maker) -> None:
     """Whichever process a request comes to first, the visitor has one live resource, and loses nothing."""
     processes = {name: process(name, affinity=True) for name in ("a", "b", "c")}
     sites = {name: wsgi_site(each.sessions) for name, each in processes.items()}
@@ -327,9 +327,9 @@ def test_a_router_that_goes_by_the_owner(process: Maker) -> None:
     for turn, name in enumerate("abcacb", 1):
         visitor.app = sites[name]
         answer = visitor.get()
-        owner = answer["Sessionkit-Owner"]
-        if owner is not None:
-            visitor.app = sites[owner]
+        instance = answer["Sessionkit-Instance"]
+        if instance is not None:
+            visitor.app = sites[instance]
             answer = visitor.get()
         assert answer.written == [f"{turn} of 1".encode()]
     assert [len(each.made) for each in processes.values()] == [1, 0, 0]
@@ -353,15 +353,15 @@ def test_a_flask_request_whose_session_is_elsewhere(apart: Pair) -> None:
     for path in ("/", "/stream"):
         response = ask(elsewhere, path)
         assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
-        assert response.headers.getlist("Sessionkit-Owner") == ["http://10.0.0.8:8000"]
+        assert response.headers.getlist("Sessionkit-Instance") == ["http://10.0.0.8:8000"]
         assert "Set-Cookie" not in response.headers
         assert response.headers["Vary"] == "Cookie"
-    for status, owners in ((503, ["http://10.0.0.8:8000"]), (200, [])):
+    for status, instances in ((503, ["http://10.0.0.8:8000"]), (200, [])):
         own = flask_site(here.sessions)
         own.register_error_handler(503, lambda error, status=status: (type(error.__cause__).__name__, status))
         response = ask(own)
         assert (response.text, response.status_code) == ("SessionElsewhereError", status)
-        assert response.headers.getlist("Sessionkit-Owner") == owners
+        assert response.headers.getlist("Sessionkit-Instance") == instances
     assert ask(app).text == "2 of 1"
 
 
@@ -373,20 +373,20 @@ def test_a_flask_request_whose_session_is_elsewhere(apart: Pair) -> None:
         ("\U0001f388", "%F0%9F%8E%88"),
     ],
 )
-def test_an_owner_name_in_a_header_is_ascii(process: Maker, name: str, header: str) -> None:
+def test_an_instance_name_in_a_header_is_ascii(process: Maker, name: str, header: str) -> None:
     """What is not is percent-quoted, as in a URL; the rest is as it is."""
     there, here = process(name, affinity=True), process("here", affinity=True)
     visitor = Visitor(wsgi_site(there.sessions))
     visitor.get()
     visitor.app = wsgi_site(here.sessions)
-    assert visitor.get()["Sessionkit-Owner"] == header
+    assert visitor.get()["Sessionkit-Instance"] == header
 
 
-def test_no_other_503_names_an_owner(process: Maker) -> None:
+def test_no_other_503_names_an_instance(process: Maker) -> None:
     """A session that is busy, or a store that fails, is no better elsewhere."""
     here = process("here", affinity=True)
     visitor = Visitor(wsgi_site(here.sessions))
     visitor.get()
     here.store.failing = {"lease"}
     answer = visitor.get()
-    assert (answer.status, answer["Sessionkit-Owner"]) == ("503 Service Unavailable", None)
+    assert (answer.status, answer["Sessionkit-Instance"]) == ("503 Service Unavailable", None)

@@ -153,11 +153,11 @@ def test_touches_are_written_in_one_batch_per_cleanup_run_and_at_close(
     first.record_message()
     second.record_tool_execution()
     assert not store.calls
-    assert coordinator.stats().store.unwritten == 2  # type: ignore[union-attr]  # there is a store
+    assert coordinator.stats().store.dirty == 2  # type: ignore[union-attr]  # there is a store
 
     coordinator.cleanup_inactive_sessions()
     assert store.calls["touch"] == 1
-    assert coordinator.stats().store.unwritten == 0  # type: ignore[union-attr]  # there is a store
+    assert coordinator.stats().store.dirty == 0  # type: ignore[union-attr]  # there is a store
     assert {record_of(store, session).last_active for session in (first, second)} == {session_clock.wall()}
     assert record_of(store, first).message_count == 1
     coordinator.cleanup_inactive_sessions()
@@ -884,12 +884,12 @@ def _typed(store: SQLiteStore) -> Store:
 def test_a_damaged_record_is_no_session(restart: Restart, path: Path) -> None:
     """Its data or its state cannot be read: StoreError names it, and it is left as it is."""
     store = SQLiteStore(path)
-    owner = _typed(store).join(1.0, "other")
+    instance = _typed(store).join(1.0, "other")
     good = SessionRecord("no-json", None, "{", "active", 0.0, 0.0, 0, 1e12, None)
-    store.create(good, owner)
-    store.create(good._replace(id="no-object", data="[]"), owner)
-    store.create(good._replace(id="no-state", data="{}", state="asleep"), owner)
-    store.leave(owner)
+    store.create(good, instance)
+    store.create(good._replace(id="no-object", data="[]"), instance)
+    store.create(good._replace(id="no-state", data="{}", state="asleep"), instance)
+    store.leave(instance)
     coordinator = restart()
     for session_id in ("no-json", "no-object", "no-state"):
         with pytest.raises(StoreError, match=f"{session_id}.* is damaged"):
@@ -1092,7 +1092,7 @@ def test_a_delete_that_failed_and_was_done_by_another_process(restart: Restart, 
     store.store.delete([session.id])
     store.failing.clear()
     assert coordinator.cleanup_inactive_sessions() == 0
-    assert coordinator.stats().store.undeleted == 0  # type: ignore[union-attr]  # there is a store
+    assert coordinator.stats().store.pending_deletes == 0  # type: ignore[union-attr]  # there is a store
 
 
 def test_a_coordinator_with_a_store_that_is_dropped_is_collected(path: Path) -> None:
@@ -1134,7 +1134,7 @@ def test_saving_in_the_middle_of_a_checkout(session_coordinator: CoordinatorFact
 def test_a_session_that_is_closed_while_somebody_looks_for_its_record(
     session_coordinator: CoordinatorFactory, tmp_path: Path
 ) -> None:
-    """It has ended for whoever looks, and is finalised once."""
+    """It has ended for whoever looks, and is finalized once."""
     store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
     closings = Closings()
     coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store, on_close=closings)

@@ -127,7 +127,7 @@ def test_an_id_that_is_taken_or_not_allowed_is_refused(session_coordinator: Coor
     coordinator.close_session("busy")
     assert len(others) == 2
     assert coordinator.get_session("old") is session
-    coordinator._on_close = coordinator._finaliser._on_close = None
+    coordinator._on_close = coordinator._finalizer._on_close = None
 
 
 def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:

@@ -310,7 +310,7 @@ def test_a_session_that_was_active_elsewhere_is_found_here_when_its_time_ran_out
         there.get_session(sessions[2].id)
 
 
-def test_an_expired_session_is_finalised_by_one(
+def test_an_expired_session_is_finalized_by_one(
     pair: Pair, closings: tuple[Closings, Closings], session_clock: ManualClock
 ) -> None:
     """In memory of two: one removes it as idle, and for the other it only leaves memory."""
@@ -344,7 +344,7 @@ def test_who_seemed_expired_and_lives_on_is_not_called_expired(pair: Pair, sessi
 def test_a_cleanup_with_its_clock_ahead_removes_nobody_who_is_in_memory_elsewhere(
     session_coordinator: CoordinatorFactory, path: Path
 ) -> None:
-    """A cleanup removes nobody who is in memory of another living process. Clock skew makes no difference."""
+    """A cleanup removes nobody who is in memory of another living process. Clock clock_offset makes no difference."""
     here = session_coordinator(CONFIG, store=SQLiteStore(path))
     session = here.create_session()
     ahead = session_coordinator(CONFIG, clock=ManualClock(wall_start=2e9), store=SQLiteStore(path))
@@ -403,7 +403,7 @@ def test_a_checkout_given_back_after_close_is_saved(pair: Pair, path: Path) -> N
             there.checkout(session.id, timeout=0).__enter__()
     with there.checkout(session.id, timeout=0) as other:
         assert other.data == {"late": True}
-    assert not list(path.parent.glob("*-owner-*"))[1:]
+    assert not list(path.parent.glob("*-instance-*"))[1:]
 
 
 # ---- Real processes
@@ -479,8 +479,8 @@ def _expire(all_are_ready: Barrier, index: int, path: Path, ids: list[str]) -> l
     return ended
 
 
-def test_every_expired_record_is_finalised_by_exactly_one_process(path: Path) -> None:
-    """Every expired session is finalised by exactly one process. Some are in memory of several here, some of none."""
+def test_every_expired_record_is_finalized_by_exactly_one_process(path: Path) -> None:
+    """Every expired session is finalized by exactly one process. Some are in memory of several here, some of none."""
     with SessionCoordinator[Any](CONFIG, clock=ManualClock(), store=SQLiteStore(path)) as coordinator:
         ids = [coordinator.create_session().id for _ in range(60)]
     with processes(3, _expire, path, ids) as results:
@@ -585,10 +585,10 @@ def test_a_name_here_that_the_store_cannot_tell_of(path: Path, session_coordinat
     new = there.create_session("support")
     load = store.store.load
 
-    def load_others(session_id: str, owner: str | None = None) -> Any:
+    def load_others(session_id: str, instance: str | None = None) -> Any:
         if session_id == old.id:
             raise StoreError("no load today")
-        return load(session_id, owner)
+        return load(session_id, instance)
 
     with patch.object(store.store, "load", load_others), pytest.raises(SessionExistsError):
         here.get_session(new.id)
@@ -914,7 +914,7 @@ def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answe
     session_clock.advance(50)
     there.touch_session(session.id)
     session_clock.advance(20)
-    delete, moved = store.store.delete_unless_used, here._finaliser.moved
+    delete, moved = store.store.delete_unless_used, here._finalizer.moved
     waits, waiting = moved.wait, threading.Event()
 
     def note_the_wait(timeout: float) -> bool:

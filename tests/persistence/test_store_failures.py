@@ -133,7 +133,7 @@ def test_messages_that_could_not_be_written_are_counted_once(
     checkout.__enter__().data["step"] = 1
     with pytest.raises(StoreError):
         checkout.__exit__()
-    assert figures(coordinator).unwritten == 1
+    assert figures(coordinator).dirty == 1
     store.failing.clear()
     coordinator.cleanup_inactive_sessions()
     coordinator.cleanup_inactive_sessions()
@@ -167,7 +167,7 @@ def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinat
     """
     session = coordinator.create_session()
     other = SQLiteStore(store.store.path)
-    owner = other.join(1.0, "other")
+    instance = other.join(1.0, "other")
     store.failing = {"give_back", "release"}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
@@ -180,11 +180,11 @@ def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinat
     with pytest.raises(StoreError, match="no release today"):
         checkout.__exit__()
     with pytest.raises(SessionBusyError):
-        other.lease(session.id, owner, True)
+        other.lease(session.id, instance, True)
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    found = other.lease(session.id, owner, True)
+    found = other.lease(session.id, instance, True)
     assert found is not None
     assert found.record.data == '{"step":2}'
     other.close()
@@ -259,7 +259,7 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
         case _:
             coordinator.create_session()
     assert closings == [("support", cause)]
-    assert figures(coordinator).undeleted == 1
+    assert figures(coordinator).pending_deletes == 1
     assert store.load(session.id) is not None
     for call in (coordinator.get_session, coordinator.touch_session, coordinator.close_session):
         with pytest.raises(SessionExpiredError) as caught:
@@ -271,7 +271,7 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
     store.failing.clear()
     coordinator.cleanup_inactive_sessions()
     assert store.load(session.id) is None
-    assert figures(coordinator).undeleted == 0
+    assert figures(coordinator).pending_deletes == 0
     with pytest.raises(SessionExpiredError):
         coordinator.get_session(session.id)
     assert coordinator.stats().removed[cause] == 1
@@ -344,12 +344,12 @@ def test_touches_that_cannot_be_written_are_written_later(
     for _ in range(2):
         with pytest.raises(StoreError):
             coordinator.cleanup_inactive_sessions()
-    assert figures(coordinator).unwritten == 2
+    assert figures(coordinator).dirty == 2
     coordinator.close_session(other.id)
-    assert figures(coordinator).unwritten == 1
+    assert figures(coordinator).dirty == 1
     store.failing.clear()
     coordinator.cleanup_inactive_sessions()
-    assert figures(coordinator).unwritten == 0
+    assert figures(coordinator).dirty == 0
     assert store.load(session.id).record.last_active == session_clock.wall()
 
 
@@ -384,7 +384,7 @@ def test_the_cleanup_task_goes_on_and_retries(
     assert coordinator.stats().cleanup.failures == 1
     store.failing.clear()
     assert task._fire()
-    assert figures(coordinator).unwritten == 0
+    assert figures(coordinator).dirty == 0
     assert coordinator.stats().cleanup.failures == 1
 
 
@@ -439,9 +439,9 @@ def test_the_cleanup_task_starts_and_stops_while_the_store_fails(
 ) -> None:
     """It starts all the same; it stops only once others can be told that touches are not written any more."""
     coordinator.create_session()
-    store.failing = {"promise"}
+    store.failing = {"set_write_interval"}
     coordinator.start_cleanup_task()
-    with pytest.raises(StoreError, match="no promise today"):
+    with pytest.raises(StoreError, match="no set_write_interval today"):
         coordinator.stop_cleanup_task()
     assert coordinator.stats().cleanup.alive
     store.failing.clear()

@@ -104,7 +104,7 @@ def test_a_session_without_a_resource_stays_and_catches_up(process: Maker) -> No
     assert here.closed == []
 
 
-def test_shared_checkouts_make_nobody_outdated(pair: Pair) -> None:
+def test_shared_checkouts_make_nobody_stale(pair: Pair) -> None:
     """Whoever shares a session with others has a resource that can stand that; what they saved is in the data."""
     here, there = pair
     session = here.sessions.create_session()
@@ -443,7 +443,7 @@ def test_a_session_that_cannot_be_restored_is_free_elsewhere_at_once(pair: Pair,
     here.while_making = fail
     with pytest.raises(error):
         here.add(session_id, "here")
-    assert (len(here.sessions), there.owners(session_id)) == (0, ())
+    assert (len(here.sessions), there.instances(session_id)) == (0, ())
     there.add(session_id, "there again", timeout=0)
 
 
@@ -466,7 +466,7 @@ def test_a_checkout_interrupted_while_it_lets_go(pair: Pair, comes_back: bool) -
         here.sessions.get_session(session_id)
     _assert_is_busy(there, session_id)
     here.sessions.cleanup_inactive_sessions()
-    assert there.owners(session_id) == (("here",) if comes_back else ())
+    assert there.instances(session_id) == (("here",) if comes_back else ())
     there.add(session_id, "there again", timeout=0)
     for said in (["there", "there again"], ["there", "there again", "and again"]):
         assert here.sessions.get_session(session_id).resource.knew == {"said": said}
@@ -627,5 +627,5 @@ def test_a_session_that_leaves_with_a_conflict_is_nobodys(pair: Pair, caplog: py
         here.sessions.get_session(session.id)
     here.while_letting_go = lambda _: None
     assert f"the last changes of session {session.id!r} are not in the store" in caplog.text
-    assert there.owners(session.id) == ()
+    assert there.instances(session.id) == ()
     assert there.sessions.get_session(session.id).data == {"said": ["there", "meanwhile"]}

@@ -87,7 +87,7 @@ def test_rule_1_an_expired_id_does_not_hide_a_live_name(
 def test_rule_1_closing_ends_also_what_was_found_expired_before(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """A session that len() found expired, and no cleanup removed, is finalised by close()."""
+    """A session that len() found expired, and no cleanup removed, is finalized by close()."""
     closings = Closings()
     coordinator = session_coordinator(CONFIG, on_close=closings)
     coordinator.create_session("support")
@@ -340,7 +340,7 @@ def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: Co
     removed = [event.session_id for event in channel if event.kind is EventKind.REMOVED]
     assert sorted(removed) == sorted(made)
     assert not coordinator._roster._names
-    assert not coordinator._finaliser.leaving
+    assert not coordinator._finalizer.leaving
 
 
 def test_rule_4_a_session_leaves_everything_behind(
@@ -464,7 +464,7 @@ def test_rule_5_what_is_no_id_is_not_hashed_under_the_lock(session_coordinator: 
 def test_rule_5_who_interrupts_a_decision_does_not_decide(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
-    """A signal handler or finaliser in the middle of a decision: closing goes on elsewhere, all else is refused."""
+    """A signal handler or finalizer in the middle of a decision: closing goes on elsewhere, all else is refused."""
     closings = Closings()
     free: list[bool] = []
 

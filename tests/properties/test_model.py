@@ -49,7 +49,7 @@ class NaiveSession:
     holds: int = 0
     messages: int = 0
     ended: RemovalCause | None = None
-    finalised: bool = False
+    finalized: bool = False
 
 
 class CoordinatorMachine(RuleBasedStateMachine):
@@ -134,8 +134,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             wanted = expected.pop(session_id, None) or (due.get(session_id) if may else None)
             assert cause is wanted, (session_id, cause, wanted)
             self.sessions[session_id].ended = cause
-            assert not self.sessions[session_id].finalised
-            self.sessions[session_id].finalised = True
+            assert not self.sessions[session_id].finalized
+            self.sessions[session_id].finalized = True
         assert not expected
         removed = [
             (event.session_id, event.cause)
@@ -334,8 +334,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
         assert self.coordinator.active_session is (self.active.session if self.active else None)
         assert stats.checked_out == sum(naive.holds > 0 for naive in self.sessions.values())
         assert stats.created == len(self.sessions)
-        assert sum(stats.removed.values()) == sum(naive.finalised for naive in self.sessions.values())
-        failing = [naive for naive in self.sessions.values() if naive.finalised and naive.session.name == "raises"]
+        assert sum(stats.removed.values()) == sum(naive.finalized for naive in self.sessions.values())
+        failing = [naive for naive in self.sessions.values() if naive.finalized and naive.session.name == "raises"]
         assert stats.close_failures == len(failing)
         for naive in self.sessions.values():
             metadata = naive.session.metadata

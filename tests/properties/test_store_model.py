@@ -82,8 +82,8 @@ class OnServer:
     def crash(self, store: Any) -> None:
         with redis.Redis.from_url(self.url, protocol=2) as client:
             # As if its term had run out.
-            client.hdel(f"{{{self.prefix}}}:owners", "", *store._owners)
-        store._owners.clear()
+            client.hdel(f"{{{self.prefix}}}:instances", "", *store._instances)
+        store._instances.clear()
         store._terms.end_all()
 
     def remove(self) -> None:

@@ -24,7 +24,7 @@ from ..helpers.redis_server import redis_cluster, shared_server
 
 IDS = st.sampled_from(["s-1", "s-2", "S.3", "_4", "s-5"])
 NAMES = st.sampled_from([None, None, "a", "b b"])
-OWNERS = st.integers(0, 2)
+INSTANCES = st.integers(0, 2)
 INSTANTS = st.sampled_from([NOW - 5, NOW, NOW + 0.1, NOW + 30, NOW + 60, NOW + 60.000001, NOW + 100, NOW + 1000])
 TOUCHES = st.builds(Touch, INSTANTS, st.integers(0, 3), st.sampled_from([None, "active", "processing"]))
 DATA = st.sampled_from(["{}", '{"a":1}', '{"text":"\u20ac\U0001f40d|"}'])
@@ -43,64 +43,66 @@ class Twins(RuleBasedStateMachine):
             SQLiteStore(self.directory / "sessions.db"),
             RedisStore(self.where, prefix=f"test-{secrets.token_hex(4)}"),
         ]
-        self.owners = [[store.join(lag, f"owner {lag}") for store in self.stores] for lag in (1.0, 20.0, inf)]
+        self.instances = [[store.join(lag, f"instance {lag}") for store in self.stores] for lag in (1.0, 20.0, inf)]
         self.versions: dict[str, int] = {}
 
     def ask(self, call: Callable[[Store, Callable[[int], str]], Any]) -> Any:
-        """Ask both, who know their owners by number; what both give."""
+        """Ask both, who know their instances by number; what both give."""
         found = [self.outcome(call, index) for index in range(2)]
         assert found[0] == found[1]
         return found[0]
 
     def outcome(self, call: Callable[[Store, Callable[[int], str]], Any], index: int) -> Any:
         try:
-            return call(self.stores[index], lambda number: self.owners[number][index])
+            return call(self.stores[index], lambda number: self.instances[number][index])
         except SessionExistsError as error:
             return type(error), str(error), error.session_id
         except SessionError as error:
             return type(error), str(error)
 
-    @rule(session_id=IDS, name=NAMES, owner=OWNERS, data=DATA, timeout=st.sampled_from([60.0, 0.5, 7200.0]))
-    def create(self, session_id: str, name: str | None, owner: int, data: str, timeout: float) -> None:
+    @rule(session_id=IDS, name=NAMES, instance=INSTANCES, data=DATA, timeout=st.sampled_from([60.0, 0.5, 7200.0]))
+    def create(self, session_id: str, name: str | None, instance: int, data: str, timeout: float) -> None:
         lifetime = None if timeout < 60 else 90.0
         made = record(session_id, name=name, data=data, session_timeout=timeout, max_lifetime=lifetime)
-        self.ask(lambda store, owner_of: store.create(made, owner_of(owner)))
+        self.ask(lambda store, instance_of: store.create(made, instance_of(instance)))
 
-    @rule(session_id=IDS, name=NAMES.filter(bool), owner=st.none() | OWNERS)
-    def look(self, session_id: str, name: str, owner: int | None) -> None:
-        found = self.ask(lambda store, owner_of: store.load(session_id, None if owner is None else owner_of(owner)))
+    @rule(session_id=IDS, name=NAMES.filter(bool), instance=st.none() | INSTANCES)
+    def look(self, session_id: str, name: str, instance: int | None) -> None:
+        found = self.ask(
+            lambda store, instance_of: store.load(session_id, None if instance is None else instance_of(instance))
+        )
         self.versions[session_id] = 1 if found is None else found.record.version
-        self.ask(lambda store, owner_of: store.find(name))
+        self.ask(lambda store, instance_of: store.find(name))
 
-    @rule(session_id=IDS, owner=OWNERS)
-    def attach(self, session_id: str, owner: int) -> None:
-        self.ask(lambda store, owner_of: store.attach(session_id, owner_of(owner)))
+    @rule(session_id=IDS, instance=INSTANCES)
+    def attach(self, session_id: str, instance: int) -> None:
+        self.ask(lambda store, instance_of: store.attach(session_id, instance_of(instance)))
 
-    @rule(session_ids=st.lists(IDS, max_size=3), owner=OWNERS)
-    def detach(self, session_ids: list[str], owner: int) -> None:
-        self.ask(lambda store, owner_of: store.detach(session_ids, owner_of(owner)))
+    @rule(session_ids=st.lists(IDS, max_size=3), instance=INSTANCES)
+    def detach(self, session_ids: list[str], instance: int) -> None:
+        self.ask(lambda store, instance_of: store.detach(session_ids, instance_of(instance)))
 
-    @rule(session_id=IDS, owner=OWNERS, exclusive=st.booleans())
-    def lease(self, session_id: str, owner: int, exclusive: bool) -> None:
-        self.ask(lambda store, owner_of: store.lease(session_id, owner_of(owner), exclusive))
+    @rule(session_id=IDS, instance=INSTANCES, exclusive=st.booleans())
+    def lease(self, session_id: str, instance: int, exclusive: bool) -> None:
+        self.ask(lambda store, instance_of: store.lease(session_id, instance_of(instance), exclusive))
 
-    @rule(session_id=IDS, owner=OWNERS)
-    def release(self, session_id: str, owner: int) -> None:
-        self.ask(lambda store, owner_of: store.release(session_id, owner_of(owner)))
+    @rule(session_id=IDS, instance=INSTANCES)
+    def release(self, session_id: str, instance: int) -> None:
+        self.ask(lambda store, instance_of: store.release(session_id, instance_of(instance)))
 
-    @rule(session_id=IDS, owner=OWNERS, behind=st.integers(0, 1), data=st.none() | DATA, touch=TOUCHES)
-    def give_back(self, session_id: str, owner: int, behind: int, data: str | None, touch: Touch) -> None:
+    @rule(session_id=IDS, instance=INSTANCES, behind=st.integers(0, 1), data=st.none() | DATA, touch=TOUCHES)
+    def give_back(self, session_id: str, instance: int, behind: int, data: str | None, touch: Touch) -> None:
         version = self.versions.get(session_id, 1) - behind
-        self.ask(lambda store, owner_of: store.give_back(session_id, owner_of(owner), version, data, touch))
+        self.ask(lambda store, instance_of: store.give_back(session_id, instance_of(instance), version, data, touch))
 
     @rule(session_id=IDS, behind=st.integers(0, 1), data=DATA, touch=TOUCHES)
     def save(self, session_id: str, behind: int, data: str, touch: Touch) -> None:
         version = self.versions.get(session_id, 1) - behind
         self.ask(lambda store, _: store.save(session_id, version, data, touch))
 
-    @rule(session_id=IDS, new_id=IDS, owner=OWNERS)
-    def rename(self, session_id: str, new_id: str, owner: int) -> None:
-        self.ask(lambda store, owner_of: store.rename(session_id, new_id, owner_of(owner)))
+    @rule(session_id=IDS, new_id=IDS, instance=INSTANCES)
+    def rename(self, session_id: str, new_id: str, instance: int) -> None:
+        self.ask(lambda store, instance_of: store.rename(session_id, new_id, instance_of(instance)))
 
     @rule(touches=st.dictionaries(IDS, TOUCHES, max_size=4))
     def touch(self, touches: dict[str, Touch]) -> None:
@@ -110,9 +112,9 @@ class Twins(RuleBasedStateMachine):
     def delete(self, session_ids: list[str]) -> None:
         self.ask(lambda store, _: store.delete(session_ids))
 
-    @rule(known=st.dictionaries(IDS, INSTANTS, max_size=3), owner=OWNERS, now=INSTANTS)
-    def delete_unless_used(self, known: dict[str, float], owner: int, now: float) -> None:
-        self.ask(lambda store, owner_of: store.delete_unless_used(known, owner_of(owner), now))
+    @rule(known=st.dictionaries(IDS, INSTANTS, max_size=3), instance=INSTANCES, now=INSTANTS)
+    def delete_unless_used(self, known: dict[str, float], instance: int, now: float) -> None:
+        self.ask(lambda store, instance_of: store.delete_unless_used(known, instance_of(instance), now))
 
     @rule(now=INSTANTS, age=AGES)
     def delete_expired(self, now: float, age: float | None) -> None:
@@ -123,15 +125,15 @@ class Twins(RuleBasedStateMachine):
     def page(self, after: str | None, limit: int) -> None:
         self.ask(lambda store, _: store.page(after, limit))
 
-    @rule(owner=OWNERS, lag=st.sampled_from([0.5, 30.0, inf]))
-    def promise(self, owner: int, lag: float) -> None:
-        self.ask(lambda store, owner_of: store.promise(owner_of(owner), lag))
+    @rule(instance=INSTANCES, lag=st.sampled_from([0.5, 30.0, inf]))
+    def set_write_interval(self, instance: int, lag: float) -> None:
+        self.ask(lambda store, instance_of: store.set_write_interval(instance_of(instance), lag))
 
-    @precondition(lambda self: hasattr(self, "owners"))
-    @rule(owner=OWNERS)
-    def leave_and_join(self, owner: int) -> None:
-        self.ask(lambda store, owner_of: store.leave(owner_of(owner)))
-        self.owners[owner] = [store.join(2.0, "again") for store in self.stores]
+    @precondition(lambda self: hasattr(self, "instances"))
+    @rule(instance=INSTANCES)
+    def leave_and_join(self, instance: int) -> None:
+        self.ask(lambda store, instance_of: store.leave(instance_of(instance)))
+        self.instances[instance] = [store.join(2.0, "again") for store in self.stores]
 
     def teardown(self) -> None:
         if hasattr(self, "stores"):

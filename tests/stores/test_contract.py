@@ -33,8 +33,8 @@ class SavesAnyVersion(SQLiteStore):
 class Revives(SQLiteStore):
     """Finds what is gone."""
 
-    def load(self, session_id: str, owner: str | None = None) -> Found | None:
-        found = super().load(session_id, owner)
+    def load(self, session_id: str, instance: str | None = None) -> Found | None:
+        found = super().load(session_id, instance)
         self.last = found or getattr(self, "last", None)
         return self.last
 
@@ -49,8 +49,8 @@ class Forgets(SQLiteStore):
 class LeasesToAll(SQLiteStore):
     """Excludes nobody."""
 
-    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
-        return super().lease(session_id, owner, exclusive and False)
+    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
+        return super().lease(session_id, instance, exclusive and False)
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,9 @@ def as_json(report: ReplayReport, unreadable: int) -> str:
 
 
 def as_text(report: ReplayReport, unreadable: int, name: str, config: CoordinatorConfig, key: Key) -> str:
-    """The settings, the table and the chart, in the width, the colours and the characters that stdout has.
+    """The settings, the table and the chart, in the width, the colors and the characters that stdout has.
 
-    `NO_COLOR` takes the colours away. There is no chart of a single instant, nor where there are no block characters.
+    `NO_COLOR` takes the colors away. There is no chart of a single instant, nor where there are no block characters.
     """
     console = Console(highlight=False, markup=False, color_system=None if os.environ.get("NO_COLOR") else "auto")
     with console.capture() as capture:
@@ -106,7 +106,7 @@ def _distributions(report: ReplayReport) -> Table:
 
 
 def _chart(report: ReplayReport, width: int) -> str:
-    """Live sessions over time, with terminal colours."""
+    """Live sessions over time, with terminal colors."""
     first, last, peak = report.first_at, report.last_at, report.peak_live
     length = (last - first) / SLICES
     # Where nobody was live, nothing is drawn.

@@ -94,17 +94,17 @@ class Crossing:
 
     # ---- Another id
 
-    def rename(self, session_id: str, new_id: str, owner: str, token: str) -> bytes:
+    def rename(self, session_id: str, new_id: str, instance: str, token: str) -> bytes:
         """Move a record to another id, where `token` marks it; gives what the script's `rename` would."""
         while True:
-            reply = self._ask(session_id, "seize", owner, token=secrets.token_hex(8))
+            reply = self._ask(session_id, "seize", instance, token=secrets.token_hex(8))
             if reply in (b"absent", b"busy"):
                 return bytes(reply)
             line, data, mark = reply
             record = record_of(session_id, line, data)
-            moved = (line.decode(), record.data, owner, mark.decode(), token)
+            moved = (line.decode(), record.data, instance, mark.decode(), token)
             if self._ask(new_id, "adopt", *moved, token=secrets.token_hex(8)) == b"taken":
-                self._ask(session_id, "mark", owner, mark.decode())
+                self._ask(session_id, "mark", instance, mark.decode())
                 return b"taken"
             outcome = self._ask(session_id, "give_up", str(record.version), token=secrets.token_hex(8))
             if outcome == b"given up":
@@ -115,14 +115,14 @@ class Crossing:
             if outcome == b"absent":
                 return b"absent"
             # Somebody saved it in between: the same again, with that.
-            self._ask(session_id, "mark", owner, mark.decode())
+            self._ask(session_id, "mark", instance, mark.decode())
 
-    def undo_rename(self, session_id: str, new_id: str, owner: str, token: str) -> None:
+    def undo_rename(self, session_id: str, new_id: str, instance: str, token: str) -> None:
         """Undo what became of a renaming that failed, whatever that was."""
         saver = self._ask(new_id, "saver")
         if saver is not None and saver.decode() == token:
-            if self._ask(session_id, "load", owner) is None:
-                self.rename(new_id, session_id, owner, secrets.token_hex(8))
+            if self._ask(session_id, "load", instance) is None:
+                self.rename(new_id, session_id, instance, secrets.token_hex(8))
                 return
             self._ask(new_id, "delete")
         # It may have been undone before, but for its name.

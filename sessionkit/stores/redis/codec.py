@@ -51,10 +51,10 @@ def records_of(reply: list[bytes]) -> list[SessionRecord]:
 
 
 def found_of(session_id: str, reply: list[bytes]) -> Found:
-    """What the server reports of a session: line, data, lag, whether it is outdated, and who else has it."""
-    line, data, lag, outdated, *elsewhere = reply
+    """What the server reports of a session: line, data, lag, whether it is stale, and who else has it."""
+    line, data, lag, stale, *elsewhere = reply
     names = tuple(name.decode() for name in elsewhere)
-    return Found(record_of(session_id, line, data), float(lag), names, bool(outdated))
+    return Found(record_of(session_id, line, data), float(lag), names, bool(stale))
 
 
 def parts_of(touch: Touch) -> tuple[str, str, str]:

@@ -29,13 +29,14 @@ class Signature(NamedTuple):
 
 
 class Terms:
-    """The owners of this process, each of which lives for a term and has it renewed in time, three times a term.
+    """The instances of this process, each of which lives for a term and has it renewed in time, three times a term.
 
     It is the server that measures terms: no two hosts' clocks have to agree. One daemon thread renews, while there is
-    an owner; and so does whoever calls the store when that is overdue, should no thread be had. Thread-safe.
+    an instance; and so does whoever calls the store when that is overdue, should no thread be had. Thread-safe.
 
-    `renew` signs one owner on at the server. `attach` says again what the owner has in memory: when its term had run
-    out, because others may have taken it for dead, and four times in `keep` seconds, after which it would be forgotten.
+    `renew` signs one instance on at the server. `attach` says again what the instance has in memory: when its term
+    had run out, because others may have taken it for dead, and four times in `keep` seconds, after which it would be
+    forgotten.
     """
 
     def __init__(
@@ -50,25 +51,25 @@ class Terms:
         # Weakly, because the store has this.
         self._renew, self._attach = WeakMethod(renew), WeakMethod(attach)
         # When each of them said last what it has in memory.
-        self._owners: dict[str, float] = {}
+        self._instances: dict[str, float] = {}
         self._timer: CleanupTimer | None = None
         self._overdue = inf
         self._fails = False
         self._lock = threading.RLock()
         start_clean_after_fork(self)
 
-    def begin(self, owner: str) -> None:
-        """The owner has been signed on just now: keep it alive from now on."""
+    def begin(self, instance: str) -> None:
+        """The instance has been signed on just now: keep it alive from now on."""
         with self._lock:
-            self._owners[owner] = stopwatch()
+            self._instances[instance] = stopwatch()
             self._overdue = min(self._overdue, stopwatch() + self.term / 2)
             if self._timer is None or not self._timer.is_alive():
                 self._start()
 
-    def end(self, owner: str) -> bool:
-        """Let the owner's term run out; whether it was the last one here. Ending again does nothing."""
+    def end(self, instance: str) -> bool:
+        """Let the instance's term run out; whether it was the last one here. Ending again does nothing."""
         with self._lock:
-            if self._owners.pop(owner, None) is None or self._owners:
+            if self._instances.pop(instance, None) is None or self._instances:
                 return False
             timer, self._timer, self._overdue = self._timer, None, inf
         if timer is not None:
@@ -79,13 +80,13 @@ class Terms:
 
     def end_all(self) -> None:
         """End all terms that began here."""
-        for owner in list(self._owners):
-            self.end(owner)
+        for instance in list(self._instances):
+            self.end(instance)
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no owner."""
-        return not self._owners
+        """Whether there is no instance."""
+        return not self._instances
 
     def catch_up(self) -> None:
         """Renew now if that is overdue, before anything else is asked of the server. Raises as `renew` does."""
@@ -105,7 +106,7 @@ class Terms:
             self._timer = timer
 
     def _fire(self) -> bool:
-        if self._owners:
+        if self._instances:
             try:
                 self.renew_all()
                 self._fails = False
@@ -114,40 +115,40 @@ class Terms:
                     # Once for each time that the server is away.
                     report_problem("terms could not be renewed, which is tried again and again: %s", error)
                 self._fails = True
-        return bool(self._owners)
+        return bool(self._instances)
 
     def renew_all(self) -> None:
         """Renew now. Raises as `renew` does."""
         self._overdue = inf
         now = stopwatch()
         try:
-            for owner in list(self._owners):
-                self._renew_one(owner)
+            for instance in list(self._instances):
+                self._renew_one(instance)
         finally:
-            self._overdue = now + self.term / 2 if self._owners else inf
+            self._overdue = now + self.term / 2 if self._instances else inf
 
-    def _renew_one(self, owner: str) -> None:
+    def _renew_one(self, instance: str) -> None:
         renew, attach = self._renew(), self._attach()
         if renew is None or attach is None:
             return
         now = stopwatch()
-        if not renew(owner).was_alive:
+        if not renew(instance).was_alive:
             # Until that is done, whatever comes in between.
-            self._attached(owner, -inf)
-        if now - self._owners.get(owner, now) > self._keep / 4:
-            attach(owner)
-            self._attached(owner, now)
+            self._attached(instance, -inf)
+        if now - self._instances.get(instance, now) > self._keep / 4:
+            attach(instance)
+            self._attached(instance, now)
 
-    def _attached(self, owner: str, instant: float) -> None:
+    def _attached(self, instance: str, instant: float) -> None:
         with self._lock:
             # It may have left meanwhile.
-            if owner in self._owners:
-                self._owners[owner] = instant
+            if instance in self._instances:
+                self._instances[instance] = instant
 
     def _after_fork_in_child(self) -> None:
-        # The owners are its parent's, and the lock may be another thread's there.
+        # The instances are its parent's, and the lock may be another thread's there.
         self._lock = threading.RLock()
-        self._owners, self._timer, self._overdue = {}, None, inf
+        self._instances, self._timer, self._overdue = {}, None, inf
 
     def __del__(self, current_thread: Callable[[], threading.Thread] = threading.current_thread) -> None:
         # In the thread itself, this may interrupt the very wait whose lock it needs; and that ends of its own accord.

@@ -16,7 +16,7 @@ REMEMBERED_SECONDS = 60.0
 
 
 class OutOfStepError(StoreError):
-    """The server knows another time than we thought, or does not know the owner: it is to be told who is here."""
+    """The server knows another time than we thought, or does not know the instance: it is to be told who is here."""
 
 
 class Script:

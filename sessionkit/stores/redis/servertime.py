@@ -17,7 +17,7 @@ class ServerTime:
 
     def __init__(self) -> None:
         self.host_clock = system_wall_clock
-        """The wall clock that `skew` is against."""
+        """The wall clock that `clock_offset` is against."""
         # The server's clock minus stopwatch(): it is between these.
         self._least, self._most = -inf, inf
 
@@ -35,7 +35,7 @@ class ServerTime:
         """Whether the server has said what time it is."""
         return self._least > -inf
 
-    def skew(self) -> float:
+    def clock_offset(self) -> float:
         """How far the server's clock is ahead of this host's, in seconds: 0 if they agree.
 
         Also 0 while a test has replaced `time.time`, and before the server has said what time it is.

@@ -1,10 +1,10 @@
 -- What the server does for a RedisStore. Each call is one step that no other can come into.
 --
 -- KEYS[1]  the base of a partition's keys, with its hash tag: all other keys begin with it, and so are in its slot:
---   :s:<id>    a hash, one session: "m" the record but its data, "d" the data, "@<owner>" for each owner that has it
+--   :s:<id>    a hash, one session: "m" the record but its data, "d" the data, "@<instance>" for each instance that has it
 --   :due       a sorted set, ids by the instant at which they expire
 --   :ids       a sorted set, ids in their order
---   :owners    a hash, from owners to "since|until|term|lag|name", where lag may be "left"
+--   :instances    a hash, from instances to "since|until|term|lag|name", where lag may be "left"
 --   :longest   the longest session timeout so far
 --   :layout    the version of all this
 --   :r:<token> what a call gave, for whoever did not hear it
@@ -15,7 +15,7 @@
 -- Every key goes by itself: each time that a session is written, its keys get its session timeout and a day to live.
 
 local base, NAMES, operation, token, result_ms, not_after = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local DUE, IDS, OWNERS = base .. ':due', base .. ':ids', base .. ':owners'
+local DUE, IDS, INSTANCES = base .. ':due', base .. ':ids', base .. ':instances'
 local LONGEST, LAYOUT = base .. ':longest', base .. ':layout'
 local RESULT = base .. ':r:' .. token
 local DAY_MS, HOUR_MS = 86400000, 3600000
@@ -36,11 +36,11 @@ if now > number(not_after) and operation ~= 'sign' and operation ~= 'join' then
   return redis.error_reply('LATE by ' .. now - number(not_after) .. ' seconds')
 end
 
--- ---- Owners, and which of them live
+-- ---- Instances, and which of them live
 
-local owners = nil
+local instances = nil
 
-local function owner_of(text)
+local function instance_of(text)
   local since, until_, term, lag, name = string.match(text, '^(.-)|(.-)|(.-)|(.-)|(.*)$')
   return {since = number(since), until_ = number(until_), term = number(term), lag = lag, name = name}
 end
@@ -48,60 +48,60 @@ end
 -- One of them, which costs the same however many there are.
 local known = {}
 
-local function known_owner(id)
+local function known_instance(id)
   if known[id] == nil then
-    local text = redis.call('HGET', OWNERS, id)
-    known[id] = text and owner_of(text) or false
+    local text = redis.call('HGET', INSTANCES, id)
+    known[id] = text and instance_of(text) or false
   end
   return known[id] or nil
 end
 
-local function all_owners()
-  if not owners then
-    owners = {}
-    local flat = redis.call('HGETALL', OWNERS)
-    for i = 1, #flat, 2 do owners[flat[i]] = owner_of(flat[i + 1]) end
+local function all_instances()
+  if not instances then
+    instances = {}
+    local flat = redis.call('HGETALL', INSTANCES)
+    for i = 1, #flat, 2 do instances[flat[i]] = instance_of(flat[i + 1]) end
   end
-  return owners
+  return instances
 end
 
--- An owner whose term has run out is dead if another one, who could say so, says that it is not the server that was
+-- An instance whose term has run out is dead if another one, who could say so, says that it is not the server that was
 -- away: one that has renewed its own term since, and either never let it run out or has had it again for a whole term.
 local function is_alive(id)
-  local owner = known_owner(id)
-  if not owner or owner.lag == 'left' then return false end
-  if now <= owner.until_ then return true end
+  local instance = known_instance(id)
+  if not instance or instance.lag == 'left' then return false end
+  if now <= instance.until_ then return true end
   local witnesses = false
-  for _, other in pairs(all_owners()) do
+  for _, other in pairs(all_instances()) do
     if now <= other.until_ and other.lag ~= 'left' then
       witnesses = true
       local renewed = other.until_ - other.term
-      local was_there = other.since <= owner.until_ or now - other.since > owner.term
-      if renewed > owner.until_ and was_there then return false end
+      local was_there = other.since <= instance.until_ or now - other.since > instance.term
+      if renewed > instance.until_ and was_there then return false end
     end
   end
-  return witnesses or now <= owner.until_ + 10 * owner.term
+  return witnesses or now <= instance.until_ + 10 * instance.term
 end
 
--- Which argument is the owner that is to have a session.
+-- Which argument is the instance that is to have a session.
 local HOLDERS = {create = 4, attach = 2, lease = 2, rename = 3, seize = 2, adopt = 4}
 
 -- Whether it has to sign on again before it gets anything: others may take it for dead, and the server may have come
 -- back without it.
 local function is_lapsed(id)
-  local owner = known_owner(id)
-  return not owner or (now > owner.until_ and owner.lag ~= 'left')
+  local instance = known_instance(id)
+  return not instance or (now > instance.until_ and instance.lag ~= 'left')
 end
 
 local function sign(id, term, lag, name)
-  local before = known_owner(id)
+  local before = known_instance(id)
   local kept = before and now <= before.until_
   local since = kept and before.since or now
   -- Out of memory, a server refuses what adds to a hash, unless something else was written before.
-  redis.call('HDEL', OWNERS, id)
+  redis.call('HDEL', INSTANCES, id)
   local times = string.format('%.6f|%.6f', since, now + number(term))
-  redis.call('HSET', OWNERS, id, table.concat({times, term, lag, name}, '|'))
-  redis.call('PEXPIRE', OWNERS, DAY_MS)
+  redis.call('HSET', INSTANCES, id, table.concat({times, term, lag, name}, '|'))
+  redis.call('PEXPIRE', INSTANCES, DAY_MS)
   return kept
 end
 
@@ -212,12 +212,12 @@ local function others(s, me)
   for id, mark in pairs(s.holders) do
     if id ~= me then
       if is_alive(id) then
-        local owner = known_owner(id)
-        local lag = is_leased(mark) and 'inf' or owner.lag
+        local instance = known_instance(id)
+        local lag = is_leased(mark) and 'inf' or instance.lag
         if number(lag) > number(found.lag) then found.lag = lag end
         found.leased = found.leased or is_leased(mark)
         found.exclusive = found.exclusive or string.find(mark, 'x') ~= nil
-        table.insert(found.names, owner.name)
+        table.insert(found.names, instance.name)
       else
         table.insert(found.dead, id)
       end
@@ -232,8 +232,8 @@ local function bury(s, dead)
   local fenced = false
   for _, id in ipairs(dead) do
     redis.call('HDEL', s.key, '@' .. id)
-    local owner = known_owner(id)
-    fenced = fenced or (is_leased(s.holders[id]) and not (owner and owner.lag == 'left'))
+    local instance = known_instance(id)
+    fenced = fenced or (is_leased(s.holders[id]) and not (instance and instance.lag == 'left'))
     s.holders[id] = nil
   end
   if fenced then
@@ -242,18 +242,18 @@ local function bury(s, dead)
   end
 end
 
-local function hold(s, owner, mark)
+local function hold(s, instance, mark)
   wrote = true
   -- So that a server that is out of memory lets it pass.
-  redis.call('HDEL', s.key, '@' .. owner)
-  redis.call('HSET', s.key, '@' .. owner, mark)
-  s.holders[owner] = mark
+  redis.call('HDEL', s.key, '@' .. instance)
+  redis.call('HSET', s.key, '@' .. instance, mark)
+  s.holders[instance] = mark
 end
 
 -- What is seen by one who had this mark. While another one has an exclusive lease, what that one does is not done.
 local function report(s, found, mark)
-  local outdated = string.find(mark or '', 'o') and not found.exclusive
-  return {meta_of(s), s.data, found.lag, outdated and 1 or 0, unpack(found.names)}
+  local stale = string.find(mark or '', 'o') and not found.exclusive
+  return {meta_of(s), s.data, found.lag, stale and 1 or 0, unpack(found.names)}
 end
 
 local function is_past(limit, at) return at - limit > 0.5e-6 end
@@ -266,12 +266,12 @@ end
 
 local operations = {}
 
--- owner, term, lag, name -> the server's time, and whether the term before had not run out
-function operations.sign(owner, term, lag, name)
-  local known = known_owner(owner)
+-- instance, term, lag, name -> the server's time, and whether the term before had not run out
+function operations.sign(instance, term, lag, name)
+  local known = known_instance(instance)
   -- It left while its renewal was on its way.
   if known and known.lag == 'left' then return {string.format('%.6f', now), 1} end
-  local kept = sign(owner, term, lag, name)
+  local kept = sign(instance, term, lag, name)
   keep_indexes(DAY_MS)
   return {string.format('%.6f', now), kept and 1 or 0}
 end
@@ -281,26 +281,26 @@ function operations.introduce()
   return {string.format('%.6f', now), redis.call('GET', LAYOUT) or ''}
 end
 
--- owner, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long
-function operations.join(owner, term, lag, name, layout)
+-- instance, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long
+function operations.join(instance, term, lag, name, layout)
   local found = redis.call('GET', LAYOUT)
   if found and found ~= layout then return found end
   if not found then redis.call('SET', LAYOUT, layout) end
-  for id, other in pairs(all_owners()) do
-    if now > other.until_ + 360 * other.term then redis.call('HDEL', OWNERS, id) end
+  for id, other in pairs(all_instances()) do
+    if now > other.until_ + 360 * other.term then redis.call('HDEL', INSTANCES, id) end
   end
-  return operations.sign(owner, term, lag, name)
+  return operations.sign(instance, term, lag, name)
 end
 
 -- Whoever left is remembered for a while: it saves nothing any more, and nothing need be done against that.
-function operations.leave(owner)
-  local known = known_owner(owner)
-  if known then sign(owner, known.term, 'left', '') end
+function operations.leave(instance)
+  local known = known_instance(instance)
+  if known then sign(instance, known.term, 'left', '') end
   return 'OK'
 end
 
--- id, meta, data, owner -> the id of who is in its way, or ""
-function operations.create(id, meta, data, owner)
+-- id, meta, data, instance -> the id of who is in its way, or ""
+function operations.create(id, meta, data, instance)
   local s = parsed(id, meta)
   if redis.call('EXISTS', s.key) == 1 then return id end
   local named = NAMES and s.name ~= '' and redis.call('HGET', NAMES, s.name)
@@ -310,24 +310,24 @@ function operations.create(id, meta, data, owner)
   end
   s.holders, s.saver = {}, token
   insert(s, data)
-  hold(s, owner, '')
+  hold(s, instance, '')
   return ''
 end
 
--- id, owner, token: a creation that was not heard of, and may have been done, is undone, unless somebody else has it
+-- id, instance, token: a creation that was not heard of, and may have been done, is undone, unless somebody else has it
 --   -> whether there is none now
-function operations.undo_create(id, owner, unheard)
+function operations.undo_create(id, instance, unheard)
   local s = session(id)
   if not s then return true end
-  if s.saver ~= unheard or #others(s, owner).names > 0 then return false end
+  if s.saver ~= unheard or #others(s, instance).names > 0 then return false end
   remove(s)
   return true
 end
 
-function operations.load(id, owner)
+function operations.load(id, instance)
   local s = session(id)
   if not s then return false end
-  return report(s, others(s, owner), s.holders[owner])
+  return report(s, others(s, instance), s.holders[instance])
 end
 
 function operations.find(name)
@@ -335,54 +335,54 @@ function operations.find(name)
   return id and redis.call('EXISTS', key_of(id)) == 1 and id
 end
 
-function operations.attach(id, owner)
+function operations.attach(id, instance)
   local s = session(id)
   if not s then return false end
-  local found = others(s, owner)
+  local found = others(s, instance)
   bury(s, found.dead)
-  local mark = s.holders[owner]
-  if not mark then hold(s, owner, found.exclusive and 'o' or '') end
+  local mark = s.holders[instance]
+  if not mark then hold(s, instance, found.exclusive and 'o' or '') end
   return report(s, found, mark)
 end
 
--- owner, ids: after a term that ran out, and now and then so that nothing of a living owner goes by itself.
-function operations.reattach(owner, ...)
+-- instance, ids: after a term that ran out, and now and then so that nothing of a living instance goes by itself.
+function operations.reattach(instance, ...)
   for _, id in ipairs({...}) do
     local s = peek(id)
     if s then
       -- First, so that a server that is out of memory lets the other pass.
       keep_with_indexes(s)
       -- If it was taken for dead, others may have had the session.
-      redis.call('HSETNX', s.key, '@' .. owner, 'o')
+      redis.call('HSETNX', s.key, '@' .. instance, 'o')
     end
   end
   return 'OK'
 end
 
-function operations.detach(owner, ...)
-  for _, id in ipairs({...}) do redis.call('HDEL', key_of(id), '@' .. owner) end
+function operations.detach(instance, ...)
+  for _, id in ipairs({...}) do redis.call('HDEL', key_of(id), '@' .. instance) end
   return 'OK'
 end
 
--- id, owner, "s" or "x" -> as attach, or "busy"
-function operations.lease(id, owner, wanted)
+-- id, instance, "s" or "x" -> as attach, or "busy"
+function operations.lease(id, instance, wanted)
   local s = session(id)
   if not s then return false end
-  local found = others(s, owner)
+  local found = others(s, instance)
   if found.exclusive or (found.leased and wanted == 'x') then return 'busy' end
   bury(s, found.dead)
-  local mark = s.holders[owner] or ''
-  hold(s, owner, (string.find(mark, 'x') and 'x' or wanted) .. (string.match(mark, 'o') or ''))
+  local mark = s.holders[instance] or ''
+  hold(s, instance, (string.find(mark, 'x') and 'x' or wanted) .. (string.match(mark, 'o') or ''))
   if wanted == 'x' then
     for id, _ in pairs(s.holders) do
-      if id ~= owner then hold(s, id, 'o') end
+      if id ~= instance then hold(s, id, 'o') end
     end
   end
   return report(s, found, mark)
 end
 
-function operations.release(id, owner)
-  local key, field = key_of(id), '@' .. owner
+function operations.release(id, instance)
+  local key, field = key_of(id), '@' .. instance
   if is_leased(redis.call('HGET', key, field) or '') then
     -- As in `hold`.
     redis.call('HDEL', key, field)
@@ -408,9 +408,9 @@ function operations.save(id, version, unheard, data, last, messages, state)
   return {'saved', s.version}
 end
 
--- id, owner, version, saves that were not heard of, "+" and data or "", last_active, messages, state
+-- id, instance, version, saves that were not heard of, "+" and data or "", last_active, messages, state
 --   -> as save
-function operations.give_back(id, owner, version, unheard, data, last, messages, state)
+function operations.give_back(id, instance, version, unheard, data, last, messages, state)
   local result = {'absent', 0}
   local s = peek(id)
   if s and data ~= '' then
@@ -420,7 +420,7 @@ function operations.give_back(id, owner, version, unheard, data, last, messages,
     write(s)
     result = {'saved', number(version)}
   end
-  operations.release(id, owner)
+  operations.release(id, instance)
   return result
 end
 
@@ -439,26 +439,26 @@ function operations.touch(...)
   return absent
 end
 
--- id, new id, owner -> "renamed", or "absent", or "busy", or "taken"
-function operations.rename(id, new_id, owner)
+-- id, new id, instance -> "renamed", or "absent", or "busy", or "taken"
+function operations.rename(id, new_id, instance)
   local s = session(id)
   if not s then return 'absent' end
-  local found = others(s, owner)
+  local found = others(s, instance)
   if found.leased then return 'busy' end
   if redis.call('EXISTS', key_of(new_id)) == 1 then return 'taken' end
   bury(s, found.dead)
-  local mark = string.gsub(s.holders[owner] or '', 'o', '')
+  local mark = string.gsub(s.holders[instance] or '', 'o', '')
   remove(s)
   s.id, s.key, s.saver = new_id, key_of(new_id), token
   insert(s, s.data)
-  hold(s, owner, mark)
+  hold(s, instance, mark)
   return 'renamed'
 end
 
--- id, new id, owner, token: a renaming that was not heard of, and may have been done, is undone.
-function operations.undo_rename(id, new_id, owner, unheard)
+-- id, new id, instance, token: a renaming that was not heard of, and may have been done, is undone.
+function operations.undo_rename(id, new_id, instance, unheard)
   local s = session(new_id)
-  if s and s.saver == unheard and redis.call('EXISTS', key_of(id)) == 0 then operations.rename(new_id, id, owner) end
+  if s and s.saver == unheard and redis.call('EXISTS', key_of(id)) == 0 then operations.rename(new_id, id, instance) end
   return 'OK'
 end
 
@@ -476,19 +476,19 @@ function operations.delete(...)
   return deleted
 end
 
--- owner, now, and two for each: id, last_active -> as delete
-function operations.delete_unless_used(owner, at, ...)
+-- instance, now, and two for each: id, last_active -> as delete
+function operations.delete_unless_used(instance, at, ...)
   local deleted, arguments = {}, {...}
   for i = 1, #arguments, 2 do
     local s = session(arguments[i])
     if s then
-      local found = others(s, owner)
+      local found = others(s, instance)
       if #found.names == 0 and (number(s.last) <= number(arguments[i + 1]) or is_over(s, number(at), math.huge)) then
         remove(s)
         table.insert(deleted, s.id)
         table.insert(deleted, s.name)
       else
-        redis.call('HDEL', s.key, '@' .. owner)
+        redis.call('HDEL', s.key, '@' .. instance)
         bury(s, found.dead)
       end
     end
@@ -611,22 +611,22 @@ end
 
 -- ---- A session that moves to another slot, with another id
 
--- id, owner -> "absent", or "busy", or record, data and the owner's mark, which is an exclusive lease's from now on
-function operations.seize(id, owner)
+-- id, instance -> "absent", or "busy", or record, data and the instance's mark, which is an exclusive lease's from now on
+function operations.seize(id, instance)
   local s = session(id)
   if not s then return 'absent' end
-  local found = others(s, owner)
+  local found = others(s, instance)
   if found.leased then return 'busy' end
   bury(s, found.dead)
-  local mark = s.holders[owner] or '-'
-  hold(s, owner, 'x')
+  local mark = s.holders[instance] or '-'
+  hold(s, instance, 'x')
   return {meta_of(s), s.data, mark}
 end
 
--- id, owner, mark: what was seized gets the mark back that it had, or none if that was "-".
-function operations.mark(id, owner, mark)
-  if redis.call('HDEL', key_of(id), '@' .. owner) == 1 and mark ~= '-' then
-    redis.call('HSET', key_of(id), '@' .. owner, mark)
+-- id, instance, mark: what was seized gets the mark back that it had, or none if that was "-".
+function operations.mark(id, instance, mark)
+  if redis.call('HDEL', key_of(id), '@' .. instance) == 1 and mark ~= '-' then
+    redis.call('HSET', key_of(id), '@' .. instance, mark)
   end
   return 'OK'
 end
@@ -637,13 +637,13 @@ function operations.saver(id)
   return s and s.saver
 end
 
--- id, record, data, owner, its mark, token of the renaming -> "taken" or "adopted"
-function operations.adopt(id, meta, data, owner, mark, saver)
+-- id, record, data, instance, its mark, token of the renaming -> "taken" or "adopted"
+function operations.adopt(id, meta, data, instance, mark, saver)
   local s = parsed(id, meta)
   if redis.call('EXISTS', s.key) == 1 then return 'taken' end
   s.holders, s.saver = {}, saver
   insert(s, data)
-  hold(s, owner, (string.gsub(mark, '[o-]', '')))
+  hold(s, instance, (string.gsub(mark, '[o-]', '')))
   return 'adopted'
 end
 
@@ -663,7 +663,7 @@ if token ~= '' then
   if heard then return cmsgpack.unpack(heard) end
 end
 local who = HOLDERS[operation]
-if who and is_lapsed(ARGV[FIRST - 1 + who]) then return redis.error_reply('LAPSED is the term of this owner') end
+if who and is_lapsed(ARGV[FIRST - 1 + who]) then return redis.error_reply('LAPSED is the term of this instance') end
 local result = operations[operation](unpack(ARGV, FIRST))
 -- Where nothing was done there is nothing to keep, and a server that is out of memory would refuse it.
 if token ~= '' and wrote then

@@ -24,7 +24,7 @@ from .partitions import CLUSTER_PARTITIONS, Partitions
 from .script import REMEMBERED_SECONDS, OutOfStepError, Script
 from .servertime import ServerTime
 
-LAYOUT = "1"
+LAYOUT = "2"
 """The version of what `redis.lua` keeps."""
 
 KEEP_SECONDS = 86_400.0
@@ -43,8 +43,8 @@ class RedisStore:
 
     `prefix`: what all its keys begin with; stores with different ones know nothing of each other. `timeout`: how long a
     call may take before it raises `StoreError`, in seconds or a timedelta; default 2. A client that is passed in has
-    timeouts of its own. `term`: for how long an owner is taken to be alive that is not heard of, default 10 seconds.
-    One daemon thread renews it three times as often, while there is an owner.
+    timeouts of its own. `term`: for how long an instance is taken to be alive that is not heard of, default 10 seconds.
+    One daemon thread renews it three times as often, while there is an instance.
 
     It is the server's clock that records, leases and terms go by, not that of any host. What survives the death of the
     server is for its own settings to say (`appendonly`, `appendfsync`), as is what a failover loses.
@@ -65,84 +65,84 @@ class RedisStore:
         self._time = ServerTime()
         self._script = Script(self._server, self._time)
         self._crossing = Crossing(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
-        self._owners: dict[str, tuple[float, str]] = {}
-        # Whom each owner is attached to, should its term run out.
+        self._instances: dict[str, tuple[float, str]] = {}
+        # Whom each instance is attached to, should its term run out.
         self._attached: dict[str, set[str]] = {}
         self._begin_unheard()
         start_clean_after_fork(self)
 
     def _begin_unheard(self) -> None:
-        # What may have been done though nobody heard of it: creations and renamings with their owner and token, saves
-        # with their version and "token:messages" of each, removals by their token.
+        # What may have been done though nobody heard of it: creations and renamings with their instance and token,
+        # saves with their version and "token:messages" of each, removals by their token.
         self._unheard_creations: dict[str, tuple[SessionRecord, str, str]] = {}
         self._unheard_renames: dict[str, tuple[str, str, str]] = {}
         self._unheard_saves: dict[str, tuple[int, str]] = {}
         self._unheard_removals: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def _after_fork_in_child(self) -> None:
-        # The owners are its parent's, as is what they do not know.
-        self._owners, self._attached = {}, {}
+        # The instances are its parent's, as is what they do not know.
+        self._instances, self._attached = {}, {}
         self._begin_unheard()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._server.name!r}, prefix={self._prefix!r})"
 
-    # ---- Owners
+    # ---- Instances
 
     def join(self, lag: float, name: str) -> str:
         if self._terms.is_empty:
             self._server.check()
-        owner = secrets.token_hex(8)
+        instance = secrets.token_hex(8)
         for base in self._partitions.bases:
-            self._sign(base, "join", owner, lag, name, LAYOUT)
-        self._owners[owner] = lag, name
-        self._attached[owner] = set()
-        self._terms.begin(owner)
-        return owner
+            self._sign(base, "join", instance, lag, name, LAYOUT)
+        self._instances[instance] = lag, name
+        self._attached[instance] = set()
+        self._terms.begin(instance)
+        return instance
 
-    def promise(self, owner: str, lag: float) -> None:
-        known = self._owners.get(owner)
+    def set_write_interval(self, instance: str, lag: float) -> None:
+        known = self._instances.get(instance)
         if known is not None:
-            self._owners[owner] = lag, known[1]
-            self._renew(owner)
+            self._instances[instance] = lag, known[1]
+            self._renew(instance)
 
-    def leave(self, owner: str) -> None:
+    def leave(self, instance: str) -> None:
         with contextlib.suppress(StoreError):
             # Nobody else knows of that.
             self._settle_all([*self._unheard_renames, *self._unheard_creations])
-        was_last = self._terms.end(owner)
-        self._owners.pop(owner, None)
-        self._attached.pop(owner, None)
+        was_last = self._terms.end(instance)
+        self._instances.pop(instance, None)
+        self._attached.pop(instance, None)
         try:
             for base in self._partitions.bases:
-                self._ask(base, "leave", owner)
+                self._ask(base, "leave", instance)
         finally:
             if was_last and self._terms.is_empty:
                 # Whoever makes a store for a coordinator need not close it.
                 self._server.rest()
 
-    def skew(self) -> float:
+    def clock_offset(self) -> float:
         self._introduce()
-        return self._time.skew()
+        return self._time.clock_offset()
 
     # ---- One record
 
-    def create(self, record: SessionRecord, owner: str) -> None:
+    def create(self, record: SessionRecord, instance: str) -> None:
         namesakes = [each.id for each, _, _ in self._unheard_creations.values() if each.name == record.name]
         self._settle_all([record.id, *namesakes])
         base, token = self._partitions.of(record.id), secrets.token_hex(8)
         try:
             with self._named(record):
-                taken_by = self._ask(base, "create", record.id, line_of(record), record.data, owner, token=token)
+                taken_by = self._ask(base, "create", record.id, line_of(record), record.data, instance, token=token)
                 if taken_by:
                     raise taken(record, taken_by.decode())
         except StoreError:
-            self._unheard_creations[record.id] = record, owner, token
+            self._unheard_creations[record.id] = record, instance, token
             raise
-        self._note(owner, record.id)
+        self._note(instance, record.id)
 
-    def load(self, session_id: str, owner: str | None = None) -> Found | None:
-        return self._find("load", session_id, owner or "")
+    def load(self, session_id: str, instance: str | None = None) -> Found | None:
+        return self._find("load", session_id, instance or "")
 
     def find(self, name: str) -> str | None:
         if self._crossing is not None:
@@ -150,60 +150,60 @@ class RedisStore:
         found = self._ask(self._partitions.of(name), "find", name)
         return None if found is None else str(found.decode())
 
-    def attach(self, session_id: str, owner: str) -> Found | None:
-        found = self._find("attach", session_id, owner)
+    def attach(self, session_id: str, instance: str) -> Found | None:
+        found = self._find("attach", session_id, instance)
         if found is not None:
-            self._note(owner, session_id)
+            self._note(instance, session_id)
         return found
 
-    def detach(self, session_ids: Iterable[str], owner: str) -> None:
+    def detach(self, session_ids: Iterable[str], instance: str) -> None:
         session_ids = list(session_ids)
         self._settle_all(session_ids)
         for base, ids in self._batches(session_ids):
-            self._ask(base, "detach", owner, *ids)
-            self._forget(owner, ids)
+            self._ask(base, "detach", instance, *ids)
+            self._forget(instance, ids)
 
-    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
+    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
         self._settle(session_id)
-        reply = self._ask(self._partitions.of(session_id), "lease", session_id, owner, "x" if exclusive else "s")
+        reply = self._ask(self._partitions.of(session_id), "lease", session_id, instance, "x" if exclusive else "s")
         if reply == b"busy":
             raise busy(session_id)
         if reply is None:
-            self._forget(owner, [session_id])
+            self._forget(instance, [session_id])
             return None
-        self._note(owner, session_id)
+        self._note(instance, session_id)
         return found_of(session_id, reply)
 
-    def release(self, session_id: str, owner: str) -> None:
+    def release(self, session_id: str, instance: str) -> None:
         self._settle(session_id)
-        self._ask(self._partitions.of(session_id), "release", session_id, owner)
+        self._ask(self._partitions.of(session_id), "release", session_id, instance)
 
-    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
-        return self._save("give_back", session_id, (owner,), version, "" if data is None else "+" + data, touch)
+    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
+        return self._save("give_back", session_id, (instance,), version, "" if data is None else "+" + data, touch)
 
     def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
         return self._save("save", session_id, (), version, data, touch)
 
-    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+    def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         self._settle(session_id)
         token = secrets.token_hex(8)
         try:
             if self._crossing is not None:
-                outcome = self._crossing.rename(session_id, new_id, owner, token)
+                outcome = self._crossing.rename(session_id, new_id, instance, token)
             else:
                 base = self._partitions.of(session_id)
-                outcome = self._ask(base, "rename", session_id, new_id, owner, token=token)
+                outcome = self._ask(base, "rename", session_id, new_id, instance, token=token)
         except StoreError:
-            self._unheard_renames[session_id] = new_id, owner, token
+            self._unheard_renames[session_id] = new_id, instance, token
             raise
         if outcome == b"busy":
             raise busy(session_id)
         if outcome == b"taken":
             raise taken_id(new_id)
-        self._forget(owner, [session_id])
+        self._forget(instance, [session_id])
         if outcome == b"absent":
             return False
-        self._note(owner, new_id)
+        self._note(instance, new_id)
         return True
 
     # ---- Many records
@@ -223,17 +223,17 @@ class RedisStore:
         self._settle_all(session_ids)
         for base, ids in self._batches(session_ids):
             deleted |= self._deleted(self._ask(base, "delete", *ids, token=secrets.token_hex(8)))
-            for owner in list(self._attached):
-                self._forget(owner, ids)
+            for instance in list(self._attached):
+                self._forget(instance, ids)
         return deleted
 
-    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
         deleted: set[str] = set()
         self._settle_all(last_active)
         for base, ids in self._batches(last_active):
             known = chain.from_iterable((session_id, repr(last_active[session_id])) for session_id in ids)
-            reply = self._ask(base, "delete_unless_used", owner, repr(now), *known, token=secrets.token_hex(8))
-            self._forget(owner, ids)
+            reply = self._ask(base, "delete_unless_used", instance, repr(now), *known, token=secrets.token_hex(8))
+            self._forget(instance, ids)
             deleted |= self._deleted(reply)
         return deleted
 
@@ -275,8 +275,8 @@ class RedisStore:
 
     def close(self) -> None:
         with contextlib.suppress(StoreError):
-            for owner in list(self._owners):
-                self.leave(owner)
+            for instance in list(self._instances):
+                self.leave(instance)
         self._terms.end_all()
         self._server.close()
 
@@ -302,18 +302,18 @@ class RedisStore:
             self._terms.renew_all()
             return self._script.run(keys, *arguments, token=token, remembered=remembered)
 
-    def _find(self, operation: str, session_id: str, owner: str) -> Found | None:
+    def _find(self, operation: str, session_id: str, instance: str) -> Found | None:
         self._settle(session_id)
-        reply = self._ask(self._partitions.of(session_id), operation, session_id, owner)
+        reply = self._ask(self._partitions.of(session_id), operation, session_id, instance)
         return None if reply is None else found_of(session_id, reply)
 
     def _save(
-        self, operation: str, session_id: str, owner: tuple[str, ...], version: int, data: str, touch: Touch
+        self, operation: str, session_id: str, instance: tuple[str, ...], version: int, data: str, touch: Touch
     ) -> int:
         self._settle(session_id)
         known, unheard = self._unheard_saves.get(session_id, (0, ""))
         token = secrets.token_hex(8)
-        arguments = (*owner, str(version), unheard if known == version else "", data, *parts_of(touch))
+        arguments = (*instance, str(version), unheard if known == version else "", data, *parts_of(touch))
         try:
             reply = self._ask(self._partitions.of(session_id), operation, session_id, *arguments, token=token)
         except StoreError:
@@ -352,15 +352,15 @@ class RedisStore:
     def _settle(self, session_id: str) -> None:
         """Undo what may have been done with this session, though whoever asked for it was told that it failed."""
         if session_id in self._unheard_renames:
-            new_id, owner, token = self._unheard_renames[session_id]
+            new_id, instance, token = self._unheard_renames[session_id]
             if self._crossing is not None:
-                self._crossing.undo_rename(session_id, new_id, owner, token)
+                self._crossing.undo_rename(session_id, new_id, instance, token)
             else:
-                self._ask(self._partitions.of(session_id), "undo_rename", session_id, new_id, owner, token)
+                self._ask(self._partitions.of(session_id), "undo_rename", session_id, new_id, instance, token)
             self._unheard_renames.pop(session_id, None)
         if session_id in self._unheard_creations:
-            record, owner, token = self._unheard_creations[session_id]
-            if self._ask(self._partitions.of(session_id), "undo_create", session_id, owner, token) is not None:
+            record, instance, token = self._unheard_creations[session_id]
+            if self._ask(self._partitions.of(session_id), "undo_create", session_id, instance, token) is not None:
                 self._free_names([(record.name, session_id)])
             self._unheard_creations.pop(session_id, None)
 
@@ -375,12 +375,12 @@ class RedisStore:
             with contextlib.suppress(StoreError):
                 self._crossing.free(pairs)
 
-    # ---- The server, and the owners' terms
+    # ---- The server, and the instances' terms
 
-    def _sign(self, base: str, operation: str, owner: str, lag: float, name: str, *layout: str) -> Signature:
+    def _sign(self, base: str, operation: str, instance: str, lag: float, name: str, *layout: str) -> Signature:
         asked_at = stopwatch()
         keys = [base, f"{base}:names"]
-        reply = self._script.run(keys, operation, owner, repr(self._terms.term), repr(lag), name, *layout)
+        reply = self._script.run(keys, operation, instance, repr(self._terms.term), repr(lag), name, *layout)
         if not isinstance(reply, list):
             raise self._other_layout(reply)
         self._time.note(float(reply[0]), asked_at)
@@ -401,20 +401,20 @@ class RedisStore:
             "sessionkit that made it, or another prefix"
         )
 
-    def _renew(self, owner: str) -> Signature:
-        lag, name = self._owners.get(owner, (inf, ""))
-        signatures = [self._sign(base, "sign", owner, lag, name) for base in self._partitions.bases]
+    def _renew(self, instance: str) -> Signature:
+        lag, name = self._instances.get(instance, (inf, ""))
+        signatures = [self._sign(base, "sign", instance, lag, name) for base in self._partitions.bases]
         return Signature(signatures[-1].server_time, all(signature.was_alive for signature in signatures))
 
-    def _reattach(self, owner: str) -> None:
-        for base, ids in self._batches(list(self._attached.get(owner, ()))):
-            self._ask(base, "reattach", owner, *ids)
+    def _reattach(self, instance: str) -> None:
+        for base, ids in self._batches(list(self._attached.get(instance, ()))):
+            self._ask(base, "reattach", instance, *ids)
 
-    def _note(self, owner: str, session_id: str) -> None:
-        self._attached.setdefault(owner, set()).add(session_id)
+    def _note(self, instance: str, session_id: str) -> None:
+        self._attached.setdefault(instance, set()).add(session_id)
 
-    def _forget(self, owner: str, session_ids: Iterable[str]) -> None:
-        self._attached.get(owner, set()).difference_update(session_ids)
+    def _forget(self, instance: str, session_ids: Iterable[str]) -> None:
+        self._attached.get(instance, set()).difference_update(session_ids)
         if self._unheard_saves:
             for session_id in session_ids:
                 self._unheard_saves.pop(session_id, None)

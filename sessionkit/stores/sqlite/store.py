@@ -24,7 +24,7 @@ T = TypeVar("T")
 APPLICATION_ID = 0x736B6974
 """What marks a SQLite file as ours: "skit" in ASCII."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE sessions (
@@ -42,24 +42,24 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_due ON sessions (due);
 CREATE INDEX sessions_last_active ON sessions (last_active);
-CREATE TABLE owners (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NULL);
+CREATE TABLE instances (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NULL);
 CREATE TABLE holders (
     session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
-    owner TEXT NOT NULL REFERENCES owners ON DELETE CASCADE,
+    instance TEXT NOT NULL REFERENCES instances ON DELETE CASCADE,
     lease TEXT,  -- 'shared', 'exclusive', or NULL while it is only attached
-    outdated INTEGER NOT NULL,  -- whether another owner has, or had, an exclusive lease meanwhile
-    PRIMARY KEY (session_id, owner)
+    stale INTEGER NOT NULL,  -- whether another instance has, or had, an exclusive lease meanwhile
+    PRIMARY KEY (session_id, instance)
 ) WITHOUT ROWID;
-CREATE INDEX holders_owner ON holders (owner);
+CREATE INDEX holders_instance ON holders (instance);
 """
 
 _COLUMNS = ", ".join(SessionRecord._fields)
 # ruff: noqa: S608  what is put into these statements are our own names; values are bound
 _FIND = f"""
-    SELECT {", ".join("s." + column for column in SessionRecord._fields)}, o.id, o.lag, o.name, h.lease, h.outdated
+    SELECT {", ".join("s." + column for column in SessionRecord._fields)}, o.id, o.lag, o.name, h.lease, h.stale
     FROM sessions s
     LEFT JOIN holders h ON h.session_id = s.id
-    LEFT JOIN owners o ON o.id = h.owner
+    LEFT JOIN instances o ON o.id = h.instance
     WHERE s.id = ?
 """
 # Once the dead are buried, whoever is attached lives.
@@ -84,8 +84,8 @@ class SQLiteStore:
 
     Safe from any number of threads and of processes on one machine; not on a network file system. A file that does not
     exist is made, with permissions for its owner alone; one that is corrupt, or something else, raises `StoreError` and
-    is left as it is. While it is in use, SQLite keeps two files beside it (`-wal` and `-shm`), and each owner one that
-    it has locked (`-owner-…`): whoever dies, the lock goes with it.
+    is left as it is. While it is in use, SQLite keeps two files beside it (`-wal` and `-shm`), and each instance one
+    that it has locked (`-instance-…`): whoever dies, the lock goes with it.
 
     What is created, saved or deleted has reached the disk when the call returns, and survives a loss of power as far
     as the disk keeps what it acknowledged. Touches and leases survive the death of the process, and may be lost with
@@ -104,60 +104,60 @@ class SQLiteStore:
         )
         self._lifelines = Lifelines(str(self.path))
         # The lag and the name of those that joined here.
-        self._owners: dict[str, tuple[float, str]] = {}
+        self._instances: dict[str, tuple[float, str]] = {}
         start_clean_after_fork(self)
 
     def _after_fork_in_child(self) -> None:
-        # The owners are its parent's.
-        self._owners = {}
+        # The instances are its parent's.
+        self._instances = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
 
-    # ---- Owners
+    # ---- Instances
 
     def join(self, lag: float, name: str) -> str:
-        owner = secrets.token_hex(8)
+        instance = secrets.token_hex(8)
 
         def work(connection: sqlite3.Connection) -> None:
             self._bury_dead(connection)
             self._lifelines.cut_strays()
-            self._lifelines.tie(owner)
-            connection.execute("INSERT INTO owners VALUES (?, ?, ?)", (owner, lag, name))
+            self._lifelines.tie(instance)
+            connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, lag, name))
 
         try:
             self._write(work)
         except BaseException:
-            self._lifelines.cut(owner)
+            self._lifelines.cut(instance)
             raise
-        self._owners[owner] = lag, name
+        self._instances[instance] = lag, name
         self._database.rouse()
-        return owner
+        return instance
 
-    def promise(self, owner: str, lag: float) -> None:
-        self._write(lambda connection: connection.execute("UPDATE owners SET lag = ? WHERE id = ?", (lag, owner)))
-        if owner in self._owners:
-            self._owners[owner] = lag, self._owners[owner][1]
+    def set_write_interval(self, instance: str, lag: float) -> None:
+        self._write(lambda connection: connection.execute("UPDATE instances SET lag = ? WHERE id = ?", (lag, instance)))
+        if instance in self._instances:
+            self._instances[instance] = lag, self._instances[instance][1]
 
-    def skew(self) -> float:
+    def clock_offset(self) -> float:
         return 0.0
 
-    def leave(self, owner: str) -> None:
+    def leave(self, instance: str) -> None:
         try:
-            self._write(lambda connection: connection.execute("DELETE FROM owners WHERE id = ?", (owner,)))
+            self._write(lambda connection: connection.execute("DELETE FROM instances WHERE id = ?", (instance,)))
         finally:
             # Whoever comes next would see that it is dead.
-            self._lifelines.cut(owner)
-            if self._owners.pop(owner, None) is not None and not self._owners:
+            self._lifelines.cut(instance)
+            if self._instances.pop(instance, None) is not None and not self._instances:
                 # Whoever makes a store for a coordinator need not close it.
                 self._database.rest()
-                if self._owners:
+                if self._instances:
                     # Somebody has joined meanwhile.
                     self._database.rouse()
 
     # ---- One record
 
-    def create(self, record: SessionRecord, owner: str) -> None:
+    def create(self, record: SessionRecord, instance: str) -> None:
         def work(connection: sqlite3.Connection) -> None:
             found = connection.execute(
                 "SELECT id FROM sessions WHERE id = ? UNION ALL SELECT id FROM sessions WHERE name = ?",
@@ -166,12 +166,12 @@ class SQLiteStore:
             if found is not None:
                 raise taken(record, found[0])
             connection.execute(f"INSERT INTO sessions ({_COLUMNS}) VALUES ({_marks(record)})", record)
-            self._note_holder(connection, record.id, owner)
+            self._note_holder(connection, record.id, instance)
 
         self._database.write(work, "FULL")
 
-    def load(self, session_id: str, owner: str | None = None) -> Found | None:
-        return self._database.read(lambda connection: self._find(connection, session_id, owner)[0])
+    def load(self, session_id: str, instance: str | None = None) -> Found | None:
+        return self._database.read(lambda connection: self._find(connection, session_id, instance)[0])
 
     def find(self, name: str) -> str | None:
         row = self._database.read(
@@ -179,52 +179,52 @@ class SQLiteStore:
         )
         return None if row is None else str(row[0])
 
-    def attach(self, session_id: str, owner: str) -> Found | None:
+    def attach(self, session_id: str, instance: str) -> Found | None:
         if self.load(session_id) is None:
             # Most who ask for one that nobody has in memory ask for none: others that write need not wait for that.
             return None
 
         def work(connection: sqlite3.Connection) -> Found | None:
-            found, leases = self._find(connection, session_id, owner)
+            found, leases = self._find(connection, session_id, instance)
             if found is not None:
-                self._note_holder(connection, session_id, owner, outdated="exclusive" in leases)
+                self._note_holder(connection, session_id, instance, stale="exclusive" in leases)
             return found
 
         return self._write(work)
 
-    def detach(self, session_ids: Iterable[str], owner: str) -> None:
-        rows = [(session_id, owner) for session_id in session_ids]
-        self._write(lambda c: c.executemany("DELETE FROM holders WHERE session_id = ? AND owner = ?", rows))
+    def detach(self, session_ids: Iterable[str], instance: str) -> None:
+        rows = [(session_id, instance) for session_id in session_ids]
+        self._write(lambda c: c.executemany("DELETE FROM holders WHERE session_id = ? AND instance = ?", rows))
 
-    def lease(self, session_id: str, owner: str, exclusive: bool) -> Found | None:
+    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
         def work(connection: sqlite3.Connection) -> Found | None:
-            found, leases = self._find(connection, session_id, owner)
+            found, leases = self._find(connection, session_id, instance)
             if found is None:
                 return None
             if leases and (exclusive or "exclusive" in leases):
                 raise busy(session_id)
-            self._note_holder(connection, session_id, owner)
+            self._note_holder(connection, session_id, instance)
             connection.execute(
-                "UPDATE holders SET lease = ? WHERE session_id = ? AND owner = ? AND lease IS NOT 'exclusive'",
-                ("exclusive" if exclusive else "shared", session_id, owner),
+                "UPDATE holders SET lease = ? WHERE session_id = ? AND instance = ? AND lease IS NOT 'exclusive'",
+                ("exclusive" if exclusive else "shared", session_id, instance),
             )
             if exclusive:
                 connection.execute(
-                    "UPDATE holders SET outdated = 1 WHERE session_id = ? AND owner <> ?", (session_id, owner)
+                    "UPDATE holders SET stale = 1 WHERE session_id = ? AND instance <> ?", (session_id, instance)
                 )
             return found
 
         return self._write(work)
 
-    def release(self, session_id: str, owner: str) -> None:
-        self._write(lambda connection: _release(connection, session_id, owner))
+    def release(self, session_id: str, instance: str) -> None:
+        self._write(lambda connection: _release(connection, session_id, instance))
 
     def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
         return self._database.write(lambda connection: _save(connection, session_id, version, data, touch), "FULL")
 
-    def give_back(self, session_id: str, owner: str, version: int, data: str | None, touch: Touch) -> int:
+    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
         def work(connection: sqlite3.Connection) -> int | SessionNotFoundError | SessionConflictError:
-            _release(connection, session_id, owner)
+            _release(connection, session_id, instance)
             try:
                 if data is not None:
                     return _save(connection, session_id, version, data, touch)
@@ -240,20 +240,20 @@ class SQLiteStore:
             raise outcome
         return outcome
 
-    def rename(self, session_id: str, new_id: str, owner: str) -> bool:
+    def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
-            found, leases = self._find(connection, session_id, owner)
+            found, leases = self._find(connection, session_id, instance)
             if found is None:
                 return False
             if leases:
                 raise busy(session_id)
             if self._find(connection, new_id, None)[0] is not None:
                 raise taken_id(new_id)
-            mine = "SELECT lease FROM holders WHERE session_id = ? AND owner = ?"
-            lease = connection.execute(mine, (session_id, owner)).fetchone() or (None,)
+            mine = "SELECT lease FROM holders WHERE session_id = ? AND instance = ?"
+            lease = connection.execute(mine, (session_id, instance)).fetchone() or (None,)
             connection.execute("DELETE FROM holders WHERE session_id = ?", (session_id,))
             connection.execute("UPDATE sessions SET id = ? WHERE id = ?", (new_id, session_id))
-            self._note_holder(connection, new_id, owner)
+            self._note_holder(connection, new_id, instance)
             connection.execute("UPDATE holders SET lease = ? WHERE session_id = ?", (*lease, new_id))
             return True
 
@@ -271,12 +271,12 @@ class SQLiteStore:
         ids = list(session_ids)
         return self._database.write(lambda connection: {id_ for id_ in ids if _delete(connection, id_)}, "FULL")
 
-    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
         def work(connection: sqlite3.Connection) -> set[str]:
             deleted = set()
             self._bury_dead(connection)
             for session_id, known in last_active.items():
-                connection.execute("DELETE FROM holders WHERE session_id = ? AND owner = ?", (session_id, owner))
+                connection.execute("DELETE FROM holders WHERE session_id = ? AND instance = ?", (session_id, instance))
                 values = {"id": session_id, "known": known, "now": now, "age": inf}
                 if connection.execute(_DELETE_UNLESS_USED, values).rowcount:
                     deleted.add(session_id)
@@ -319,41 +319,41 @@ class SQLiteStore:
         return self._database.write(work, "NORMAL")
 
     def _find(
-        self, connection: sqlite3.Connection, session_id: str, owner: str | None
+        self, connection: sqlite3.Connection, session_id: str, instance: str | None
     ) -> tuple[Found | None, set[str]]:
-        """The record with its lag, and the leases of other living owners. One statement."""
+        """The record with its lag, and the leases of other living instances. One statement."""
         rows = connection.execute(_FIND, (session_id,)).fetchall()
         if not rows:
             return None, set()
-        lag, names, leases, outdated = 0.0, list[str](), set[str](), False
-        for *_, holder, its_lag, name, lease, is_outdated in rows:
-            if holder == owner:
-                outdated = bool(is_outdated)
+        lag, names, leases, stale = 0.0, list[str](), set[str](), False
+        for *_, holder, its_lag, name, lease, is_stale in rows:
+            if holder == instance:
+                stale = bool(is_stale)
             elif holder is not None and self._lifelines.is_alive(holder):
                 names.append(name)
                 lag = max(lag, its_lag if lease is None else inf)
                 leases |= set() if lease is None else {lease}
         record = SessionRecord._make(rows[0][: len(SessionRecord._fields)])
-        return Found(record, lag, (*sorted(names),), outdated and "exclusive" not in leases), leases
+        return Found(record, lag, (*sorted(names),), stale and "exclusive" not in leases), leases
 
     def _note_holder(
-        self, connection: sqlite3.Connection, session_id: str, owner: str, *, outdated: bool = False
+        self, connection: sqlite3.Connection, session_id: str, instance: str, *, stale: bool = False
     ) -> None:
         # It is there, unless somebody took this process for dead because its file was deleted.
         connection.execute(
-            "INSERT OR IGNORE INTO owners VALUES (?, ?, ?)", (owner, *self._owners.get(owner, (inf, "")))
+            "INSERT OR IGNORE INTO instances VALUES (?, ?, ?)", (instance, *self._instances.get(instance, (inf, "")))
         )
-        change = "INSERT OR IGNORE INTO holders (session_id, owner, outdated) VALUES (?, ?, ?)"
-        connection.execute(change, (session_id, owner, outdated))
+        change = "INSERT OR IGNORE INTO holders (session_id, instance, stale) VALUES (?, ?, ?)"
+        connection.execute(change, (session_id, instance, stale))
 
     def _bury_dead(self, connection: sqlite3.Connection) -> None:
-        for (owner,) in connection.execute("SELECT id FROM owners").fetchall():
-            if not self._lifelines.is_alive(owner):
-                self._bury(connection, owner)
+        for (instance,) in connection.execute("SELECT id FROM instances").fetchall():
+            if not self._lifelines.is_alive(instance):
+                self._bury(connection, instance)
 
-    def _bury(self, connection: sqlite3.Connection, owner: str) -> None:
-        connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
-        self._lifelines.cut(owner)
+    def _bury(self, connection: sqlite3.Connection, instance: str) -> None:
+        connection.execute("DELETE FROM instances WHERE id = ?", (instance,))
+        self._lifelines.cut(instance)
 
 
 def _marks(record: SessionRecord) -> str:
@@ -371,9 +371,9 @@ def _save(connection: sqlite3.Connection, session_id: str, version: int, data: s
     return version + 1
 
 
-def _release(connection: sqlite3.Connection, session_id: str, owner: str) -> None:
-    change = "UPDATE holders SET lease = NULL, outdated = 0 WHERE session_id = ? AND owner = ? AND lease IS NOT NULL"
-    connection.execute(change, (session_id, owner))
+def _release(connection: sqlite3.Connection, session_id: str, instance: str) -> None:
+    change = "UPDATE holders SET lease = NULL, stale = 0 WHERE session_id = ? AND instance = ? AND lease IS NOT NULL"
+    connection.execute(change, (session_id, instance))
 
 
 def _touch(connection: sqlite3.Connection, session_id: str, touch: Touch) -> bool:

@@ -115,14 +115,14 @@ def test_durations() -> None:
     assert [format_duration(seconds) for seconds in (0, 0.4, 5400, 59.6)] == ["0s", "0s", "1h30m", "1m"]
 
 
-def test_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With colours the text is the same, and NO_COLOR takes them away."""
+def test_colors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With colors the text is the same, and NO_COLOR takes them away."""
     plain = text_of(REPORT)
     use_output(monkeypatch, FORCE_COLOR="1")
-    coloured = text_of(REPORT)
-    assert "\x1b[" in coloured
-    uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
-    assert [line.rstrip() for line in uncoloured.splitlines()] == plain.splitlines()
+    colored = text_of(REPORT)
+    assert "\x1b[" in colored
+    uncolored = re.sub(r"\x1b\[[0-9;]*m", "", colored)
+    assert [line.rstrip() for line in uncolored.splitlines()] == plain.splitlines()
     use_output(monkeypatch, FORCE_COLOR="1", NO_COLOR="1")
     assert text_of(REPORT) == plain
 

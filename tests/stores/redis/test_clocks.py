@@ -47,17 +47,17 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
     with host(url, prefix, 0.0) as right, host(url, prefix, wrong_by) as wrong:
         store = right.store
         assert store is not None
-        # Also for whoever has asked for nothing yet, and is no owner.
+        # Also for whoever has asked for nothing yet, and is no instance.
         operator = RedisStore(url, prefix)
         operator._time.host_clock = lambda: time.time() + wrong_by
-        assert abs(operator.skew() + wrong_by) < 1
+        assert abs(operator.clock_offset() + wrong_by) < 1
         operator.close()
-        owner = store.join(1.0, "gone")
+        instance = store.join(1.0, "gone")
         for idle in (590, 610):
             store.create(
-                record(f"idle-{idle}", created_at=now - 700, last_active=now - idle, session_timeout=600.0), owner
+                record(f"idle-{idle}", created_at=now - 700, last_active=now - idle, session_timeout=600.0), instance
             )
-        store.detach(["idle-590", "idle-610"], owner)
+        store.detach(["idle-590", "idle-610"], instance)
         assert wrong.cleanup_inactive_sessions() == 1
         assert wrong.get_session("idle-590").id == "idle-590"
         with pytest.raises(SessionNotFoundError):
@@ -69,22 +69,22 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
             assert abs(found.last_active - now) < 60, found
         assert right.get_session(made.id).metadata.created_at <= right._clock.read()
         assert right.cleanup_inactive_sessions() == 0
-        store.leave(owner)
+        store.leave(instance)
 
 
 def test_the_servers_time_is_known_between_two_bounds() -> None:
     """What was asked and answered says between which bounds it is; a clock that has been set begins anew."""
     server = ServerTime()
     server.host_clock = lambda: 1000.0 + stopwatch()
-    assert server.skew() == 0.0
+    assert server.clock_offset() == 0.0
     server.note(1000.0 + stopwatch(), stopwatch() - 1)
-    assert server.skew() == 0.0
+    assert server.clock_offset() == 0.0
     server.note(1500.0 + stopwatch(), stopwatch() - 1)
-    assert 499.9 < server.skew() < 501.1
+    assert 499.9 < server.clock_offset() < 501.1
     server.note(1500.5 + stopwatch(), stopwatch())
-    assert 500.4 < server.skew() < 500.6
+    assert 500.4 < server.clock_offset() < 500.6
     server.note(990.0 + stopwatch(), stopwatch())
-    assert -10.1 < server.skew() < -9.9
+    assert -10.1 < server.clock_offset() < -9.9
     assert 989.9 < server.latest(0.0) < 990.1
 
 
@@ -93,5 +93,5 @@ def test_a_frozen_clock_is_gone_by() -> None:
     server = ServerTime()
     with freeze_time("2026-01-01"):
         server.note(2e9, stopwatch())
-        assert server.skew() == 0.0
-    assert server.skew() > 1e6
+        assert server.clock_offset() == 0.0
+    assert server.clock_offset() > 1e6

@@ -88,8 +88,8 @@ def impatient(store: RedisStore) -> Iterator[None]:
         store._server._timeout = before
 
 
-def found_in(store: RedisStore, session_id: str, owner: str | None = None) -> Found:
-    found = store.load(session_id, owner)
+def found_in(store: RedisStore, session_id: str, instance: str | None = None) -> Found:
+    found = store.load(session_id, instance)
     assert found is not None
     return found
 
@@ -97,8 +97,8 @@ def found_in(store: RedisStore, session_id: str, owner: str | None = None) -> Fo
 # ---- What each operation does, exactly once: before the first yield what must be there, then the call, then the check
 
 
-def _join(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _join(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
     joined = store.join(25.0, "second")
     yield
@@ -107,17 +107,17 @@ def _join(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     store.leave(joined)
 
 
-def _promise(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _promise(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     yield
-    store.promise(second, 35.0)
+    store.set_write_interval(second, 35.0)
     yield
     assert found_in(store, session_id).lag == 35.0
     store.leave(second)
 
 
-def _leave(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _leave(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     store.lease(session_id, second, True)
@@ -125,96 +125,96 @@ def _leave(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     store.leave(second)
     yield
     assert found_in(store, session_id) == Found(record(session_id), 0.0)
-    assert store.lease(session_id, owner, True) == Found(record(session_id), 0.0)
+    assert store.lease(session_id, instance, True) == Found(record(session_id), 0.0)
 
 
-def _create(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _create(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     yield
-    store.create(record(session_id, name=session_id), owner)
+    store.create(record(session_id, name=session_id), instance)
     yield
     assert found_in(store, session_id) == Found(record(session_id, name=session_id), 10.0, ("first",))
     assert store.find(session_id) == session_id
 
 
-def _load(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _load(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
-    found = store.load(session_id, owner)
+    found = store.load(session_id, instance)
     yield
     assert found == Found(record(session_id), 0.0)
 
 
-def _find(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id, name=session_id), owner)
+def _find(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), instance)
     yield
     found = store.find(session_id)
     yield
     assert found == session_id
 
 
-def _attach(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
-    store.detach([session_id], owner)
+def _attach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
+    store.detach([session_id], instance)
     yield
-    found = store.attach(session_id, owner)
+    found = store.attach(session_id, instance)
     yield
     assert found == Found(record(session_id), 0.0)
     assert found_in(store, session_id).elsewhere == ("first",)
 
 
-def _detach(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _detach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
-    store.detach([session_id], owner)
+    store.detach([session_id], instance)
     yield
     assert found_in(store, session_id) == Found(record(session_id), 0.0)
 
 
-def _lease(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _lease(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
-    found = store.lease(session_id, owner, True)
+    found = store.lease(session_id, instance, True)
     yield
     assert found == Found(record(session_id), 0.0)
     assert found_in(store, session_id) == Found(record(session_id), inf, ("first",))
 
 
-def _lease_of_the_dead(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _lease_of_the_dead(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     store.lease(session_id, second, True)
     _let_the_term_run_out(store, second)
     yield
-    found = store.lease(session_id, owner, True)
+    found = store.lease(session_id, instance, True)
     yield
     assert found == Found(record(session_id, version=2), 0.0)
     assert found_in(store, session_id) == Found(record(session_id, version=2), inf, ("first",))
     store.leave(second)
 
 
-def _lease_that_is_taken(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _lease_that_is_taken(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
-    store.create(record(session_id), owner)
+    store.create(record(session_id), instance)
     store.lease(session_id, second, True)
     yield
     with pytest.raises(SessionBusyError):
-        store.lease(session_id, owner, True)
+        store.lease(session_id, instance, True)
     yield
-    assert found_in(store, session_id, owner).elsewhere == ("second",)
+    assert found_in(store, session_id, instance).elsewhere == ("second",)
     store.leave(second)
 
 
-def _release(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
-    store.lease(session_id, owner, True)
+def _release(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
+    store.lease(session_id, instance, True)
     yield
-    store.release(session_id, owner)
+    store.release(session_id, instance)
     yield
     assert found_in(store, session_id) == Found(record(session_id), 10.0, ("first",))
 
 
-def _save(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _save(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
     version = store.save(session_id, 1, '{"a":1}', Touch(NOW + 1, 3))
     yield
@@ -222,31 +222,31 @@ def _save(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     assert (version, found_in(store, session_id).record) == (2, changed)
 
 
-def _give_back(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
-    store.lease(session_id, owner, True)
+def _give_back(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
+    store.lease(session_id, instance, True)
     yield
-    version = store.give_back(session_id, owner, 1, '{"a":1}', Touch(NOW + 1, 3))
+    version = store.give_back(session_id, instance, 1, '{"a":1}', Touch(NOW + 1, 3))
     yield
     changed = record(session_id, data='{"a":1}', last_active=NOW + 1, message_count=3, version=2)
     assert (version, found_in(store, session_id)) == (2, Found(changed, 10.0, ("first",)))
 
 
-def _give_back_unchanged(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
-    store.lease(session_id, owner, True)
+def _give_back_unchanged(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
+    store.lease(session_id, instance, True)
     yield
-    version = store.give_back(session_id, owner, 1, None, Touch(NOW + 1, 3))
+    version = store.give_back(session_id, instance, 1, None, Touch(NOW + 1, 3))
     yield
     changed = record(session_id, last_active=NOW + 1, message_count=3)
     assert (version, found_in(store, session_id)) == (1, Found(changed, 10.0, ("first",)))
 
 
-def _rename(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id, name=session_id), owner)
-    store.lease(session_id, owner, True)
+def _rename(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), instance)
+    store.lease(session_id, instance, True)
     yield
-    was_there = store.rename(session_id, f"{session_id}-new", owner)
+    was_there = store.rename(session_id, f"{session_id}-new", instance)
     yield
     assert was_there
     assert store.load(session_id) is None
@@ -255,8 +255,8 @@ def _rename(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     assert store.find(session_id) == renamed.id
 
 
-def _touch(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _touch(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
     absent = store.touch({session_id: Touch(NOW + 1, 3, "processing"), "gone": Touch(NOW)})
     also_absent = store.touch({session_id: Touch(NOW + 2, 2)})
@@ -265,8 +265,8 @@ def _touch(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     assert (absent, also_absent, found_in(store, session_id).record) == ({"gone"}, set(), changed)
 
 
-def _delete(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id, name=session_id), owner)
+def _delete(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, name=session_id), instance)
     yield
     deleted = store.delete([session_id, "gone"])
     yield
@@ -274,22 +274,22 @@ def _delete(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
     assert store.load(session_id) is None
 
 
-def _delete_unless_used(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
-    store.create(record(f"{session_id}-used", last_active=NOW + 1), owner)
+def _delete_unless_used(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
+    store.create(record(f"{session_id}-used", last_active=NOW + 1), instance)
     yield
-    deleted = store.delete_unless_used({session_id: NOW, f"{session_id}-used": NOW}, owner, NOW)
+    deleted = store.delete_unless_used({session_id: NOW, f"{session_id}-used": NOW}, instance, NOW)
     yield
     assert deleted == {session_id}
     assert store.load(session_id) is None
     assert found_in(store, f"{session_id}-used").elsewhere == ()
 
 
-def _delete_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
+def _delete_expired(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     expired = {f"{session_id}-1", f"{session_id}-2"}
     for each in expired:
-        store.create(record(each, session_timeout=0.1), owner)
-    store.detach(expired, owner)
+        store.create(record(each, session_timeout=0.1), instance)
+    store.detach(expired, instance)
     yield
     removed = store.delete_expired(NOW + 1, 10)
     yield
@@ -297,9 +297,9 @@ def _delete_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[
     assert store.delete_expired(NOW + 1, 10) == []
 
 
-def _count_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id, session_timeout=0.1), owner)
-    store.detach([session_id], owner)
+def _count_expired(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id, session_timeout=0.1), instance)
+    store.detach([session_id], instance)
     yield
     count = store.count_expired(NOW + 1)
     yield
@@ -307,8 +307,8 @@ def _count_expired(store: RedisStore, owner: str, session_id: str) -> Iterator[N
     store.delete([session_id])
 
 
-def _page(store: RedisStore, owner: str, session_id: str) -> Iterator[None]:
-    store.create(record(session_id), owner)
+def _page(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+    store.create(record(session_id), instance)
     yield
     page = store.page(None, 10)
     yield
@@ -342,12 +342,12 @@ OPERATIONS: list[Operation] = [
 ]
 
 
-def _let_the_term_run_out(store: RedisStore, owner: str) -> None:
-    """Have the server think that the owner was last heard of long ago, and the others have been there all along."""
-    key = f"{store._partitions.bases[0]}:owners"
+def _let_the_term_run_out(store: RedisStore, instance: str) -> None:
+    """Have the server think that the instance was last heard of long ago, and the others have been there all along."""
+    key = f"{store._partitions.bases[0]}:instances"
     for each, text in store._server.client.hgetall(key).items():
         since, until, term, lag, name = text.decode().split("|")
-        if each.decode() == owner:
+        if each.decode() == instance:
             until = str(float(until) - 10 * float(term))
         else:
             since = str(float(since) - 20 * float(term))
@@ -366,9 +366,9 @@ def test_a_connection_that_is_cut_anywhere_in_a_reply(line: Proxy, operation: Op
     breaks in a reply, the call is heard in the end, and was done exactly once.
     """
     with opened(line.url) as store:
-        owner, position = store.join(10.0, "first"), 0
+        instance, position = store.join(10.0, "first"), 0
         while True:
-            steps = operation(store, owner, f"s-{position:04}")
+            steps = operation(store, instance, f"s-{position:04}")
             next(steps)
             cuts = line.cuts
             line.cut(position)
@@ -386,8 +386,8 @@ def test_a_connection_that_is_cut_anywhere_in_a_reply(line: Proxy, operation: Op
 def test_a_connection_that_is_cut_before_the_server_hears_of_it(line: Proxy, operation: Operation) -> None:
     """A request that never arrived is sent again, and was done exactly once."""
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
-        steps = operation(store, owner, "s-1")
+        instance = store.join(10.0, "first")
+        steps = operation(store, instance, "s-1")
         next(steps)
         line.cut_request()
         next(steps)
@@ -399,9 +399,9 @@ def test_a_connection_that_is_cut_before_the_server_hears_of_it(line: Proxy, ope
 def test_a_connection_that_is_cut_while_it_is_made(line: Proxy, server: RedisServer) -> None:
     """All that comes before a save may break anywhere too: the greeting, and giving the server a script it has not."""
     with opened(line.url) as store, server.client() as client:
-        owner, position = store.join(10.0, "first"), 0
+        instance, position = store.join(10.0, "first"), 0
         while True:
-            steps = _save(store, owner, f"s-{position:04}")
+            steps = _save(store, instance, f"s-{position:04}")
             next(steps)
             store._server.rest()
             client.script_flush()
@@ -417,16 +417,16 @@ def test_a_connection_that_is_cut_while_it_is_made(line: Proxy, server: RedisSer
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_connection_that_is_cut_while_the_first_owner_joins(line: Proxy) -> None:
+def test_a_connection_that_is_cut_while_the_first_instance_joins(line: Proxy) -> None:
     """The first one also asks the server what it is, which takes long to say; every so often it is cut there."""
     position, cuts = 0, -1
     while cuts != line.cuts:
         with opened(line.url) as store:
             cuts = line.cuts
             line.cut(position)
-            owner = store.join(10.0, "first")
+            instance = store.join(10.0, "first")
             line.pass_on()
-            store.create(record(), owner)
+            store.create(record(), instance)
             assert found_in(store, "s-1").elsewhere == ("first",)
         position += 97
     assert position > 1000
@@ -436,8 +436,8 @@ def test_a_connection_that_is_cut_while_the_first_owner_joins(line: Proxy) -> No
 def test_a_connection_that_is_cut_again_and_again(line: Proxy) -> None:
     """A call is sent three times more, and then fails; what it asked for was done once."""
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
-        store.create(record(), owner)
+        instance = store.join(10.0, "first")
+        store.create(record(), instance)
         line.cut(0, times=3)
         assert store.save("s-1", 1, "{}", Touch(NOW, 1)) == 2
         assert line.cuts == 3
@@ -478,13 +478,13 @@ def undone(line: Proxy) -> Iterator[None]:
 def test_a_server_that_cannot_be_reached(line: Proxy, operation: Operation, how: Any) -> None:
     """The call raises `StoreError` in bounded time, and the next one goes through as soon as the server is back."""
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
-        steps = operation(store, owner, "s-1")
+        instance = store.join(10.0, "first")
+        steps = operation(store, instance, "s-1")
         next(steps)
         with how(line):
             next(steps)
-        store.create(record("s-9"), owner)
-        assert found_in(store, "s-9", owner) == Found(record("s-9"), 0.0)
+        store.create(record("s-9"), instance)
+        assert found_in(store, "s-9", instance) == Found(record("s-9"), 0.0)
 
 
 @pytest.fixture
@@ -495,7 +495,7 @@ def store(line: Proxy, no_pauses: None) -> Iterator[RedisStore]:
 
 
 @pytest.fixture
-def owner(store: RedisStore) -> str:
+def instance(store: RedisStore) -> str:
     return store.join(10.0, "first")
 
 
@@ -506,12 +506,12 @@ def other(server: RedisServer, store: RedisStore) -> Iterator[RedisStore]:
         yield found
 
 
-def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, owner: str) -> None:
+def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, instance: str) -> None:
     """Whether it was done or not, the next save is no conflict, and what it brings is there; also several in a row.
 
     Messages that were not heard to be counted come again, and are counted once.
     """
-    store.create(record(), owner)
+    store.create(record(), instance)
     with unheard(line):
         store.save("s-1", 1, '{"a":1}', Touch(NOW + 1, 2))
     assert found_in(store, "s-1").record.data == '{"a":1}'
@@ -529,23 +529,23 @@ def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: Redi
         store.save("s-1", 1, '{"a":7}', Touch(NOW + 7))
 
 
-def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, owner: str) -> None:
+def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, instance: str) -> None:
     """As with a save: it can be given back again, and the lease is gone."""
-    store.create(record(), owner)
-    store.lease("s-1", owner, True)
+    store.create(record(), instance)
+    store.lease("s-1", instance, True)
     with unheard(line):
-        store.give_back("s-1", owner, 1, '{"a":1}', Touch(NOW + 1))
-    store.lease("s-1", owner, True)
-    assert store.give_back("s-1", owner, 1, '{"a":2}', Touch(NOW + 2)) == 3
+        store.give_back("s-1", instance, 1, '{"a":1}', Touch(NOW + 1))
+    store.lease("s-1", instance, True)
+    assert store.give_back("s-1", instance, 1, '{"a":2}', Touch(NOW + 2)) == 3
     assert found_in(store, "s-1").record == record(data='{"a":2}', last_active=NOW + 2, version=3)
     assert found_in(store, "s-1").lag == 10.0
 
 
 def test_a_save_that_nobody_heard_of_and_another_one_since(
-    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+    line: Proxy, store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """What another process has saved since is in the way of the next save, and is not overwritten."""
-    store.create(record(), owner)
+    store.create(record(), instance)
     with unheard(line):
         store.save("s-1", 1, '{"a":1}', Touch(NOW + 1))
     assert other.save("s-1", 2, '{"by":"other"}', Touch(NOW + 2)) == 3
@@ -559,12 +559,12 @@ def test_a_save_that_nobody_heard_of_and_another_one_since(
         store.save("s-1", 3, '{"a":4}', Touch(NOW + 3))
 
 
-def test_a_removal_that_nobody_heard_of_is_told_once(line: Proxy, store: RedisStore, owner: str) -> None:
+def test_a_removal_that_nobody_heard_of_is_told_once(line: Proxy, store: RedisStore, instance: str) -> None:
     """What was deleted because it had expired is told with the next call, and each record once."""
     ids = [f"s-{number}" for number in range(9)]
     for session_id in ids:
-        store.create(record(session_id), owner)
-    store.detach(ids, owner)
+        store.create(record(session_id), instance)
+    store.detach(ids, instance)
     with unheard(line):
         store.delete_expired(NOW + 61, 4)
     with undone(line):
@@ -576,68 +576,68 @@ def test_a_removal_that_nobody_heard_of_is_told_once(line: Proxy, store: RedisSt
 
 
 def test_a_renaming_that_nobody_heard_of_is_undone(
-    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+    line: Proxy, store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """Whoever asks for the session by the id that it had has it again, name and lease and all; the new id is absent."""
     asks: list[Callable[[], object]] = [
-        lambda: store.load("s-1", owner),
-        lambda: store.attach("s-1", owner),
-        lambda: store.lease("s-1", owner, True),
-        lambda: store.release("s-1", owner),
-        lambda: store.give_back("s-1", owner, 1, None, Touch(NOW)),
+        lambda: store.load("s-1", instance),
+        lambda: store.attach("s-1", instance),
+        lambda: store.lease("s-1", instance, True),
+        lambda: store.release("s-1", instance),
+        lambda: store.give_back("s-1", instance, 1, None, Touch(NOW)),
         lambda: store.save("s-1", 1, '{"lang":"en"}', Touch(NOW)),
         lambda: store.touch({"s-1": Touch(NOW)}),
-        lambda: store.rename("s-1", "s-3", owner) and store.rename("s-3", "s-1", owner),
+        lambda: store.rename("s-1", "s-3", instance) and store.rename("s-3", "s-1", instance),
     ]
     for ask in asks:
-        store.create(record(name="a"), owner)
-        store.lease("s-1", owner, True)
+        store.create(record(name="a"), instance)
+        store.lease("s-1", instance, True)
         with unheard(line):
-            store.rename("s-1", "s-2", owner)
+            store.rename("s-1", "s-2", instance)
         assert other.load("s-1") is None
         ask()
         assert found_in(other, "s-1").record._replace(version=1) == record(name="a")
         assert found_in(other, "s-1").elsewhere == ("first",)
         assert other.load("s-2") is None
         assert other.find("a") == "s-1"
-        store.release("s-1", owner)
+        store.release("s-1", instance)
         assert found_in(other, "s-1").lag == 10.0
         assert store.delete(["s-1"]) == {"s-1"}
 
 
 def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
-    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+    line: Proxy, store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """Deleted or let go by the id that it had, nothing of it is left by the new one."""
     ends: list[Callable[[], object]] = [
         lambda: store.delete(["s-1"]),
-        lambda: store.delete_unless_used({"s-1": NOW}, owner, NOW),
-        lambda: (store.detach(["s-1"], owner), other.delete_expired(NOW + 61, 10)),
-        lambda: (store.leave(owner), other.delete(["s-1"])),
+        lambda: store.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: (store.detach(["s-1"], instance), other.delete_expired(NOW + 61, 10)),
+        lambda: (store.leave(instance), other.delete(["s-1"])),
     ]
     for end in ends:
-        store.create(record(name="a"), owner)
+        store.create(record(name="a"), instance)
         with unheard(line):
-            store.rename("s-1", "s-2", owner)
+            store.rename("s-1", "s-2", instance)
         end()
         assert other.page(None, 10) == []
         assert other.find("a") is None
 
 
 def test_a_creation_that_nobody_heard_of_is_undone(
-    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+    line: Proxy, store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """It failed, and so it is not there: for whoever asks for it, creates the same again, lets go of it or leaves."""
     asks: list[Callable[[], object]] = [
         lambda: store.load("s-1"),
-        lambda: store.detach(["s-1"], owner),
-        lambda: store.create(record(name="a"), owner),
-        lambda: store.create(record("s-2", name="a"), owner),
-        lambda: store.leave(owner),
+        lambda: store.detach(["s-1"], instance),
+        lambda: store.create(record(name="a"), instance),
+        lambda: store.create(record("s-2", name="a"), instance),
+        lambda: store.leave(instance),
     ]
     for ask in asks:
         with unheard(line):
-            store.create(record(name="a"), owner)
+            store.create(record(name="a"), instance)
         assert other.find("a") == "s-1"
         ask()
         assert other.load("s-1") in (None, Found(record(name="a"), 10.0, ("first",)))
@@ -646,15 +646,15 @@ def test_a_creation_that_nobody_heard_of_is_undone(
 
 
 def test_a_creation_that_nobody_heard_of_and_somebody_has_found_since(
-    line: Proxy, store: RedisStore, owner: str, other: RedisStore
+    line: Proxy, store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """Whoever found it by its name, and has it in memory, keeps it."""
     second = other.join(5.0, "second")
     with unheard(line):
-        store.create(record(name="a"), owner)
+        store.create(record(name="a"), instance)
     assert other.attach("s-1", second) is not None
     with pytest.raises(SessionExistsError) as caught:
-        store.create(record("s-2", name="a"), owner)
+        store.create(record("s-2", name="a"), instance)
     assert caught.value.session_id == "s-1"
     assert found_in(other, "s-1").record == record(name="a")
 
@@ -671,23 +671,23 @@ def test_a_session_whose_creation_nobody_heard_of_can_be_created_again(line: Pro
             coordinator.close_session(session.id)
 
 
-def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: RedisStore, owner: str) -> None:
+def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: RedisStore, instance: str) -> None:
     """One that never arrived leaves everything as it was."""
-    store.create(record(name="a"), owner)
+    store.create(record(name="a"), instance)
     with undone(line):
-        store.rename("s-1", "s-2", owner)
+        store.rename("s-1", "s-2", instance)
     assert store.load("s-2") is None
-    assert found_in(store, "s-1", owner) == Found(record(name="a"), 0.0)
+    assert found_in(store, "s-1", instance) == Found(record(name="a"), 0.0)
 
 
 def test_a_removal_that_nobody_heard_of_and_two_that_ask(
-    line: Proxy, store: RedisStore, owner: str, monkeypatch: pytest.MonkeyPatch
+    line: Proxy, store: RedisStore, instance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two threads that delete what has expired at once, one is told what nobody had heard of."""
     removals = {}
     for session_id in ("s-1", "s-2"):
-        store.create(record(session_id), owner)
-        store.detach([session_id], owner)
+        store.create(record(session_id), instance)
+        store.detach([session_id], instance)
         with unheard(line):
             store.delete_expired(NOW + 61, 10)
         # As if they had been asked for by two threads.
@@ -706,14 +706,14 @@ def test_a_removal_that_nobody_heard_of_and_two_that_ask(
     assert sorted(each.id for each in told) == ["s-1", "s-2"]
 
 
-def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store: RedisStore, owner: str) -> None:
+def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store: RedisStore, instance: str) -> None:
     """A removal that takes several steps tells those that it has done, whatever becomes of the others."""
     ids = [f"s-{number:03}" for number in range(600)]
 
     def expire_all() -> None:
         for session_id in ids:
-            store.create(record(session_id), owner)
-        store.detach(ids, owner)
+            store.create(record(session_id), instance)
+        store.detach(ids, instance)
 
     expire_all()
     before = line.replied
@@ -730,15 +730,15 @@ def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store:
     assert sorted(each.id for each in told) == ids
 
 
-def test_a_server_whose_clock_is_set(store: RedisStore, owner: str) -> None:
+def test_a_server_whose_clock_is_set(store: RedisStore, instance: str) -> None:
     """No call is too late because of that, whichever way it was set."""
-    store.create(record(), owner)
+    store.create(record(), instance)
     for seconds in (-LONG, LONG):
         store._time._least += seconds
         store._time._most += seconds
-        assert found_in(store, "s-1", owner) == Found(record(), 0.0)
+        assert found_in(store, "s-1", instance) == Found(record(), 0.0)
         store._terms.renew_all()
-        assert abs(store.skew()) < BOUND
+        assert abs(store.clock_offset()) < BOUND
 
 
 # ---- The server is held up
@@ -762,16 +762,16 @@ def test_what_nobody_waits_for_any_more_is_not_done(server: RedisServer) -> None
     with requests that failed long ago, and does nothing of that.
     """
     with opened(server.url) as store:
-        owner = store.join(10.0, "first")
+        instance = store.join(10.0, "first")
         for session_id in ("s-1", "s-2", "expired"):
-            store.create(record(session_id), owner)
-        store.detach(["expired"], owner)
+            store.create(record(session_id), instance)
+        store.detach(["expired"], instance)
         calls: list[Callable[[], object]] = [
-            lambda: store.create(record("new"), owner),
+            lambda: store.create(record("new"), instance),
             lambda: store.save("s-1", 1, "{}", Touch(NOW + 1, 1)),
-            lambda: store.give_back("s-1", owner, 1, "{}", Touch(NOW + 1, 1)),
+            lambda: store.give_back("s-1", instance, 1, "{}", Touch(NOW + 1, 1)),
             lambda: store.touch({"s-1": Touch(NOW + 1, 1)}),
-            lambda: store.lease("s-1", owner, True),
+            lambda: store.lease("s-1", instance, True),
             lambda: store.delete(["s-2"]),
             lambda: store.delete_expired(NOW + 61, 10),
         ]
@@ -809,8 +809,8 @@ def test_a_reply_that_drips(line: Proxy) -> None:
     comes in time, but not its reply, fails the call when the timeout has passed.
     """
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
-        store.create(record(), owner)
+        instance = store.join(10.0, "first")
+        store.create(record(), instance)
         line.drip(TIMEOUT / 2)
         with impatient(store):
             for call in (lambda: store.load("s-1"), lambda: store.page(None, 10)):
@@ -825,8 +825,8 @@ def test_a_reply_that_drips(line: Proxy) -> None:
 def test_a_line_that_swallows_everything(line: Proxy) -> None:
     """Nothing comes back, on connections that there are and on new ones: each call ends when the timeout has passed."""
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
-        store.create(record(), owner)
+        instance = store.join(10.0, "first")
+        store.create(record(), instance)
         line.turn(Mode.HOLD)
         with impatient(store):
             for _ in range(2):
@@ -842,13 +842,13 @@ def test_a_line_that_swallows_everything(line: Proxy) -> None:
 def test_a_call_that_was_short_of_time_leaves_the_next_one_its_own(line: Proxy) -> None:
     """However little time was left for connecting once, the next call has all of the timeout."""
     with opened(line.url) as store:
-        owner = store.join(10.0, "first")
+        instance = store.join(10.0, "first")
         store._server.rest()
         line.turn(Mode.REFUSE)
         with store._server._deadline.within(0.01), pytest.raises(StoreError):
-            store.load("s-1", owner)
+            store.load("s-1", instance)
         line.pass_on()
-        assert store.load("s-1", owner) is None
+        assert store.load("s-1", instance) is None
         (connection,) = store._server.client.connection_pool._available_connections
         assert connection.socket_connect_timeout == 2.0
 
@@ -960,54 +960,54 @@ def out_of_memory(server: RedisServer) -> Iterator[None]:
 def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
     """Creating and saving raise, and say what to do; all that takes no more memory works, as does everything after."""
     with opened(server.url) as store:
-        owner, other = store.join(10.0, "first"), store.join(20.0, "second")
+        instance, other = store.join(10.0, "first"), store.join(20.0, "second")
         ids = ["closed", "due", "expired", "held", "kept", "renamed"]
         for session_id in ids:
-            store.create(record(session_id, name=session_id), owner)
-        store.detach(["expired"], owner)
+            store.create(record(session_id, name=session_id), instance)
+        store.detach(["expired"], instance)
         store.lease("held", other, True)
         with out_of_memory(server):
             for call in (
-                lambda: store.create(record("new"), owner),
+                lambda: store.create(record("new"), instance),
                 lambda: store.save("kept", 1, '{"a":1}', Touch(NOW, 1)),
-                lambda: store.give_back("kept", owner, 1, '{"a":1}', Touch(NOW, 1)),
+                lambda: store.give_back("kept", instance, 1, '{"a":1}', Touch(NOW, 1)),
             ):
                 with pytest.raises(StoreError, match=r"memory is full: give it more \(maxmemory\)"):
                     call()
             assert store.find("kept") == "kept"
-            assert found_in(store, "kept", owner) == Found(record("kept", name="kept"), 0.0)
+            assert found_in(store, "kept", instance) == Found(record("kept", name="kept"), 0.0)
             assert store.attach("kept", other) is not None
             for _ in range(2):
-                assert store.lease("kept", owner, True) is not None
+                assert store.lease("kept", instance, True) is not None
                 with pytest.raises(SessionBusyError):
-                    store.lease("held", owner, True)
+                    store.lease("held", instance, True)
                 with pytest.raises(SessionBusyError):
-                    store.rename("held", "other", owner)
-                store.release("kept", owner)
-                store.lease("kept", owner, False)
-                assert store.give_back("kept", owner, 1, None, Touch(NOW + 1, 1, "processing")) == 1
+                    store.rename("held", "other", instance)
+                store.release("kept", instance)
+                store.lease("kept", instance, False)
+                assert store.give_back("kept", instance, 1, None, Touch(NOW + 1, 1, "processing")) == 1
                 assert store.touch({"kept": Touch(NOW + 1, 1)}) == set()
                 with pytest.raises(SessionConflictError):
                     store.save("kept", 7, "{}", Touch(NOW))
                 with pytest.raises(SessionNotFoundError):
                     store.save("gone", 1, "{}", Touch(NOW))
-            store.promise(other, 30.0)
+            store.set_write_interval(other, 30.0)
             third = store.join(40.0, "third")
             store.leave(third)
-            _let_the_term_run_out(store, owner)
+            _let_the_term_run_out(store, instance)
             store._terms.renew_all()
             assert store.count_expired(NOW + 61) == 1
             assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
             assert store.delete_expired(NOW + 61, 10) == []
             assert store.delete(["closed", "gone"]) == {"closed"}
             assert store.delete(["closed"]) == set()
-            assert store.delete_unless_used({"due": NOW, "held": NOW}, owner, NOW) == {"due"}
+            assert store.delete_unless_used({"due": NOW, "held": NOW}, instance, NOW) == {"due"}
             store.detach(["kept"], other)
         changed = record("kept", name="kept", last_active=NOW + 1, message_count=4, state="processing")
         assert found_in(store, "kept", other).record == changed
         assert [each.id for each in store.page(None, 10)] == ["held", "kept", "renamed"]
         assert store.save("kept", 1, '{"a":1}', Touch(NOW, 1)) == 2
-        store.create(record("new"), owner)
+        store.create(record("new"), instance)
 
 
 def test_a_coordinator_whose_store_is_out_of_memory(server: RedisServer) -> None:
@@ -1043,7 +1043,7 @@ def test_a_server_that_evicts_is_warned_about(
     server: RedisServer, caplog: pytest.LogCaptureFixture, policy: str
 ) -> None:
     """A server that may evict live sessions is warned about in the log when the coordinator joins it. A server that
-    may throw live sessions away is warned about when the first owner joins, and not again.
+    may throw live sessions away is warned about when the first instance joins, and not again.
     """
     with server.client() as client, opened(server.url) as store:
         client.config_set("maxmemory-policy", policy)
@@ -1077,23 +1077,23 @@ def test_a_server_that_is_too_old(
             store.join(1.0, "first")
 
 
-# ---- Owners whose terms run out
+# ---- Instances whose terms run out
 
 
-def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str, other: RedisStore) -> None:
     """A holder that stalled past its term overwrites nothing: what it saves raises `SessionConflictError`. Its lease
     goes to whoever asks, with a new version; what it saves is a conflict; renewed, it has it in memory.
     """
     second = other.join(5.0, "second")
-    store.create(record(), owner)
-    store.lease("s-1", owner, True)
+    store.create(record(), instance)
+    store.lease("s-1", instance, True)
     with pytest.raises(SessionBusyError):
         other.lease("s-1", second, False)
-    _let_the_term_run_out(store, owner)
+    _let_the_term_run_out(store, instance)
     assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
     for save in (
         lambda: store.save("s-1", 1, '{"by":"the dead"}', Touch(NOW + 1)),
-        lambda: store.give_back("s-1", owner, 1, '{"by":"the dead"}', Touch(NOW + 1)),
+        lambda: store.give_back("s-1", instance, 1, '{"by":"the dead"}', Touch(NOW + 1)),
     ):
         with pytest.raises(SessionConflictError):
             save()
@@ -1101,43 +1101,44 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, owner: str, ot
     store._terms.renew_all()
     assert found_in(other, "s-1", second).elsewhere == ("first",)
     with pytest.raises(SessionBusyError):
-        store.lease("s-1", owner, False)
+        store.lease("s-1", instance, False)
     assert other.give_back("s-1", second, 2, '{"by":"second"}', Touch(NOW + 2)) == 3
-    assert found_in(store, "s-1", owner).outdated
-    assert found_in(store, "s-1", owner).record.data == '{"by":"second"}'
+    assert found_in(store, "s-1", instance).stale
+    assert found_in(store, "s-1", instance).record.data == '{"by":"second"}'
 
 
-def test_whose_term_ran_out_and_nobody_noticed(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_and_nobody_noticed(store: RedisStore, instance: str, other: RedisStore) -> None:
     """Renewed before anybody wanted it, a lease is what it was: the session has the version that it had."""
     second = other.join(5.0, "second")
-    store.create(record(), owner)
-    store.lease("s-1", owner, True)
-    _let_the_term_run_out(store, owner)
+    store.create(record(), instance)
+    store.lease("s-1", instance, True)
+    _let_the_term_run_out(store, instance)
     store._terms.renew_all()
     with pytest.raises(SessionBusyError):
         other.lease("s-1", second, True)
-    assert store.give_back("s-1", owner, 1, "{}", Touch(NOW)) == 2
+    assert store.give_back("s-1", instance, 1, "{}", Touch(NOW)) == 2
 
 
-def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, owner: str, other: RedisStore) -> None:
-    """What an owner takes before it knows that its term ran out is its own for everybody: it signs on again first."""
+def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, instance: str, other: RedisStore) -> None:
+    """What an instance takes before it knows that its term ran out is its own for everybody: it signs on again
+    first."""
     second = other.join(5.0, "second")
     for session_id in ("s-1", "s-2"):
-        store.create(record(session_id), owner)
-    _let_the_term_run_out(store, owner)
-    assert store.lease("s-1", owner, True) == Found(record(), 0.0)
+        store.create(record(session_id), instance)
+    _let_the_term_run_out(store, instance)
+    assert store.lease("s-1", instance, True) == Found(record(), 0.0)
     with pytest.raises(SessionBusyError):
         other.lease("s-1", second, True)
     assert found_in(other, "s-2", second).elsewhere == ("first",)
 
 
-def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, instance: str, other: RedisStore) -> None:
     """A session that only the dead had is counted, and removed once it has expired; its lag counts no more."""
     other.join(5.0, "second")
-    store.create(record(), owner)
+    store.create(record(), instance)
     assert other.count_expired(NOW + 61) == 0
     assert other.delete_expired(NOW + 61, 10) == []
-    _let_the_term_run_out(store, owner)
+    _let_the_term_run_out(store, instance)
     assert found_in(other, "s-1") == Found(record(), 0.0)
     assert other.count_expired(NOW + 61) == 1
     assert other.delete_expired(NOW + 61, 10) == [record()]
@@ -1145,9 +1146,9 @@ def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, owner: str,
     assert other.load("s-1") is None
 
 
-def _set_owners(store: RedisStore, **changes: float) -> None:
+def _set_instances(store: RedisStore, **changes: float) -> None:
     """Move the ends of terms, or their beginnings, by so many seconds: `until_first=-5.0`, `since_second=-9.0`."""
-    key = f"{store._partitions.bases[0]}:owners"
+    key = f"{store._partitions.bases[0]}:instances"
     for each, text in store._server.client.hgetall(key).items():
         since, until, term, lag, name = text.decode().split("|")
         since = str(float(since) + changes.get(f"since_{name}", 0.0))
@@ -1156,52 +1157,56 @@ def _set_owners(store: RedisStore, **changes: float) -> None:
 
 
 def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
-    store: RedisStore, owner: str, other: RedisStore
+    store: RedisStore, instance: str, other: RedisStore
 ) -> None:
     """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile:
     whoever comes back first is no witness against the others, for one term.
     """
     second = other.join(5.0, "second")
-    store.create(record(), owner)
-    store.lease("s-1", owner, True)
-    _set_owners(store, until_first=-3 * LONG, until_second=-3 * LONG)
+    store.create(record(), instance)
+    store.lease("s-1", instance, True)
+    _set_instances(store, until_first=-3 * LONG, until_second=-3 * LONG)
     other._terms.renew_all()
     with pytest.raises(SessionBusyError):
         other.lease("s-1", second, True)
-    _set_owners(store, since_second=-LONG / 2)
+    _set_instances(store, since_second=-LONG / 2)
     with pytest.raises(SessionBusyError):
         other.lease("s-1", second, True)
-    _set_owners(store, since_second=-LONG)
+    _set_instances(store, since_second=-LONG)
     assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
 
 
-def test_an_owner_whom_nobody_sees_is_dead_after_ten_terms(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_an_instance_whom_nobody_sees_is_dead_after_ten_terms(
+    store: RedisStore, instance: str, other: RedisStore
+) -> None:
     """Where there is no witness, much time does."""
-    store.create(record(), owner)
-    _set_owners(store, until_first=-10 * LONG)
+    store.create(record(), instance)
+    _set_instances(store, until_first=-10 * LONG)
     assert found_in(other, "s-1").elsewhere == ("first",)
-    _set_owners(store, until_first=-2 * LONG)
+    _set_instances(store, until_first=-2 * LONG)
     assert found_in(other, "s-1").elsewhere == ()
 
 
-def test_an_owner_who_has_been_dead_for_long_is_forgotten(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_an_instance_who_has_been_dead_for_long_is_forgotten(
+    store: RedisStore, instance: str, other: RedisStore
+) -> None:
     """Whoever joins clears away whom nobody will hear of again; should it come back all the same, it joins again."""
-    store.create(record(), owner)
-    _set_owners(store, until_first=-400 * LONG)
+    store.create(record(), instance)
+    _set_instances(store, until_first=-400 * LONG)
     second = other.join(5.0, "second")
-    assert list(store._server.client.hgetall(f"{store._partitions.bases[0]}:owners")) == [second.encode()]
-    assert store.attach("s-1", owner) is not None
+    assert list(store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")) == [second.encode()]
+    assert store.attach("s-1", instance) is not None
     assert found_in(other, "s-1", second).elsewhere == ("first",)
 
 
-def test_a_renewal_that_comes_after_the_owner_has_left(store: RedisStore, owner: str, other: RedisStore) -> None:
+def test_a_renewal_that_comes_after_the_instance_has_left(store: RedisStore, instance: str, other: RedisStore) -> None:
     """One that was on its way brings nobody back."""
     second = other.join(5.0, "second")
-    store.create(record(), owner)
-    store.lease("s-1", owner, True)
-    store.leave(owner)
-    store._renew(owner)
-    store.promise(owner, 1.0)
+    store.create(record(), instance)
+    store.lease("s-1", instance, True)
+    store.leave(instance)
+    store._renew(instance)
+    store.set_write_interval(instance, 1.0)
     assert other.lease("s-1", second, True) == Found(record(), 0.0)
 
 
@@ -1211,7 +1216,7 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
     Its lease is free soon after its term, with a new version; without anybody doing anything for that.
     """
     with opened(server.url, "killed", term=1.0) as store:
-        owner = store.join(10.0, "first")
+        instance = store.join(10.0, "first")
         reader, writer = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -1223,7 +1228,7 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
                 signal.pause()
         assert os.read(reader, 1) == b"!"
         with pytest.raises(SessionBusyError):
-            store.lease("s-1", owner, True)
+            store.lease("s-1", instance, True)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         for each in (reader, writer):
@@ -1231,7 +1236,7 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
 
         def is_free() -> bool:
             with suppress(SessionBusyError):
-                return store.lease("s-1", owner, True) == Found(record(version=2), 0.0)
+                return store.lease("s-1", instance, True) == Found(record(version=2), 0.0)
             return False
 
         wait_for(is_free)
@@ -1242,8 +1247,8 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
 
 def _ends(store: RedisStore) -> list[float]:
     """When the terms end of those who have not left."""
-    owners = store._server.client.hgetall(f"{store._partitions.bases[0]}:owners")
-    parts = [text.decode().split("|") for text in owners.values()]
+    instances = store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")
+    parts = [text.decode().split("|") for text in instances.values()]
     return [float(until) for _, until, _, lag, _ in parts if lag != "left"]
 
 
@@ -1251,8 +1256,9 @@ def _threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
-def test_a_thread_renews_terms_while_there_is_an_owner(server: RedisServer) -> None:
-    """One daemon thread for all owners of a store; it ends with the last one, and there is a new one with the next."""
+def test_a_thread_renews_terms_while_there_is_an_instance(server: RedisServer) -> None:
+    """One daemon thread for all instances of a store; it ends with the last one, and there is a new one with the
+    next."""
     with opened(server.url, term=0.2) as store:
         for _ in range(2):
             first, second = (store.join(1.0, name) for name in ("first", "second"))
@@ -1267,7 +1273,7 @@ def test_a_thread_renews_terms_while_there_is_an_owner(server: RedisServer) -> N
 
 
 def test_a_thread_goes_on_while_the_server_is_away(line: Proxy, caplog: pytest.LogCaptureFixture) -> None:
-    """It tries again and again, and says so once each time; owners are alive again when the server is back."""
+    """It tries again and again, and says so once each time; instances are alive again when the server is back."""
     with opened(line.url, term=0.2) as store:
         for times in (1, 2):
             store.join(1.0, "first")
@@ -1306,7 +1312,7 @@ def test_where_no_thread_is_to_be_had_callers_renew(
         assert len(_threads()) == 1
 
 
-def test_where_no_thread_is_to_be_had_the_last_owner_leaves(
+def test_where_no_thread_is_to_be_had_the_last_instance_leaves(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There is no thread to end."""
@@ -1320,11 +1326,11 @@ def test_where_no_thread_is_to_be_had_the_last_owner_leaves(
         assert store._terms.is_empty
 
 
-def test_the_thread_itself_lets_the_last_owner_leave(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_thread_itself_lets_the_last_instance_leave(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a coordinator that was dropped is collected there: the thread does not wait for itself, and ends."""
     with opened(server.url, term=0.2) as store:
-        owner = store.join(1.0, "first")
-        monkeypatch.setattr(store._terms, "renew_all", lambda: store.leave(owner))
+        instance = store.join(1.0, "first")
+        monkeypatch.setattr(store._terms, "renew_all", lambda: store.leave(instance))
         (thread,) = _threads()
         thread.join(WAIT)
         assert not thread.is_alive()
@@ -1332,20 +1338,20 @@ def test_the_thread_itself_lets_the_last_owner_leave(server: RedisServer, monkey
         assert not store._terms._fire()
 
 
-def test_an_owner_who_leaves_while_its_term_is_renewed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_instance_who_leaves_while_its_term_is_renewed(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is gone, whatever the renewal still does."""
     with opened(server.url) as store:
-        owner, _ = store.join(1.0, "first"), store.join(1.0, "second")
-        store.create(record(), owner)
+        instance, _ = store.join(1.0, "first"), store.join(1.0, "second")
+        store.create(record(), instance)
         run = store._script.run
 
         def run_and_leave(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
             if operation == "reattach":
                 monkeypatch.setattr(store._script, "run", run)
-                store.leave(owner)
+                store.leave(instance)
             return run(keys, operation, *arguments, **options)
 
-        _let_the_term_run_out(store, owner)
+        _let_the_term_run_out(store, instance)
         monkeypatch.setattr(store._script, "run", run_and_leave)
         store._terms.renew_all()
         assert len(_ends(store)) == 1
@@ -1357,8 +1363,8 @@ def test_who_has_long_had_a_session_in_memory_keeps_its_record(
 ) -> None:
     """Keys go by themselves a day after their session expired; while it is in memory, they are kept now and then."""
     with opened(server.url) as store:
-        owner = store.join(1.0, "first")
-        store.create(record(), owner)
+        instance = store.join(1.0, "first")
+        store.create(record(), instance)
         client, key = store._server.client, f"{store._partitions.bases[0]}:s:s-1"
         for is_due in (False, True):
             client.expire(key, 100)
@@ -1371,12 +1377,12 @@ def test_who_has_long_had_a_session_in_memory_keeps_its_record(
 # ---- Forks, and the end of a store
 
 
-def test_a_forked_child_has_owners_and_connections_of_its_own(server: RedisServer) -> None:
+def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisServer) -> None:
     """Nothing of its parent's is changed by what the child does, nor by its end."""
     with opened(server.url) as store:
-        owner = store.join(10.0, "first")
-        store.create(record(), owner)
-        store.lease("s-1", owner, True)
+        instance = store.join(10.0, "first")
+        store.create(record(), instance)
+        store.lease("s-1", instance, True)
 
         def child() -> tuple[Any, ...]:
             assert store._terms.is_empty
@@ -1392,7 +1398,7 @@ def test_a_forked_child_has_owners_and_connections_of_its_own(server: RedisServe
             return found, threads
 
         assert in_child(child) == (("first",), 1)
-        assert found_in(store, "s-2", owner) == Found(record("s-2"), 0.0)
+        assert found_in(store, "s-2", instance) == Found(record("s-2"), 0.0)
         assert found_in(store, "s-1") == Found(record(), inf, ("first",))
         assert len(_threads()) == 1
 
@@ -1419,13 +1425,13 @@ def _connections(server: RedisServer) -> int:
 
 
 def test_no_connection_stays_open(server: RedisServer) -> None:
-    """When the last owner leaves, and when the store is closed, however it was used before."""
+    """When the last instance leaves, and when the store is closed, however it was used before."""
     wait_for(lambda: _connections(server) == 1)
     with opened(server.url) as store:
         for _ in range(2):
-            owner = store.join(1.0, "first")
+            instance = store.join(1.0, "first")
             assert _connections(server) == 2
-            store.leave(owner)
+            store.leave(instance)
             wait_for(lambda: _connections(server) == 1)
         store.page(None, 1)
         assert _connections(server) == 2

@@ -343,9 +343,9 @@ class TellingStore(RedisStore):
 
     line: Line
 
-    def delete_unless_used(self, last_active: Mapping[str, float], owner: str, now: float) -> set[str]:
+    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
         """As the store does."""
-        removed = super().delete_unless_used(last_active, owner, now)
+        removed = super().delete_unless_used(last_active, instance, now)
         self.line.tell("took", sorted(removed))
         return removed
 
@@ -357,7 +357,7 @@ class TellingStore(RedisStore):
 
 
 @pytest.mark.parametrize("kills", [0, *[2] * max(KILLS // 10, 1)])
-def test_each_expired_session_is_finalised_by_one_process(url: str, prefix: str, store: RedisStore, kills: int) -> None:
+def test_each_expired_session_is_finalized_by_one_process(url: str, prefix: str, store: RedisStore, kills: int) -> None:
     """Every expired session's removal is told by exactly one process. Of thousands, none is removed that was used in
     any process, and each resource is closed in the process that made it; one that is killed takes along no more than
     what it was about to tell.

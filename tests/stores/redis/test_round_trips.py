@@ -54,30 +54,30 @@ def trips(call: Callable[[], object]) -> int:
 
 def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> None:
     """Whatever it is about, and however many sessions; the first one apart, which brings the script to the server."""
-    owner = store.join(10.0, "owner")
+    instance = store.join(10.0, "instance")
     store.load("s-0")
     ids = [f"s-{number}" for number in range(100)]
     for session_id in ids:
-        assert trips(lambda: store.create(record(session_id, name=session_id), owner)) == 1  # noqa: B023  called at once
+        assert trips(lambda: store.create(record(session_id, name=session_id), instance)) == 1  # noqa: B023  called at once
     for call in (
         lambda: store.load("s-0"),
         lambda: store.load("nobody"),
         lambda: store.find("s-0"),
-        lambda: store.attach("s-0", owner),
-        lambda: store.lease("s-0", owner, True),
+        lambda: store.attach("s-0", instance),
+        lambda: store.lease("s-0", instance, True),
         lambda: store.save("s-0", 1, "{}", Touch(NOW)),
-        lambda: store.give_back("s-0", owner, 2, '{"a":1}', Touch(NOW)),
-        lambda: store.release("s-0", owner),
-        lambda: store.rename("s-0", "other", owner),
-        lambda: store.promise(owner, 5.0),
+        lambda: store.give_back("s-0", instance, 2, '{"a":1}', Touch(NOW)),
+        lambda: store.release("s-0", instance),
+        lambda: store.rename("s-0", "other", instance),
+        lambda: store.set_write_interval(instance, 5.0),
         lambda: store.touch({session_id: Touch(NOW) for session_id in ids}),
         lambda: store.page(None, 100),
-        lambda: store.detach(ids, owner),
+        lambda: store.detach(ids, instance),
         lambda: store.count_expired(NOW + 61),
-        lambda: store.delete_unless_used(dict.fromkeys(ids[:50], NOW), owner, NOW),
+        lambda: store.delete_unless_used(dict.fromkeys(ids[:50], NOW), instance, NOW),
         lambda: store.delete_expired(NOW + 61, 100),
         lambda: store.delete(ids),
-        lambda: store.leave(owner),
+        lambda: store.leave(instance),
     ):
         assert trips(call) == 1, call
 

@@ -57,12 +57,12 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 
 
 @pytest.fixture
-def owner(store: RedisStore) -> str:
+def instance(store: RedisStore) -> str:
     return store.join(10.0, "first")
 
 
-def found_in(store: RedisStore, session_id: str, owner: str | None = None) -> Found:
-    found = store.load(session_id, owner)
+def found_in(store: RedisStore, session_id: str, instance: str | None = None) -> Found:
+    found = store.load(session_id, instance)
     assert found is not None
     return found
 
@@ -94,13 +94,13 @@ def test_arguments_of_a_wrong_type(arguments: tuple[Any, ...], problem: str) -> 
         (("redis://localhost:port",), "no number for a port"),
         (("redis://localhost:99999",), "no number for a port"),
         (("redis://localhost/0?socket_timeout=soon",), "Invalid value for .socket_timeout"),
-        (("redis://localhost/0?colour=red",), "colour"),
+        (("redis://localhost/0?color=red",), "color"),
         (("redis://localhost/0?protocol=9",), "protocol"),
         (("redis+sentinel://localhost",), "a Sentinel URL names hosts and a service"),
         (("redis+sentinel:///service",), "a Sentinel URL names hosts and a service"),
         (("redis+sentinel://localhost/service/zero",), "a Sentinel URL names hosts and a service"),
         (("redis+sentinel://localhost:port/service",), "no number for a port"),
-        (("redis+sentinel://localhost/service?colour=red",), "has no setting 'colour'; pass a client"),
+        (("redis+sentinel://localhost/service?color=red",), "has no setting 'color'; pass a client"),
         (("redis://localhost", ""), "prefix '' is not allowed; use 1 to 64 printable characters"),
         (("redis://localhost", "p" * 65), "prefix 'ppp.* is not allowed"),
         (("redis://localhost", "a{b}"), "no braces"),
@@ -122,7 +122,7 @@ def test_arguments_that_are_wrong(arguments: tuple[Any, ...], problem: str) -> N
         "redis://user:s3cret@localhost:port/0",
         "redis://user:s3cret\u2100@localhost/0",
         "redis://user:s3cret@[localhost/0",
-        "redis://user:s3cret@localhost/0?colour=red",
+        "redis://user:s3cret@localhost/0?color=red",
         "redis+sentinel://user:pa/s3cret@localhost/service",
         "redis+sentinel://user:pa#s3cret@localhost/service",
         "redis+sentinel://user:pa:s3cret@localhost:port/service",
@@ -222,9 +222,9 @@ def test_a_client_of_redis_py(server: RedisServer) -> None:
     with redis.Redis(port=server.port, db=3, protocol=2) as client:
         with opened(client, "one") as store:
             assert repr(store) == f"RedisStore('localhost:{server.port}/3', prefix='one')"
-            owner = store.join(1.0, "first")
-            store.create(record(), owner)
-            store.leave(owner)
+            instance = store.join(1.0, "first")
+            store.create(record(), instance)
+            store.leave(instance)
         assert client.exists("{one}:s:s-1")
 
 
@@ -235,7 +235,7 @@ def test_a_replica_is_no_place_to_write_to(server: RedisServer) -> None:
             store.join(1.0, "first")
 
 
-def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, owner: str) -> None:
+def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, instance: str) -> None:
     """Something else under the same prefix is told, and so is a record that is damaged; nothing is changed."""
     base = store._partitions.bases[0]
     with server.client() as client:
@@ -243,7 +243,7 @@ def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, ow
         with pytest.raises(StoreError, match="Something else has keys with the store's prefix"):
             store.load("s-1")
         client.delete(f"{base}:s:s-1")
-        store.create(record(), owner)
+        store.create(record(), instance)
         for damage in ({"m": "||x|1|0|1||1|"}, {"d": b"\xff"}):
             client.hset(f"{base}:s:s-2", mapping={**client.hgetall(f"{base}:s:s-1"), **damage})
             with pytest.raises(StoreError, match="the record of session 's-2' is damaged"):
@@ -261,13 +261,13 @@ def test_the_defaults() -> None:
 
 
 def test_a_store_of_another_layout(server: RedisServer) -> None:
-    """A store that a later version keeps is left alone, by owners and by whoever only looks."""
+    """A store that a later version keeps is left alone, by instances and by whoever only looks."""
     with opened(server.url, "later") as store, server.client() as client:
-        client.set("{later}:layout", "2")
-        with pytest.raises(StoreError, match="has layout '2', and this sessionkit knows '1'; use the sessionkit that"):
+        client.set("{later}:layout", "3")
+        with pytest.raises(StoreError, match="has layout '3', and this sessionkit knows '2'; use the sessionkit that"):
             store.join(1.0, "first")
-        for look in (lambda: store.page(None, 1), lambda: store.delete_expired(NOW, 1), store.skew):
-            with pytest.raises(StoreError, match="has layout '2'"):
+        for look in (lambda: store.page(None, 1), lambda: store.delete_expired(NOW, 1), store.clock_offset):
+            with pytest.raises(StoreError, match="has layout '3'"):
                 look()
         assert client.keys("{later}*") == [b"{later}:layout"]
 
@@ -276,10 +276,10 @@ def test_prefixes_keep_stores_apart(server: RedisServer) -> None:
     """What has another prefix is another store, also where one begins like the other."""
     with opened(server.url, "a") as one, opened(server.url, "a:b") as other:
         one.create(record(name="a"), one.join(1.0, "first"))
-        owner = other.join(1.0, "first")
+        instance = other.join(1.0, "first")
         assert (other.load("s-1"), other.find("a"), other.page(None, 10)) == (None, None, [])
         assert other.delete_expired(NOW + 1e6, 10) == []
-        other.create(record(name="a"), owner)
+        other.create(record(name="a"), instance)
         assert one.delete(["s-1"]) == {"s-1"}
         assert other.find("a") == "s-1"
 
@@ -347,11 +347,11 @@ def test_of_many_that_want_a_name_one_gets_it(store: RedisStore, cluster: redis.
     """With different ids, from several threads at once, on one server and on a cluster; the name finds that one."""
     with opened(cluster) as spread:
         for each in (store, spread):
-            owner = each.join(10.0, "first")
+            instance = each.join(10.0, "first")
 
-            def create(session_id: str, each: RedisStore = each, owner: str = owner) -> str:
+            def create(session_id: str, each: RedisStore = each, instance: str = instance) -> str:
                 try:
-                    each.create(record(session_id, name="a"), owner)
+                    each.create(record(session_id, name="a"), instance)
                 except SessionExistsError as error:
                     return error.session_id or "nobody"
                 return ""
@@ -365,16 +365,16 @@ def test_of_many_that_want_a_name_one_gets_it(store: RedisStore, cluster: redis.
 def test_pages_over_all_partitions(cluster: redis.RedisCluster) -> None:
     """In the order of ids, each once, whatever the size of the pages and wherever the records lie."""
     with opened(cluster) as store:
-        owner = store.join(10.0, "first")
+        instance = store.join(10.0, "first")
         ids = sorted(f"s-{number}" for number in range(60))
         for session_id in ids:
-            store.create(record(session_id), owner)
+            store.create(record(session_id), instance)
         for size in (1, 7, 59, 60, 100):
             seen: list[str] = []
             while page := store.page(seen[-1] if seen else None, size):
                 seen += [each.id for each in page]
             assert seen == ids
-        store.detach(ids, owner)
+        store.detach(ids, instance)
         assert store.count_expired(NOW + 61) == 60
         told = []
         while some := store.delete_expired(NOW + 61, 7):
@@ -384,13 +384,13 @@ def test_pages_over_all_partitions(cluster: redis.RedisCluster) -> None:
         assert store.touch(dict.fromkeys(ids, Touch(NOW))) == set(ids)
 
 
-def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, owner: str) -> None:
+def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, instance: str) -> None:
     """However many there are before those that nobody has, which are found all the same, once each."""
     held, free = ([f"{kind}-{number:03}" for number in range(600)] for kind in ("held", "free"))
     for number, (session_id, other_id) in enumerate(zip(held, free, strict=True)):
-        store.create(record(session_id, last_active=NOW + number), owner)
-        store.create(record(other_id, last_active=NOW + number + 0.5), owner)
-    store.detach(free, owner)
+        store.create(record(session_id, last_active=NOW + number), instance)
+        store.create(record(other_id, last_active=NOW + number + 0.5), instance)
+    store.detach(free, instance)
     assert store.count_expired(NOW + 1e6) == 600
     told: list[str] = []
     while some := store.delete_expired(NOW + 1e6, 70):
@@ -400,19 +400,19 @@ def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, ow
     assert store.delete(held) == set(held)
 
 
-def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: RedisStore, owner: str) -> None:
+def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: RedisStore, instance: str) -> None:
     """A key that the server dropped leaves nothing behind that is in the way, or that anybody is told of."""
     base = store._partitions.bases[0]
     for session_id in ("s-1", "s-2"):
-        store.create(record(session_id, name=session_id), owner)
-    store.detach(["s-1", "s-2"], owner)
+        store.create(record(session_id, name=session_id), instance)
+    store.detach(["s-1", "s-2"], instance)
     with server.client() as client:
         client.delete(f"{base}:s:s-1")
         assert store.find("s-1") is None
         assert [each.id for each in store.page(None, 1)] == ["s-2"]
         assert store.delete_expired(NOW + 61, 10) == [record("s-2", name="s-2")]
         assert client.zcard(f"{base}:due") == client.zcard(f"{base}:ids") == 0
-    store.create(record("s-3", name="s-1"), owner)
+    store.create(record("s-3", name="s-1"), instance)
     assert store.find("s-1") == "s-3"
 
 
@@ -489,12 +489,12 @@ def test_a_renaming_that_is_interrupted_is_undone(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At whichever step: who asks by the old id has the session, its name and its lease; the new id is absent."""
-    owner, second = spread.join(10.0, "first"), other.join(5.0, "second")
+    instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
 
     def begin() -> None:
         other.delete(["s-1", "s-2"])
-        spread.create(record(name="a"), owner)
-        spread.lease("s-1", owner, True)
+        spread.create(record(name="a"), instance)
+        spread.lease("s-1", instance, True)
 
     def check() -> None:
         assert found_in(spread, "s-1").record._replace(version=1) == record(name="a")
@@ -503,10 +503,10 @@ def test_a_renaming_that_is_interrupted_is_undone(
         assert [each.id for each in other.page(None, 10)] == ["s-1"]
         with pytest.raises(SessionBusyError):
             other.lease("s-1", second, True)
-        spread.release("s-1", owner)
+        spread.release("s-1", instance)
         assert other.lease("s-1", second, True) is not None
 
-    steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", owner), check)
+    steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check)
     assert steps == 4
     assert spread.load("s-1") is None
     assert found_in(other, "s-2") == Found(record("s-2", name="a"), inf, ("first",))
@@ -517,16 +517,16 @@ def test_an_undoing_that_is_interrupted_is_done_again(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A renaming that was done to the end, and not heard of, is undone at last, whatever becomes of the undoing."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
     interrupted = Interrupted(spread, monkeypatch)
 
     def begin() -> None:
         other.delete(["s-1", "s-2"])
         spread.load("s-1")
-        spread.create(record(name="a"), owner)
+        spread.create(record(name="a"), instance)
         interrupted.left, interrupted.is_done = 4, True
         with pytest.raises(StoreError):
-            spread.rename("s-1", "s-2", owner)
+            spread.rename("s-1", "s-2", instance)
         interrupted.left = None
         assert other.find("a") == "s-2"
 
@@ -544,17 +544,17 @@ def test_a_renaming_of_a_session_without_a_name_is_undone(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there is no name to take care of, the same holds."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
 
     def begin() -> None:
         other.delete(["s-1", "s-2"])
-        spread.create(record(), owner)
+        spread.create(record(), instance)
 
     def check() -> None:
         assert found_in(spread, "s-1").record._replace(version=1) == record()
         assert [each.id for each in other.page(None, 10)] == ["s-1"]
 
-    steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", owner), check)
+    steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check)
     assert steps == 3
     assert found_in(other, "s-2").record == record("s-2")
 
@@ -563,7 +563,7 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is saved while a session moves moves with it; and it is undone with that, if it is interrupted then."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
     interrupted = Interrupted(spread, monkeypatch)
     run, saved = spread._script.run, []
 
@@ -576,7 +576,7 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
         other.delete(["s-1", "s-2"])
         spread.load("s-1")
         saved.clear()
-        spread.create(record(name="a"), owner)
+        spread.create(record(name="a"), instance)
 
     def check() -> None:
         found = found_in(spread, "s-1").record
@@ -585,7 +585,7 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
         assert other.find("a") == "s-1"
 
     monkeypatch.setattr(spread._script, "run", run_beside_a_save)
-    assert interrupted.at_each_step(begin, lambda: spread.rename("s-1", "s-2", owner), check) == 9
+    assert interrupted.at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check) == 9
     assert other.load("s-1") is None
     assert found_in(other, "s-2").record.data == '{"by":"other"}'
 
@@ -594,7 +594,7 @@ def test_a_renaming_and_somebody_who_deletes_meanwhile(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session that is deleted while it moves is gone, by both ids."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
     run = spread._script.run
 
     def run_beside_a_deletion(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
@@ -602,9 +602,9 @@ def test_a_renaming_and_somebody_who_deletes_meanwhile(
             assert other.delete(["s-1"]) == {"s-1"}
         return run(keys, operation, *arguments, **options)
 
-    spread.create(record(name="a"), owner)
+    spread.create(record(name="a"), instance)
     monkeypatch.setattr(spread._script, "run", run_beside_a_deletion)
-    assert not spread.rename("s-1", "s-2", owner)
+    assert not spread.rename("s-1", "s-2", instance)
     assert other.page(None, 10) == []
     assert other.find("a") is None
 
@@ -613,20 +613,20 @@ def test_a_creation_that_is_interrupted_is_undone(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At whichever step: the same can be created again, by the same id or name, and the name finds it."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
 
     def begin() -> None:
         other.delete(["s-1", "s-2"])
 
     def check(session_id: str) -> None:
-        spread.create(record(session_id, name="a"), owner)
+        spread.create(record(session_id, name="a"), instance)
         assert other.find("a") == session_id
         assert [each.id for each in other.page(None, 10)] == [session_id]
 
     for session_id in ("s-1", "s-2"):
         steps = Interrupted(spread, monkeypatch).at_each_step(
             begin,
-            lambda: spread.create(record(name="a"), owner),
+            lambda: spread.create(record(name="a"), instance),
             lambda session_id=session_id: check(session_id),
         )
         assert steps == 3
@@ -635,22 +635,22 @@ def test_a_creation_that_is_interrupted_is_undone(
 
 def test_a_deletion_that_is_interrupted(spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """At whichever step, the session is gone with the next try at last, and its name is free."""
-    owner = spread.join(10.0, "first")
+    instance = spread.join(10.0, "first")
     for delete in (
         lambda: spread.delete(["s-1"]),
-        lambda: spread.delete_unless_used({"s-1": NOW}, owner, NOW),
-        lambda: spread.detach(["s-1"], owner) or spread.delete_expired(NOW + 61, 10),
+        lambda: spread.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: spread.detach(["s-1"], instance) or spread.delete_expired(NOW + 61, 10),
     ):
 
         def begin() -> None:
             other.delete(["s-1", "s-2"])
             spread.delete_expired(NOW + 61, 10)
-            spread.create(record(name="a"), owner)
+            spread.create(record(name="a"), instance)
 
         def check(delete: Callable[[], object] = delete) -> None:
             delete()
             assert other.find("a") is None
-            spread.create(record("s-2", name="a"), owner)
+            spread.create(record("s-2", name="a"), instance)
             assert other.find("a") == "s-2"
 
         Interrupted(spread, monkeypatch).at_each_step(begin, delete, check)
@@ -662,7 +662,7 @@ def test_a_name_whose_creation_takes_too_long(
     spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name is kept for half a minute for who creates a session; who takes longer has created nothing."""
-    owner, second = spread.join(10.0, "first"), other.join(5.0, "second")
+    instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
     run = spread._script.run
 
     def run_slowly(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
@@ -675,7 +675,7 @@ def test_a_name_whose_creation_takes_too_long(
     monkeypatch.setattr(spread._script, "run", run_slowly)
     monkeypatch.setattr(other._crossing, "_name_of", lambda _: None)
     with pytest.raises(StoreError, match="took longer than 30 seconds, and its name 'a' went to another one"):
-        spread.create(record(name="a"), owner)
+        spread.create(record(name="a"), instance)
     monkeypatch.undo()
     assert spread.load("s-1") is None
     assert other.find("a") == "s-2"
@@ -683,20 +683,20 @@ def test_a_name_whose_creation_takes_too_long(
 
 def test_a_name_that_is_being_taken_is_not_free(spread: RedisStore, other: RedisStore) -> None:
     """While one session is created, another one cannot have its name, nor is the first found by it."""
-    owner, second = spread.join(10.0, "first"), other.join(5.0, "second")
+    instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
     with spread._crossing.named(record(name="a")):
         assert other.find("a") is None
         with pytest.raises(SessionExistsError) as caught:
             other.create(record("s-2", name="a"), second)
         assert caught.value.session_id == "s-1"
-        spread._ask(spread._partitions.of("s-1"), "undo_create", "s-1", owner, "nothing")
+        spread._ask(spread._partitions.of("s-1"), "undo_create", "s-1", instance, "nothing")
     assert other.find("a") is None
 
 
 def test_a_name_that_was_lost_is_that_of_its_session(spread: RedisStore, other: RedisStore) -> None:
     """Whoever wants to create the same session again restores the name by that, after a while; nobody else gets it."""
-    owner, second = spread.join(10.0, "first"), other.join(5.0, "second")
-    spread.create(record(name="a"), owner)
+    instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
+    spread.create(record(name="a"), instance)
     names = f"{spread._partitions.of('a')}:names"
     spread._server.client.hdel(names, "a")
     assert spread.find("a") is None
@@ -732,11 +732,11 @@ def test_each_way_of_reading_ends_in_time(store: RedisStore) -> None:
 
 def test_the_clock_of_the_server_is_the_one_that_counts(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is wrong knows by how much once it has joined, and clocks that agree are not corrected."""
-    assert store.skew() == 0.0
+    assert store.clock_offset() == 0.0
     store.join(1.0, "first")
-    assert store.skew() == 0.0
+    assert store.clock_offset() == 0.0
     for seconds in (100.0, -100.0):
         monkeypatch.setattr(store._time, "host_clock", lambda seconds=seconds: time.time() + seconds)
-        assert store.skew() == pytest.approx(-seconds, abs=1.0)
+        assert store.clock_offset() == pytest.approx(-seconds, abs=1.0)
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    assert store.skew() == 0.0
+    assert store.clock_offset() == 0.0

@@ -97,7 +97,7 @@ def test_no_acknowledged_save_is_lost_when_the_process_is_killed(tmp_path: Path)
             assert len((made - ended) - there) <= turn + 1, (seed, turn)
             assert not ended & there, (seed, turn)
     assert made
-    assert not list(tmp_path.glob("*-owner-*"))
+    assert not list(tmp_path.glob("*-instance-*"))
 
 
 def test_a_store_that_was_killed_while_it_was_made_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def contents(path: Path) -> dict[str, bytes]:
 # ---- The file
 
 
-def test_a_new_file_is_for_its_owner_alone(store: SQLiteStore, path: Path) -> None:
-    """Whatever the umask: the database, what SQLite keeps beside it, and the owners' files."""
+def test_a_new_file_is_for_its_instance_alone(store: SQLiteStore, path: Path) -> None:
+    """Whatever the umask: the database, what SQLite keeps beside it, and the instances' files."""
     before = os.umask(0)
     try:
         fresh = SQLiteStore(path.with_name("fresh.db"))
@@ -178,12 +178,12 @@ def test_many_that_make_the_same_file_at_once(path: Path) -> None:
     assert list(contents(path)) == [path.name]
 
 
-def test_a_store_without_owners_has_no_file_open(path: Path) -> None:
+def test_a_store_without_instances_has_no_file_open(path: Path) -> None:
     """Whoever makes one for a coordinator need not close it; it opens again when it is used."""
     store = SQLiteStore(path)
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
-    store.leave(owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
+    store.leave(instance)
     assert store._database._idle == []
     assert list(contents(path)) == [path.name]
     assert store.load("s-1") is not None
@@ -195,8 +195,8 @@ def test_a_store_without_owners_has_no_file_open(path: Path) -> None:
 
 def test_a_lock_that_is_held_for_too_long(store: SQLiteStore, path: Path) -> None:
     """After the timeout, StoreError says what to do; reads go on, and once it is free, so do writes."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match=r"database is locked.*longer timeout") as caught:
@@ -208,8 +208,8 @@ def test_a_lock_that_is_held_for_too_long(store: SQLiteStore, path: Path) -> Non
 
 def test_a_file_deleted_or_moved_away_is_noticed(store: SQLiteStore, path: Path) -> None:
     """Nothing is written to a file that nobody will find again; brought back, it goes on."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     away = path.with_name("away.db")
     path.rename(away)
     for call in (lambda: store.load("s-1"), lambda: store.delete(["s-1"])):
@@ -222,8 +222,8 @@ def test_a_file_deleted_or_moved_away_is_noticed(store: SQLiteStore, path: Path)
 
 def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> None:
     """By whatever: nothing is read from it or written to it."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     backup = path.with_name("backup.db")
     shutil.copy(path, backup)
     backup.replace(path)
@@ -251,9 +251,9 @@ def test_a_file_replaced_while_it_is_opened_is_noticed(store: SQLiteStore, path:
 def test_a_corrupt_file_is_left_as_it_is(path: Path) -> None:
     """Damaged while nobody looked: StoreError when the damage is met, and never a new file."""
     store = SQLiteStore(path)
-    owner = store.join(1.0, "other")
+    instance = store.join(1.0, "other")
     for number in range(200):
-        store.create(record(f"s-{number}", data='"' + "x" * 500 + '"'), owner)
+        store.create(record(f"s-{number}", data='"' + "x" * 500 + '"'), instance)
     store.close()
     with path.open("r+b") as file:
         file.seek(4096)
@@ -268,8 +268,8 @@ def test_a_corrupt_file_is_left_as_it_is(path: Path) -> None:
 
 def test_a_read_only_file(store: SQLiteStore, path: Path) -> None:
     """Reads go on; a write is a StoreError that says what to check."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     for connection in store._database._idle:
         connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError, match=r"readonly database.*may write"):
@@ -279,8 +279,8 @@ def test_a_read_only_file(store: SQLiteStore, path: Path) -> None:
 
 def test_a_full_disk(store: SQLiteStore, path: Path) -> None:
     """Nothing of the failed write is there; reads go on, and once there is room, so do writes."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     for connection in store._database._idle:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -301,11 +301,11 @@ from sessionkit.testing.store_contract import record
 from sessionkit.stores import SQLiteStore
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = SQLiteStore({str(path)!r})
-owner = store.join(1.0, "other")
+instance = store.join(1.0, "other")
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 for number in range(1000):
     try:
-        store.create(record(f"s-{{number:04}}", data='"' + "x" * 1000 + '"'), owner)
+        store.create(record(f"s-{{number:04}}", data='"' + "x" * 1000 + '"'), instance)
     except StoreError as error:
         print(number, len(store.page(None, 1000)), type(error.__cause__).__name__)
         break
@@ -321,8 +321,8 @@ for number in range(1000):
 
 def test_a_database_error_closes_its_connection(store: SQLiteStore) -> None:
     """What it has noted of the file may be wrong; whatever else is raised within leaves it open, and nothing done."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     database = store._database
 
     def fail(connection: sqlite3.Connection) -> None:
@@ -363,41 +363,41 @@ def test_the_database_knows_of_no_session(tmp_path: Path) -> None:
     database.close()
 
 
-# ---- Owners and processes
+# ---- Instances and processes
 
 
-def test_an_owner_lives_as_long_as_its_process(store: SQLiteStore, path: Path) -> None:
+def test_an_instance_lives_as_long_as_its_process(store: SQLiteStore, path: Path) -> None:
     """Its attachments and leases end with it, however it ends; its file goes when somebody notices."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
 
     def child() -> str:
         mine = SQLiteStore(path)
         name = mine.join(7.0, "mine")
         assert mine.lease("s-1", name, True) is not None
         with pytest.raises(SessionBusyError):
-            store.lease("s-1", owner, True)
+            store.lease("s-1", instance, True)
         return name
 
     dead = in_child(child)
-    assert path.with_name(f"{path.name}-owner-{dead}").exists()
-    found = store.lease("s-1", owner, True)
+    assert path.with_name(f"{path.name}-instance-{dead}").exists()
+    found = store.lease("s-1", instance, True)
     assert found is not None
     assert found.lag == 0.0
     store.join(1.0, "other")
-    assert not path.with_name(f"{path.name}-owner-{dead}").exists()
+    assert not path.with_name(f"{path.name}-instance-{dead}").exists()
 
 
-def test_a_forked_child_does_not_keep_its_parents_owners_alive(path: Path) -> None:
+def test_a_forked_child_does_not_keep_its_parents_instances_alive(path: Path) -> None:
     """When the parent has died, they are dead, though the child lives on; and the child's copy of the store works."""
     reader, writer = os.pipe()
     parents_life = os.pipe()
     parent = os.fork()
     if parent == 0:
         store = SQLiteStore(path)
-        owner = store.join(1.0, "other")
-        store.create(record(), owner)
-        store.lease("s-1", owner, True)
+        instance = store.join(1.0, "other")
+        store.create(record(), instance)
+        store.lease("s-1", instance, True)
         if os.fork() == 0:
             os.close(parents_life[1])
             os.read(parents_life[0], 1)
@@ -411,22 +411,22 @@ def test_a_forked_child_does_not_keep_its_parents_owners_alive(path: Path) -> No
     os.close(reader)
 
 
-def test_an_owner_whose_file_was_deleted_is_noted_again(store: SQLiteStore, path: Path) -> None:
+def test_an_instance_whose_file_was_deleted_is_noted_again(store: SQLiteStore, path: Path) -> None:
     """Somebody cleaned up a directory: others may take it for dead, and it goes on all the same."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
-    path.with_name(f"{path.name}-owner-{owner}").unlink()
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
+    path.with_name(f"{path.name}-instance-{instance}").unlink()
     other = SQLiteStore(path)
     second = other.join(1.0, "other")
     assert other.lease("s-1", second, True) is not None
     other.release("s-1", second)
-    assert store.lease("s-1", owner, True) is not None
-    assert store.attach("s-1", owner) is not None
+    assert store.lease("s-1", instance, True) is not None
+    assert store.attach("s-1", instance) is not None
     other.close()
-    store.leave(owner)
+    store.leave(instance)
 
 
-def test_an_owner_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, path: Path) -> None:
+def test_an_instance_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, path: Path) -> None:
     """A failed join leaves nothing behind."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -435,15 +435,15 @@ def test_an_owner_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, path: 
     with patch.object(store._lifelines, "tie", side_effect=OSError(24, "Too many open files")):
         with pytest.raises(StoreError, match="Too many open files"):
             store.join(1.0, "other")
-    assert not list(path.parent.glob("*-owner-*"))
+    assert not list(path.parent.glob("*-instance-*"))
 
 
 def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
-    """Collected without close(): its owners are dead to others."""
+    """Collected without close(): its instances are dead to others."""
     dropped = SQLiteStore(path)
-    owner = dropped.join(1.0, "other")
-    dropped.create(record(), owner)
-    dropped.lease("s-1", owner, True)
+    instance = dropped.join(1.0, "other")
+    dropped.create(record(), instance)
+    dropped.lease("s-1", instance, True)
     dropped._database.rest()
     del dropped
     store = SQLiteStore(path)
@@ -481,14 +481,14 @@ def test_stores_are_imported_when_they_are_used() -> None:
         sessionkit.stores.NoStore  # noqa: B018  the look is the test
 
 
-def test_the_files_of_owners_nobody_knew_are_cleared_away(store: SQLiteStore, path: Path) -> None:
+def test_the_files_of_instances_nobody_knew_are_cleared_away(store: SQLiteStore, path: Path) -> None:
     """Their process died before it was noted; those of the living stay."""
-    owner = store.join(1.0, "other")
-    stray = path.with_name(f"{path.name}-owner-stray")
+    instance = store.join(1.0, "other")
+    stray = path.with_name(f"{path.name}-instance-stray")
     stray.touch()
     store.join(1.0, "other")
     assert not stray.exists()
-    assert path.with_name(f"{path.name}-owner-{owner}").exists()
+    assert path.with_name(f"{path.name}-instance-{instance}").exists()
 
 
 def test_a_file_that_is_not_what_it_was(path: Path) -> None:
@@ -496,8 +496,8 @@ def test_a_file_that_is_not_what_it_was(path: Path) -> None:
     anything is written to it.
     """
     store = SQLiteStore(path)
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     original = path.with_name("original.db")
     path.rename(original)
     for content in (None, b"SQLite format 3\0 but corrupt" * 200):
@@ -522,17 +522,17 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
     def synchronous() -> int:
         return int(store._database.read(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0]))
 
-    owner = store.join(1.0, "other")
+    instance = store.join(1.0, "other")
     levels = [synchronous()]
     for call in (
-        lambda: store.create(record(), owner),
+        lambda: store.create(record(), instance),
         lambda: store.touch({"s-1": Touch(NOW)}),
         lambda: store.save("s-1", 1, "{}", Touch(NOW)),
-        lambda: store.lease("s-1", owner, True),
+        lambda: store.lease("s-1", instance, True),
         lambda: store.delete(["s-1"]),
-        lambda: store.release("s-1", owner),
-        lambda: store.delete_unless_used({"s-1": NOW}, owner, NOW),
-        lambda: store.detach(["s-1"], owner),
+        lambda: store.release("s-1", instance),
+        lambda: store.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: store.detach(["s-1"], instance),
         lambda: store.delete_expired(NOW, 1),
     ):
         call()
@@ -540,8 +540,8 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
     assert levels == [1, 2, 1, 2, 1, 2, 1, 2, 1, 2]
 
 
-def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(store: SQLiteStore) -> None:
-    """The owners that its parent has there are none of its own."""
+def test_a_forked_childs_copy_closes_its_files_when_its_own_last_instance_leaves(store: SQLiteStore) -> None:
+    """The instances that its parent has there are none of its own."""
     store.join(1.0, "other")
 
     def child() -> int:
@@ -553,8 +553,8 @@ def test_a_forked_childs_copy_closes_its_files_when_its_own_last_owner_leaves(st
 
 def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> None:
     """Ctrl-C right after the lock was taken: it is given back."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
 
     class Interrupted(sqlite3.Connection):
         sync = "NORMAL"
@@ -575,22 +575,22 @@ def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> 
     assert store.touch({"s-1": Touch(NOW)}) == set()
 
 
-def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -> None:
-    """Also not one that another thread was using then; with the next owner, connections are kept again."""
+def test_no_connection_stays_open_once_the_last_instance_has_left(tmp_path: Path) -> None:
+    """Also not one that another thread was using then; with the next instance, connections are kept again."""
     store = SQLiteStore(tmp_path / "sessions.db")
     idle = store._database._idle
-    owner = store.join(1.0, "other")
+    instance = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
 
     def leave_meanwhile(connection: sqlite3.Connection) -> None:
-        with in_thread(store.leave, owner) as future:
+        with in_thread(store.leave, instance) as future:
             assert future.exception(WAIT) is None
 
     store._database.read(leave_meanwhile)
     store.find("nobody")
     assert not idle
-    owner = store.join(1.0, "other")
+    instance = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
     rest = store._database.rest
@@ -600,25 +600,25 @@ def test_no_connection_stays_open_once_the_last_owner_has_left(tmp_path: Path) -
         rest()
 
     with patch.object(store._database, "rest", rest_late):
-        store.leave(owner)
+        store.leave(instance)
     store.find("nobody")
     assert len(idle) == 1
     store.close()
 
 
-def test_an_owner_that_has_left_promises_nothing(store: SQLiteStore) -> None:
+def test_an_instance_that_has_left_promises_nothing(store: SQLiteStore) -> None:
     """It is not noted again, and so no connection stays open for it."""
-    owner = store.join(1.0, "other")
-    store.leave(owner)
-    store.promise(owner, 5.0)
+    instance = store.join(1.0, "other")
+    store.leave(instance)
+    store.set_write_interval(instance, 5.0)
     store.find("nobody")
     assert store._database._idle == []
 
 
 def test_a_session_that_is_deleted_while_somebody_attaches_is_absent(store: SQLiteStore) -> None:
     """It was there at the first look, and is gone at the second."""
-    owner = store.join(1.0, "other")
-    store.create(record(), owner)
+    instance = store.join(1.0, "other")
+    store.create(record(), instance)
     load = store.load
 
     def load_and_delete(session_id: str) -> Any:
@@ -627,4 +627,4 @@ def test_a_session_that_is_deleted_while_somebody_attaches_is_absent(store: SQLi
         return found
 
     with patch.object(store, "load", load_and_delete):
-        assert store.attach("s-1", owner) is None
+        assert store.attach("s-1", instance) is None

@@ -34,13 +34,13 @@ class Recorder(Protocol):
         ...
 
 
-class Finaliser:
-    """Takes in every session that has ended and finalises it once.
+class Finalizer:
+    """Takes in every session that has ended and finalizes it once.
 
     `admit`, `release` and `claim` are decisions and are called under the coordinator's lock. `run` does the work, with
     the lock free: it runs the close callback, lets go of the resource, counts, and posts the event. Only a session that
-    was claimed is run, and claiming takes it out of the queue, so no session is finalised twice. A thread that was
-    interrupted between a claim and its `run` still has what it claimed, and finalises it in its next `run`. A session
+    was claimed is run, and claiming takes it out of the queue, so no session is finalized twice. A thread that was
+    interrupted between a claim and its `run` still has what it claimed, and finalizes it in its next `run`. A session
     that has nothing to close leaves within the decision.
     """
 
@@ -56,17 +56,17 @@ class Finaliser:
         self.on_moved_out: Callable[[str], object]
         """Called under the lock for each session that seemed to have ended, and only leaves this process. To be set
         where there is a store."""
-        # Where there is a store: who is being finalised, and by which thread.
+        # Where there is a store: who is being finalized, and by which thread.
         self._at_work: dict[str, int] = {}
         self.leaving: dict[str, Session] = {}
-        """All that have ended and are not finalised yet, by id."""
+        """All that have ended and are not finalized yet, by id."""
         # Of these, those that somebody has checked out, and those that can be claimed.
         self._detained: dict[str, Session] = {}
         self._ready: OrderedDict[str, Session] = OrderedDict()
         # What each thread has claimed, by the thread's ident. Nobody touches another one's.
         self._claims: dict[int, deque[Session]] = {}
         self.abandoned = False
-        """Whether this is a forked child's copy, and finalises nothing any more."""
+        """Whether this is a forked child's copy, and finalizes nothing any more."""
         self.removed = dict.fromkeys(RemovalCause, 0)
         self.failures = 0
         self.interruptions = 0
@@ -121,11 +121,11 @@ class Finaliser:
         return number
 
     def is_mine(self, session_id: str) -> bool:
-        """Whether this very thread is finalising the session, and so cannot wait for that."""
+        """Whether this very thread is finalizing the session, and so cannot wait for that."""
         return self._at_work.get(session_id) == get_ident()
 
     def run(self) -> int:
-        """Finalise what this thread has claimed, in order, with the lock free, and return how many have ended by that.
+        """Finalize what this thread has claimed, in order, with the lock free, and return how many have ended by that.
 
         A close callback that raises is logged and counted, and the rest goes on. Where one is interrupted, the
         interruption goes to the caller, and those after it are ready again for whoever claims next.
@@ -133,15 +133,15 @@ class Finaliser:
         mine = self._claims.get(get_ident())
         if mine is None:
             return 0
-        finalised = 0
+        finalized = 0
         try:
             # A callback may claim others, and run those.
             del self._claims[get_ident()]
             if self._recorder is not None:
                 self._part_with_records(mine, self._recorder)
             while mine and not self.abandoned:
-                finalised += mine[0]._ending is None or mine[0]._ending[0] is not _PASSIVATED
-                self._finalise_first(mine)
+                finalized += mine[0]._ending is None or mine[0]._ending[0] is not _PASSIVATED
+                self._finalize_first(mine)
         finally:
             if mine and not self.abandoned:
                 with self._lock:
@@ -149,10 +149,10 @@ class Finaliser:
                     for session in mine:
                         self._at_work.pop(session._id, None)
                     mine.clear()
-        return finalised
+        return finalized
 
     def abandon(self) -> None:
-        """Finalise nothing any more: this is a forked child's copy, and the sessions are its parent's."""
+        """Finalize nothing any more: this is a forked child's copy, and the sessions are its parent's."""
         self.abandoned = True
 
     def _part_with_records(self, mine: deque[Session], recorder: Recorder) -> None:
@@ -163,7 +163,7 @@ class Finaliser:
                 session._ending = (_PASSIVATED, _ending_of(session)[1], None)
                 self.on_moved_out(session._id)
 
-    def _finalise_first(self, mine: deque[Session]) -> None:
+    def _finalize_first(self, mine: deque[Session]) -> None:
         session: Session | None = None
         failed = interrupted = False
         try:
