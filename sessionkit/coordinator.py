@@ -139,8 +139,6 @@ class SessionCoordinator(Engine[R]):
                 if taken_in and self._bus.channels:
                     self._bus.post(EventKind.CREATED, session_id, now)
             if taken_in:
-                if self._bus.posted:
-                    self._bus.deliver()
                 return session
         Creation(self, session).run(reading)
         return session
@@ -178,7 +176,7 @@ class SessionCoordinator(Engine[R]):
         if self._records is not None and not claimed:
             # Somebody has it checked out: should this process die before it is given back, it must not come back.
             self._records.part_with([session])
-        if claimed or self._bus.posted:
+        if claimed:
             self._sweep.finish()
 
     def close(self) -> None:
@@ -321,7 +319,6 @@ class SessionCoordinator(Engine[R]):
             self._archive.rotate(session, new_id, rename)
         else:
             rename()
-        self._bus.deliver()
 
     def _rename(self, session: ManagedSession[R], new_id: str, reading: float) -> None:
         with self._lock:
@@ -344,7 +341,6 @@ class SessionCoordinator(Engine[R]):
                 now = self._clock.advance(reading)
                 session = self._roster.find_named(name_or_id, now)
                 self._make_active(session, now)
-        self._bus.deliver()
         return session
 
     def _make_active(self, session: ManagedSession[R], now: float) -> None:

@@ -74,7 +74,7 @@ class Engine(Generic[R]):
         self._at_hand = self._roster.at_hand
         if clock_without_lock(self._clock.read) is None:
             self._roster.keep_order(-inf)
-        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finalizer, self._bus)
+        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finalizer)
         self._archive = None if self._records is None else Archive(self, self._records)
         self._interval = self.config.cleanup_interval
         if self._archive is not None:
@@ -216,5 +216,3 @@ class Engine(Generic[R]):
                 session._state = state
             if self._bus.channels and not self._roster.is_opening(session._id):
                 self._bus.post(_EVENT_OF[activity], session.id, now)
-        if self._bus.posted:
-            self._bus.deliver()

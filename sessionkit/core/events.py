@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import enum
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Self
 from weakref import ref
@@ -56,11 +54,9 @@ class EventChannel:
     def __init__(self, capacity: int) -> None:
         self.capacity = checked_count("capacity", capacity)
         """How many unread events it keeps."""
-        self._events: deque[SessionEvent] = deque()
-        # A token for each event, and one for the end. Unlike a condition, a SimpleQueue may be put to by a signal
-        # handler that interrupts a reader just before it waits.
-        self._tokens: SimpleQueue[None] = SimpleQueue()
-        self._lock = threading.RLock()
+        # Ends with None once the channel is closed. A SimpleQueue blocks no writer, and each of its calls is one step
+        # that no finalizer or signal handler of the same thread can split.
+        self._events: SimpleQueue[SessionEvent | None] = SimpleQueue()
         self._closed = False
         self._dropped = 0
 
@@ -80,23 +76,23 @@ class EventChannel:
         None if there was none in that time, or if the channel is closed and read out.
         """
         seconds = checked_wait("timeout", timeout)
+        if self._closed:
+            # Nothing more will come.
+            seconds = 0.0
         try:
-            self._tokens.get(timeout=None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+            event = self._events.get(timeout=None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
         except Empty:
             return None
-        with self._lock:
-            if self._events:
-                return self._events.popleft()
-        # The token of the end, which is for everybody.
-        self._tokens.put(None)
-        return None
+        if event is None:
+            # Other readers wait for the end too.
+            self._events.put(None)
+        return event
 
     def close(self) -> None:
         """Take no more events and end all waiting. Closing again does nothing."""
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._tokens.put(None)
+        if not self._closed:
+            self._closed = True
+            self._events.put(None)
 
     def __iter__(self) -> Self:
         return self
@@ -114,55 +110,42 @@ class EventChannel:
         self.close()
 
     def put(self, event: SessionEvent) -> bool:
-        """Add an event, and say whether none had to be dropped for it. For the coordinator."""
-        with self._lock:
-            if self._closed:
-                return True
-            fits = len(self._events) < self.capacity
-            if not fits:
-                # Its token serves the new event.
-                self._events.popleft()
-                self._dropped += 1
-            self._events.append(event)
-            if fits:
-                self._tokens.put(None)
-            return fits
+        """Add an event, and return whether none was dropped for it. For the coordinator, which puts one at a time."""
+        if self._closed:
+            return True
+        fits = True
+        if self._events.qsize() >= self.capacity:
+            # If a reader takes the oldest event at this moment, the next one is dropped in its place, if there is one.
+            with suppress(Empty):
+                fits = self._events.get_nowait() is None
+                self._dropped += not fits
+        self._events.put(event)
+        if self._closed:
+            # A reader closed the channel just now: the end may have been taken out, or stand before the event.
+            self._events.put(None)
+        return fits
 
     def abandon(self) -> None:
-        """Close the copy that a forked child has; the parent's threads, and their lock, are not here any more."""
-        self._lock = threading.RLock()
-        self._tokens = SimpleQueue()
-        for _ in self._events:
-            self._tokens.put(None)
-        self._closed = False
-        self.close()
-
-
-TURN = 100
-"""How many events one thread delivers for all before another one may take over."""
-
-Channels = tuple[ref[EventChannel], ...]
+        """Close the copy that a forked child has: the threads that read the parent's channel are not here."""
+        inherited, self._events = self._events, SimpleQueue()
+        for _ in range(inherited.qsize()):
+            self._events.put(inherited.get_nowait())
+        self._closed = True
+        self._events.put(None)
 
 
 class EventBus:
-    """Takes events in the order in which they were decided, and brings them to every channel in that order.
+    """Brings the events of one coordinator to every channel, in the order in which they were decided.
 
-    `post` only notes an event for the channels there are then, so that it may be called under the coordinator's lock;
-    `deliver` fills the channels and is called without it. One thread delivers at a time, for all that have posted; the
-    others do not wait for it. So nobody who holds a channel's lock, or is interrupted by a finalizer while it does, can
-    be in another one's way.
+    `post` is called under the coordinator's lock, which gives the order. It waits for no reader and takes no lock of
+    its own, so that a reader which is interrupted at any point, or a lost thread in a forked child, stops nobody.
+    The other methods may be called from anywhere.
     """
 
     def __init__(self) -> None:
-        self.posted: deque[tuple[SessionEvent | None, Channels]] = deque()
-        """What waits for delivery."""
-        # Replaced as a whole, so that it can be read without a lock.
-        self.channels: Channels = ()
-        """Who listens."""
-        self._changing = threading.RLock()
-        self._delivering = threading.RLock()
-        # threading.Condition asks the lock the same way.
-        self._is_delivering: Callable[[], bool] = self._delivering._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
+        self.channels: list[ref[EventChannel]] = []
+        """The channels that get events, and some that are gone; empty if there are none. Read without a lock."""
+        # Each use of the list is one call of a method of its own, and so one step, whatever comes in between.
         self._closed = False
         self._dropped = 0
 
@@ -172,15 +155,17 @@ class EventBus:
         return self._dropped
 
     def subscribe(self, capacity: int) -> EventChannel:
-        """A new channel; it gets what is posted from now on. It is not kept alive for that."""
+        """A new channel; it gets what is posted from now on. It is not kept alive for that.
+
+        Raises `CoordinatorClosedError` after `close`.
+        """
         channel = EventChannel(capacity)
-        reference = ref(channel)
-        with self._changing:
-            self.channels = (*filter(_takes_more, self.channels), reference)
-            # After the fact, because a signal handler may have closed the bus in between.
-            if self._closed:
-                self.channels = ()
-                raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
+        self._open_channels()
+        self.channels.append(ref(channel))
+        # Asked last, so that a `close` in between leaves no open channel behind.
+        if self._closed:
+            self.channels.clear()
+            raise CoordinatorClosedError("this coordinator is closed and has no more events; make a new one")
         return channel
 
     def post(
@@ -191,59 +176,33 @@ class EventBus:
         cause: RemovalCause | None = None,
         former_id: str | None = None,
     ) -> None:
-        """Note an event for delivery."""
+        """Put an event into every channel."""
         if self.channels:
-            self.posted.append((SessionEvent(kind, session_id, at, cause, former_id), self.channels))
-
-    def deliver(self) -> None:
-        """Bring what was posted to the channels, unless another thread is at it: that one brings it too."""
-        if self._is_delivering():
-            # This is a finalizer or a signal handler, which interrupts this very thread.
-            return
-        try:
-            while self.posted and self._delivering.acquire(blocking=False):
-                for _ in range(min(len(self.posted), TURN)):
-                    self._bring(*self.posted.popleft())
-                self._delivering.release()
-                if self.posted:
-                    # Others post as fast as this thread delivers: let one of them have its turn.
-                    time.sleep(0)
-        except BaseException:
-            # An interruption strikes one event; the others, and the end, are brought all the same.
-            if self._is_delivering():
-                self._delivering.release()
-            self.deliver()
-            raise
+            event = SessionEvent(kind, session_id, at, cause, former_id)
+            for channel in self._open_channels():
+                self._dropped += not channel.put(event)
 
     def close(self) -> None:
-        """Close every channel once what was posted before is delivered."""
-        with self._changing:
-            channels, self.channels = self.channels, ()
-            self._closed = True
-        self.posted.append((None, channels))
-        self.deliver()
+        """Close every channel. Closing again does nothing."""
+        self._closed = True
+        for channel in self._open_channels():
+            channel.close()
+        self.channels.clear()
 
     def abandon(self) -> None:
         """Close the channels' copies in a forked child."""
-        for channel in filter(None, [reference() for reference in self.channels]):
+        for channel in self._open_channels():
             channel.abandon()
 
-    def _bring(self, event: SessionEvent | None, channels: Channels) -> None:
-        stale = False
-        for reference in channels:
+    def _open_channels(self) -> list[EventChannel]:
+        """The channels that take events; those that do not are removed from the list."""
+        open_channels = []
+        for reference in self.channels.copy():
             channel = reference()
-            if channel is None or channel.closed:
-                stale = True
-            elif event is None:
-                channel.close()
-            elif not channel.put(event):
-                self._dropped += 1
-        if stale:
-            with self._changing:
-                if self.channels is channels:
-                    self.channels = tuple(filter(_takes_more, channels))
-
-
-def _takes_more(reference: ref[EventChannel]) -> bool:
-    channel = reference()
-    return channel is not None and not channel.closed
+            if channel is not None and not channel.closed:
+                open_channels.append(channel)
+            else:
+                # Another thread may have removed it.
+                with suppress(ValueError):
+                    self.channels.remove(reference)
+        return open_channels

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..util.clock import SteadyClock
-from .events import EventBus
 from .finalizer import Finalizer
 from .roster import Roster
 from .session import ManagedSession
@@ -27,24 +26,18 @@ LET_IN_SECONDS = 50e-6
 class Sweep:
     """Removes, counts and ends sessions of one coordinator, however many they are. Called with the lock free."""
 
-    def __init__(
-        self, lock: threading.RLock, clock: SteadyClock, roster: Roster, finalizer: Finalizer, bus: EventBus
-    ) -> None:
+    def __init__(self, lock: threading.RLock, clock: SteadyClock, roster: Roster, finalizer: Finalizer) -> None:
         self._lock = lock
         self._clock = clock
         self._roster = roster
         self._finalizer = finalizer
-        self._bus = bus
 
     def finish(self) -> int:
-        """Finalize what this thread has claimed from the finalizer; then bring events to channels.
+        """Finalize what this thread has claimed from the finalizer, and return how many were finalized.
 
-        Whoever claims sessions must call this once the lock is free. Returns how many were finalized.
+        A thread that claims sessions must call this once the lock is free.
         """
-        try:
-            return self._finalizer.run()
-        finally:
-            self._bus.deliver()
+        return self._finalizer.run()
 
     def when_settled(self, reading: float, answer: Callable[[], T]) -> T:
         """Give the answer, called under the lock, once all expired sessions are set aside."""

@@ -126,4 +126,3 @@ class Standing:
             self._roster.remember(record.id, record.name, ending, self._clock.latest)
             self._finalizer.removed[ending[0]] += 1
             self._bus.post(EventKind.REMOVED, record.id, ending[1], ending[0])
-        self._bus.deliver()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
+from queue import SimpleQueue
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,28 +21,22 @@ from sessionkit import (
     SessionEvent,
     SessionState,
 )
+from sessionkit.core import events
+from sessionkit.core.events import EventBus
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.support import WAIT, all_at_once, in_thread, lock_is_free
 
+Events = SimpleQueue[SessionEvent | None]
+
+
+def created(number: int) -> SessionEvent:
+    return SessionEvent(EventKind.CREATED, str(number), float(number))
+
 
 def drain(channel: EventChannel) -> list[SessionEvent]:
     return list(iter(lambda: channel.get(timeout=0), None))
-
-
-def hold_up_delivery(channel: EventChannel, patch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Hold up whoever delivers to the channel: the first event is set when it is there, the second lets it go on."""
-    inside, go_on = threading.Event(), threading.Event()
-    put = channel.put
-
-    def put_late(event: SessionEvent) -> bool:
-        inside.set()
-        assert go_on.wait(WAIT)
-        return put(event)
-
-    patch.setattr(channel, "put", put_late)
-    return inside, go_on
 
 
 def test_a_channel_tells_the_life_of_a_session(
@@ -141,23 +138,19 @@ def test_close_lets_all_readers_go(session_coordinator: CoordinatorFactory) -> N
     channel = session_coordinator().subscribe()
     about_to_wait = threading.Semaphore(0)
     closed_by_handler = False
-    tokens = channel._tokens
 
-    class Interrupted:
+    class Interrupted(Events):
         """A queue whose reader is interrupted just before it waits."""
 
-        def get(self, timeout: float | None) -> None:
+        def get(self, block: bool = True, timeout: float | None = None) -> SessionEvent | None:
             nonlocal closed_by_handler
             about_to_wait.release()
             if threading.current_thread() is threading.main_thread():
                 channel.close()
                 closed_by_handler = True
-            tokens.get(timeout=timeout)
+            return super().get(block, timeout)
 
-        def put(self, token: None) -> None:
-            tokens.put(token)
-
-    channel._tokens = Interrupted()  # type: ignore[assignment]  # it is a queue in all that matters
+    channel._events = Interrupted()  # the moment under test is inside
     with in_thread(channel.get) as first, in_thread(channel.get) as second:
         for _ in range(2):
             assert about_to_wait.acquire(timeout=WAIT)
@@ -182,44 +175,157 @@ def test_channels_that_come_and_go_cost_no_writer(session_coordinator: Coordinat
     assert len(drain(kept)) == 2
 
 
-def test_an_interrupted_delivery_brings_the_rest(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An exception that a signal handler raises in the middle of a delivery loses neither later events nor the end."""
-    bus = session_coordinator()._bus
+def test_an_interrupted_post_loses_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception that a signal handler raises in the middle of a post loses neither later events nor the end."""
+    bus = EventBus()
     channel = bus.subscribe(10)
     put = channel.put
 
     def put_or_exit(event: SessionEvent) -> bool:
         if event.session_id == "struck":
-            bus.close()
             raise SystemExit
         return put(event)
 
     monkeypatch.setattr(channel, "put", put_or_exit)
-    for session_id in ("struck", "later"):
-        bus.post(EventKind.CREATED, session_id, 0.0)
     with pytest.raises(SystemExit):
-        bus.deliver()
+        bus.post(EventKind.CREATED, "struck", 0.0)
+    bus.post(EventKind.CREATED, "later", 0.0)
+    bus.close()
     assert [event.session_id for event in channel] == ["later"]
     assert channel.closed
 
 
-def test_a_handler_that_closes_during_subscribe(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """close() in the middle of subscribe(): no channel is left that nobody closes."""
-    bus = session_coordinator()._bus
-    bus.subscribe(1)
+def test_ctrl_c_in_the_middle_of_a_post_loses_one_event() -> None:
+    """Wherever it strikes, at most one event is lost, those after it come, and the end comes after them."""
 
-    def close_and_filter(function: Any, channels: Any) -> Any:
+    def strike(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines_to_go
+        if frame.f_code.co_filename != events.__file__:
+            return None
+        lines_to_go -= event == "line"
+        if lines_to_go < 0:
+            lines_to_go = sys.maxsize
+            raise KeyboardInterrupt
+        return strike
+
+    strikes = 0
+    while strikes < 1000:
+        bus = EventBus()
+        gone, full, roomy = bus.subscribe(1), bus.subscribe(1), bus.subscribe(10)
+        bus.post(EventKind.CREATED, "early", 0.0)
+        gone.close()
+        lines_to_go = strikes
+        before = sys.gettrace()
+        sys.settrace(strike)
+        try:
+            bus.post(EventKind.CREATED, "struck", 1.0)
+            break
+        except KeyboardInterrupt:
+            strikes += 1
+        finally:
+            sys.settrace(before)
+        bus.post(EventKind.CREATED, "later", 2.0)
         bus.close()
-        return filter(function, channels)
+        assert [event.session_id for event in full] == ["later"], strikes
+        assert [event.session_id for event in roomy if event.session_id != "struck"] == ["early", "later"], strikes
+    assert strikes > 10
 
-    monkeypatch.setattr("sessionkit.core.events.filter", close_and_filter, raising=False)
+
+def test_a_handler_that_closes_during_subscribe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """close() in the middle of subscribe(): no channel is left that nobody closes."""
+    bus = EventBus()
+    first = bus.subscribe(1)
+
+    def close_and_make(capacity: int) -> EventChannel:
+        bus.close()
+        return EventChannel(capacity)
+
+    monkeypatch.setattr("sessionkit.core.events.EventChannel", close_and_make)
     with pytest.raises(CoordinatorClosedError):
         bus.subscribe(1)
-    assert bus.channels == ()
+    assert first.closed
+    assert not bus.channels
+
+
+def test_channels_that_two_threads_forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A post and a subscription that both find a channel closed remove it once, and agree on the others."""
+    bus = EventBus()
+    closed, kept = bus.subscribe(1), bus.subscribe(1)
+    closed.close()
+
+    class Overtaken(list[Any]):
+        """The channels, which another thread goes over before the copy is used."""
+
+        def copy(self) -> list[Any]:
+            copied = super().copy()
+            monkeypatch.setattr(bus, "channels", list(self))
+            bus.post(EventKind.CREATED, "s-1", 0.0)
+            return copied
+
+    bus.channels = Overtaken(bus.channels)
+    new = bus.subscribe(1)
+    assert [reference() for reference in bus.channels] == [kept, new]
+    assert [event.session_id for event in drain(kept)] == ["s-1"]
+
+
+def test_a_reader_may_come_in_the_middle_of_a_post() -> None:
+    """A reader that takes the oldest event just when it is to be dropped: one event is dropped for a new one, or none.
+
+    The count agrees with what is missing.
+    """
+
+    class Overtaken(Events):
+        """A queue that is read between the question how full it is and what follows from that."""
+
+        def qsize(self) -> int:
+            number = super().qsize()
+            if number == channel.capacity and not read:
+                read.append(channel.get())
+            return number
+
+    for capacity, expected in ((1, [0, 1]), (2, [0, 2])):
+        read: list[SessionEvent | None] = []
+        channel = EventChannel(capacity)
+        channel._events = Overtaken()  # the moment under test is inside
+        fits = [channel.put(created(number)) for number in range(capacity + 1)]
+        assert [event.at for event in [*read, *drain(channel)] if event] == expected
+        assert fits.count(False) == channel.dropped == capacity + 1 - len(expected)
+
+
+def test_a_channel_that_is_closed_in_the_middle_of_a_post_ends() -> None:
+    """close() just when the oldest event, or even the mark of the end, is dropped: readers get the end all the same."""
+
+    class Closed(Events):
+        """A queue whose channel is closed between the question how full it is and what follows from that."""
+
+        def qsize(self) -> int:
+            channel.close()
+            return 1
+
+    channel = EventChannel(1)
+    channel._events = Closed()  # the moment under test is inside
+    channel.put(created(1))
+    assert [event.at for event in channel] == [1.0]
+    assert channel.get() is None
+
+
+def test_a_reader_that_cannot_keep_up_misses_what_was_dropped_and_nothing_else() -> None:
+    """However reader and writer meet, events come in order, once each, and the others are counted as dropped."""
+    bus = EventBus()
+    channel = bus.subscribe(3)
+
+    def write() -> None:
+        for number in range(5000):
+            bus.post(EventKind.MESSAGE, "s-1", float(number))
+        bus.close()
+
+    with in_thread(lambda: [event.at for event in channel]) as first, in_thread(write) as writer:
+        second = [event.at for event in channel]
+        assert writer.result(WAIT) is None
+        both = [first.result(WAIT), second]
+    assert both == [sorted(set(times)) for times in both]
+    assert len({*both[0], *both[1]}) == len(both[0]) + len(both[1]) == 5000 - bus.dropped
+    assert channel.dropped == bus.dropped
 
 
 def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:
@@ -261,7 +367,6 @@ def test_a_dropped_channel_costs_nothing(session_coordinator: CoordinatorFactory
     coordinator.create_session()
 
     assert len(coordinator._bus.channels) == 0
-    assert len(coordinator._bus.posted) == 0
 
 
 def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordinator: CoordinatorFactory) -> None:
@@ -286,47 +391,8 @@ def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordin
     assert not created
 
 
-def test_a_held_up_delivery_is_neither_overtaken_nor_waited_for(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While one thread brings an event to a channel, another one's event is noted, and brought after it."""
-    coordinator = session_coordinator()
-    channel = coordinator.subscribe()
-    inside, go_on = hold_up_delivery(channel, monkeypatch)
-    with in_thread(lambda: coordinator.create_session(session_id="first")):
-        assert inside.wait(WAIT)
-        coordinator.create_session(session_id="second")
-        assert drain(channel) == []
-        go_on.set()
-    assert [event.session_id for event in drain(channel)] == ["first", "second"]
-
-
-def test_what_is_posted_at_the_end_of_a_delivery_is_delivered(session_coordinator: CoordinatorFactory) -> None:
-    """An event that another thread posts while a delivery is ending, and cannot deliver itself, is not forgotten."""
-    bus = session_coordinator()._bus
-    channel = bus.subscribe(10)
-
-    class EndingLock:
-        """At the end of the first delivery, another thread posts an event, and finds the lock taken."""
-
-        def __init__(self) -> None:
-            self.late: list[str] = ["late"]
-
-        def acquire(self, *, blocking: bool) -> bool:
-            return not blocking
-
-        def release(self) -> None:
-            if self.late:
-                bus.post(EventKind.CREATED, self.late.pop(), 0.0)
-
-    bus._delivering = EndingLock()  # type: ignore[assignment]  # it is a lock in all that matters
-    bus.post(EventKind.CREATED, "early", 0.0)
-    bus.deliver()
-    assert [event.session_id for event in drain(channel)] == ["early", "late"]
-
-
 def test_a_channel_gets_only_what_is_decided_after_it_was_made(session_coordinator: CoordinatorFactory) -> None:
-    """An event that was noted for a channel that is gone is not brought to one that came later."""
+    """An event that was posted before does not come to a channel that was made later."""
     coordinator = session_coordinator()
     first = coordinator.subscribe()
     coordinator._bus.post(EventKind.CREATED, "early", 0.0)
@@ -335,22 +401,6 @@ def test_a_channel_gets_only_what_is_decided_after_it_was_made(session_coordinat
     session = coordinator.create_session()
 
     assert [event.session_id for event in drain(second)] == [session.id]
-
-
-def test_closing_while_an_event_is_brought_closes_after_it(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A channel is closed after the last event was brought, also where another thread is at that."""
-    coordinator = session_coordinator()
-    channel = coordinator.subscribe()
-    inside, go_on = hold_up_delivery(channel, monkeypatch)
-    with in_thread(lambda: coordinator.create_session(session_id="s-1")):
-        assert inside.wait(WAIT)
-        coordinator.close()
-        assert not channel.closed
-        go_on.set()
-    assert channel.closed
-    assert [event.kind for event in channel] == [EventKind.CREATED, EventKind.REMOVED]
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,7 @@ def test_rule_11_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock
     locked, unlock = threading.Event(), threading.Event()
 
     def hold_everything() -> None:
-        bus = coordinator._bus
-        with coordinator._lock, bus._delivering, bus._changing, channel._lock, coordinator._cleanup_task._lock:
+        with coordinator._lock, coordinator._cleanup_task._lock:
             locked.set()
             assert unlock.wait(WAIT)
 
