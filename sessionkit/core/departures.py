@@ -55,11 +55,11 @@ class Departures(Directory):
 
     def remember(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
         """From now on, who asks for this session is told how it ended."""
-        self._tombstones.add(session_id, name, ending, now)
+        self._ended.note(session_id, name, ending, now)
 
     def forget_end(self, session_id: str) -> None:
         """The session lives on elsewhere, after all."""
-        self._tombstones.drop(session_id)
+        self._ended.forget(session_id)
 
     def shut_down(self, sessions: list[Session], now: float) -> None:
         """End those that have not ended yet, and claim those of them that nobody has checked out."""

@@ -8,9 +8,9 @@ from ..config import CoordinatorConfig
 from ..errors import CoordinatorClosedError, Ending, SessionExpiredError, SessionNotFoundError
 from ..util.validation import checked_id, checked_name_or_id
 from .finalizer import Finalizer
+from .history import EndedSessions
 from .session import ManagedSession
 from .table import SessionTable
-from .tombstones import Tombstones
 
 Session = ManagedSession[Any]
 
@@ -30,7 +30,7 @@ class Directory:
         # Those that are still being made have their id, name and place, and nobody finds them.
         self._opening: dict[str, Session] = {}
         self._names: dict[str, Session] = {}
-        self._tombstones = Tombstones()
+        self._ended = EndedSessions()
         self.closed = False
         """Whether the coordinator is closed."""
 
@@ -92,7 +92,7 @@ class Directory:
         for session_id in ids:
             if self.is_live(session_id, now):
                 return self.at_hand[session_id]
-        former_id = self._tombstones.id_of(name_or_id, now)
+        former_id = self._ended.id_of(name_or_id, now)
         for session_id in ids if former_id is None else [*ids, former_id]:
             ending = self._ending_by_id(session_id, now)
             if ending is not None:
@@ -132,4 +132,4 @@ class Directory:
         if session is not None:
             return self._table.over(session, now)
         leaving = self._finalizer.leaving.get(session_id)
-        return self._tombstones.ending_of(session_id, now) if leaving is None else leaving._ending
+        return self._ended.ending_of(session_id, now) if leaving is None else leaving._ending
