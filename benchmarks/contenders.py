@@ -75,7 +75,7 @@ class Sessionkit(Contender):
     def __init__(self, clock: Callable[[], float] | None = None) -> None:
         from sessionkit import CoordinatorConfig, SessionCoordinator
 
-        config = CoordinatorConfig(TIMEOUT, max_active_sessions=None)
+        config = CoordinatorConfig(session_timeout=TIMEOUT, max_active_sessions=None)
         coordinator = self.coordinator = SessionCoordinator(config, clock=clock)
         self.touch, self.look = coordinator.touch_session, coordinator.get_session
         self.clean_up, self.close = coordinator.cleanup_inactive_sessions, coordinator.close

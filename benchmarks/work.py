@@ -486,7 +486,7 @@ def replaying(scale: Scale) -> Table:
 
     def drive() -> float:
         begin = time.perf_counter()
-        replay(AccessLog(lines), CoordinatorConfig(1800, max_active_sessions=None))
+        replay(AccessLog(lines), CoordinatorConfig(session_timeout=1800, max_active_sessions=None))
         return (time.perf_counter() - begin) / len(lines)
 
     table.add(table.columns[0], in_turn(scale.repeats, {"sessionkit replay": drive, "the bare parsing loop": parse}))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple, Self, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from .util.validation import Duration, checked_count, checked_flag, checked_instance_name, checked_seconds, shown
 
@@ -12,8 +13,14 @@ OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
 
 
-class Settings(NamedTuple):
-    """What a `CoordinatorConfig` holds. A tuple, because importing dataclasses takes a quarter of the import."""
+@dataclass(frozen=True, slots=True, init=False)
+class CoordinatorConfig:
+    """The settings of a `SessionCoordinator`; they do not change once made.
+
+    Durations are seconds, or a `datetime.timedelta`, above 0 and finite. Out of range raises `ValueError`, a wrong
+    type `TypeError`; what `dataclasses.replace` makes is checked too. A cleanup interval longer than the session
+    timeout only warns (`UserWarning`): sessions still expire in time, their memory comes back later.
+    """
 
     session_timeout: float
     """How long a session may be idle, in seconds; it is expired when idle for more. Default: 1 hour."""
@@ -24,8 +31,8 @@ class Settings(NamedTuple):
     max_lifetime: float | None
     """The age in seconds after which a session ends however busy its user is; None (the default) for no limit."""
     on_full: OnFull
-    """`"reject"` (default) raises `SessionLimitError`; `"evict"` removes the least recently active session that nobody
-    has checked out; `"passivate"` moves it out to the store, from where it comes back when it is asked for."""
+    """`"reject"` (default) raises `SessionLimitError`; `"evict"` removes the least recently active session that is not
+    checked out; `"passivate"` moves it out to the store, from where it comes back when it is asked for."""
     event_capacity: int
     """How many unread events a channel keeps before it drops the oldest. Default: 100."""
     max_data_bytes: int
@@ -37,19 +44,10 @@ class Settings(NamedTuple):
     """What other processes call this one, in `SessionElsewhereError`: where a router finds it, for instance. By default
     (None), its host name and process id."""
 
-
-class CoordinatorConfig(Settings):
-    """The settings of a `SessionCoordinator`; they do not change once made.
-
-    Durations are seconds, or a `datetime.timedelta`, above 0 and finite. Out of range raises `ValueError`, a wrong
-    type `TypeError`. A cleanup interval longer than the session timeout only warns (`UserWarning`): sessions still
-    expire in time, their memory comes back later.
-    """
-
-    __slots__ = ()
-
-    def __new__(
-        cls,
+    # By hand, because the arguments take more than the fields hold: a timedelta, for instance.
+    def __init__(
+        self,
+        *,
         session_timeout: Duration = 3600,
         cleanup_interval: Duration = 300,
         max_active_sessions: int | None = 1000,
@@ -59,11 +57,10 @@ class CoordinatorConfig(Settings):
         max_data_bytes: int = 1_048_576,
         affinity: bool = False,
         instance_name: str | None = None,
-    ) -> Self:
+    ) -> None:
         if on_full not in get_args(OnFull):
             raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
-        config = super().__new__(
-            cls,
+        values = (
             checked_seconds("session_timeout", session_timeout),
             checked_seconds("cleanup_interval", cleanup_interval),
             None if max_active_sessions is None else checked_count("max_active_sessions", max_active_sessions),
@@ -74,16 +71,19 @@ class CoordinatorConfig(Settings):
             checked_flag("affinity", affinity),
             None if instance_name is None else checked_instance_name(instance_name),
         )
-        if config.cleanup_interval > config.session_timeout:
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
+        if self.cleanup_interval > self.session_timeout:
             warnings.warn(
-                f"cleanup_interval={config.cleanup_interval!r} is longer than "
-                f"session_timeout={config.session_timeout!r}: "
+                f"cleanup_interval={self.cleanup_interval!r} is longer than session_timeout={self.session_timeout!r}: "
                 "sessions expire in time, but stay in memory until the next cleanup; choose a shorter interval",
-                stacklevel=2,
+                stacklevel=_stacklevel_of_caller(),
             )
-        return config
 
-    @classmethod
-    def _make(cls, iterable: Iterable[Any]) -> Self:  # type: ignore[override]  # mypy takes the one it makes up for a method of its own kind
-        # What `_replace`, and `copy.replace`, make is checked too.
-        return cls(*iterable)
+
+def _stacklevel_of_caller() -> int:
+    """The `stacklevel` of a warning that is to name the code which makes a config, or a changed copy of one."""
+    level = 1
+    while sys._getframe(level).f_globals.get("__name__") in (__name__, "copy", "dataclasses"):
+        level += 1
+    return level

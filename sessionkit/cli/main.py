@@ -112,7 +112,9 @@ def replay_command(
 def _config(timeout: float, interval: float, limit: int | None, on_full: OnFull) -> CoordinatorConfig:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = CoordinatorConfig(timeout, interval, limit, on_full=on_full)
+        config = CoordinatorConfig(
+            session_timeout=timeout, cleanup_interval=interval, max_active_sessions=limit, on_full=on_full
+        )
     for warning in caught:
         click.echo(f"Warning: {warning.message}", err=True)
     if on_full != "reject" and limit is None:

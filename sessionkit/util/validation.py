@@ -6,6 +6,7 @@ Wrong types raise `TypeError`; names and ids out of form raise `InvalidSessionEr
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import reprlib
@@ -138,8 +139,6 @@ def checked_count(what: str, value: object) -> int:
 
 def checked_function(what: str, value: object) -> object:
     """Something to call, and not a coroutine function, whose calls would do nothing."""
-    import inspect  # only where a function is passed: it takes a sixth of the package's import
-
     if not callable(value):
         raise TypeError(f"{what} must be callable, not {shown(value)}")
     if inspect.iscoroutinefunction(value):

@@ -104,7 +104,7 @@ def test_many_sessions(url: str, where: str, prefix: str) -> None:
 
 def test_as_an_operator_would(url: str, where: str, prefix: str) -> None:
     """What a coordinator left on the server is there for commands in processes of their own."""
-    with SessionCoordinator(CoordinatorConfig(1e6), store=RedisStore(url, prefix)) as coordinator:
+    with SessionCoordinator(CoordinatorConfig(session_timeout=1e6), store=RedisStore(url, prefix)) as coordinator:
         coordinator.create_session("support", data={"lang": "en"})
         assert json.loads(run_real("sessions", "show", where, "support", "--json").stdout)["data"] == {"lang": "en"}
     listed = json.loads(run_real("sessions", "list", where, "--json").stdout)

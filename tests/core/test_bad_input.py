@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -162,9 +163,9 @@ def test_what_is_made_of_a_config_is_checked_too() -> None:
     config = CoordinatorConfig()
     with pytest.raises(AttributeError):
         config.session_timeout = 5  # type: ignore[misc]  # that is what is tried
-    assert config._replace(max_lifetime=timedelta(hours=2)).max_lifetime == 7200
+    assert replace(config, max_lifetime=timedelta(hours=2)).max_lifetime == 7200
     with pytest.raises(ValueError, match="session_timeout must be above 0"):
-        config._replace(session_timeout=-1)
+        replace(config, session_timeout=-1)
 
 
 def test_an_interval_longer_than_the_timeout_only_warns() -> None:

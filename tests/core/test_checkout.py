@@ -124,7 +124,9 @@ def test_a_session_that_was_held_for_longer_than_its_timeout_goes_on(
     clock = ManualClock()
     with (
         system_time(clock),
-        SessionCoordinator(CoordinatorConfig(60, 10), clock=clock if given else None) as coordinator,
+        SessionCoordinator(
+            CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=clock if given else None
+        ) as coordinator,
     ):
         session = coordinator.create_session()
         if switched:

@@ -43,7 +43,7 @@ def test_a_channel_tells_the_life_of_a_session(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Creation, switch, message, tool execution, state change and removal are events; touches are not."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10))
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
     with coordinator.subscribe() as channel:
         session = coordinator.create_session()
         session_clock.advance(1)

@@ -102,7 +102,9 @@ def test_rule_4_ctrl_c_loses_no_close_callback(way: str) -> None:
     def prepare() -> Coordinator:
         closings.clear()
         coordinator = Coordinator(
-            CoordinatorConfig(60, 10, max_active_sessions=3, on_full="evict"), clock=clock, on_close=closings
+            CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3, on_full="evict"),
+            clock=clock,
+            on_close=closings,
         )
         for name in "abc":
             coordinator.create_session(name)
@@ -127,7 +129,9 @@ def test_rule_3_ctrl_c_leaves_nothing_checked_out(end: str, locked: bool) -> Non
     clock = ManualClock()
 
     def prepare() -> Coordinator:
-        coordinator = Coordinator(CoordinatorConfig(60, 10), clock=clock if locked else None)
+        coordinator = Coordinator(
+            CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=clock if locked else None
+        )
         coordinator.create_session(session_id="it")
         return coordinator
 

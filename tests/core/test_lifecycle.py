@@ -45,7 +45,9 @@ def test_defaults_are_those_of_the_docs() -> None:
 
 def test_durations_may_be_timedeltas() -> None:
     """A timedelta means its total seconds, wherever seconds are taken."""
-    config = CoordinatorConfig(timedelta(hours=2), timedelta(minutes=1), max_lifetime=timedelta(days=1))
+    config = CoordinatorConfig(
+        session_timeout=timedelta(hours=2), cleanup_interval=timedelta(minutes=1), max_lifetime=timedelta(days=1)
+    )
 
     assert (config.session_timeout, config.cleanup_interval, config.max_lifetime) == (7200, 60, 86400)
 
@@ -464,7 +466,9 @@ def test_after_close_every_call_says_so(coordinator: SessionCoordinator[Any]) ->
 def test_closing_expired_sessions_says_that_they_were_idle(session_clock: ManualClock) -> None:
     """close() gives a session that had expired before its true cause."""
     closings = Closings()
-    coordinator = SessionCoordinator(CoordinatorConfig(60, 10), clock=session_clock, on_close=closings)
+    coordinator = SessionCoordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock, on_close=closings
+    )
     coordinator.create_session("a")
     session_clock.advance(30)
     coordinator.create_session("b")

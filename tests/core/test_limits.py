@@ -33,7 +33,9 @@ def test_reject_refuses_the_session_that_is_too_many(session_coordinator: Coordi
 def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
     """A session past its time makes room at once, cleanup or not, and is finalized on the way."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=2), on_close=closings)
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2), on_close=closings
+    )
     coordinator.create_session("first")
     session_clock.advance(30)
     coordinator.create_session("second")
@@ -50,7 +52,7 @@ def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, s
 def test_an_expired_session_makes_room_wherever_it_stands(on_full: OnFull) -> None:
     """It need not be the one that the order of sessions has first: those before it may have moved on unnoticed."""
     clock, closings, limit = ManualClock(), Closings(), 2 * BATCH
-    config = CoordinatorConfig(60, 10, max_active_sessions=limit, on_full=on_full)
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=limit, on_full=on_full)
     with system_time(clock), closing(SessionCoordinator[Any](config, on_close=closings)) as coordinator:
         sessions = [coordinator.create_session(f"{number}") for number in range(limit)]
         clock.advance(30)
@@ -68,7 +70,7 @@ def test_memory_is_bounded_by_the_limit_without_any_cleanup(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """With expired sessions that nobody cleans up, the table never holds more than the limit."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=5))
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=5))
     for _ in range(20):
         coordinator.create_session()
         session_clock.advance(25)
@@ -83,7 +85,8 @@ def test_evict_removes_the_least_recently_active(
     """With on_full="evict" the session that was active least recently goes, whatever its own timeout."""
     closings = Closings()
     coordinator = session_coordinator(
-        CoordinatorConfig(60, 10, max_active_sessions=3, on_full="evict"), on_close=closings
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3, on_full="evict"),
+        on_close=closings,
     )
     sessions = {}
     for name, timeout in (("a", 60), ("b", 600), ("c", 60)):

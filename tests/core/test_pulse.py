@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -40,7 +41,9 @@ from sessionkit.testing import ManualClock
 from ..helpers.support import WAIT, Closings, HeldUpClock, all_at_once, in_thread, system_time
 
 TIMEOUT = 60
-CONFIG = CoordinatorConfig(TIMEOUT, 10, max_active_sessions=2, on_full="evict", max_lifetime=1000)
+CONFIG = CoordinatorConfig(
+    session_timeout=TIMEOUT, cleanup_interval=10, max_active_sessions=2, on_full="evict", max_lifetime=1000
+)
 
 
 class World:
@@ -630,7 +633,7 @@ def test_leaving_tells_nothing_of_who_has_taken_it_since() -> None:
 def test_eviction_finds_the_least_recently_active_among_many_that_have_moved_on() -> None:
     """However many were touched without the lock, the right one is evicted, and the lock is let go on the way."""
     clock = ManualClock()
-    with system_time(clock), SessionCoordinator(CONFIG._replace(max_active_sessions=350)) as coordinator:
+    with system_time(clock), SessionCoordinator(replace(CONFIG, max_active_sessions=350)) as coordinator:
         sessions = [coordinator.create_session() for _ in range(350)]
         clock.advance(1)
         for session in sessions:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
@@ -571,7 +572,7 @@ def test_a_chat_that_left_memory_comes_back(
     say(visitor, chat, "north")
     session_id = chat.rpartition("/")[2]
     room.chats.close()
-    config = room.chats.config._replace(max_active_sessions=1)
+    config = replace(room.chats.config, max_active_sessions=1)
     store = SQLiteStore(tmp_path / "chats.db")
     with SessionCoordinator(config, clock=clock, store=store, resource_factory=adventure_of) as chats:
         first = chats.get_session(session_id).resource

@@ -36,11 +36,18 @@ def test_example_log_has_something_of_everything() -> None:
     assert 2000 < len(entries) < 6000
     assert log.unreadable == len(make_access_log.BROKEN) == 3
     assert entries != sorted(entries)
-    report = replay(entries, CoordinatorConfig(1800, 300, None))
+    report = replay(entries, CoordinatorConfig(session_timeout=1800, cleanup_interval=300, max_active_sessions=None))
     rush = make_access_log.START + make_access_log.DAY + 20 * make_access_log.HOUR
     assert rush < report.peak_live_at < rush + make_access_log.HOUR
     assert report.created > 2 * report.clients
-    assert replay(entries, CoordinatorConfig(1800, 300, None), key="address+agent").clients > report.clients
+    assert (
+        replay(
+            entries,
+            CoordinatorConfig(session_timeout=1800, cleanup_interval=300, max_active_sessions=None),
+            key="address+agent",
+        ).clients
+        > report.clients
+    )
 
 
 def test_log_of_another_size() -> None:

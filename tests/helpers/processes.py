@@ -40,7 +40,7 @@ class Process:
         self.while_making: Callable[[ManagedSession[Any]], object] = lambda session: None
         self.store = WatchedStore(SQLiteStore(path))
         self.sessions: SessionCoordinator[Any] = make(
-            CoordinatorConfig(60, 10, instance_name=name, **options),
+            CoordinatorConfig(session_timeout=60, cleanup_interval=10, instance_name=name, **options),
             store=self.store,
             resource_factory=self._make if resources else None,
             on_close=self._close,

@@ -35,7 +35,7 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.support import WAIT, Closings, WatchedStore, all_at_once, in_child, in_thread, lock_is_free
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 Restart = Callable[..., SessionCoordinator[Any]]
 
@@ -80,7 +80,7 @@ def record_of(store: Any, session: ManagedSession[Any]) -> SessionRecord:
 def test_a_created_session_is_saved(restart: Restart, store: WatchedStore, session_clock: ManualClock) -> None:
     """When create_session returns, the record has all of the session."""
     session_clock.advance(100)
-    coordinator = restart(CoordinatorConfig(60, 10, max_lifetime=500), store=store)
+    coordinator = restart(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=500), store=store)
     session = coordinator.create_session("support", data={"lang": "en"}, session_timeout=timedelta(minutes=2))
 
     now = session_clock.wall()
@@ -171,7 +171,9 @@ def test_touches_are_written_in_one_batch_per_cleanup_run_and_at_close(
 
 def test_many_touches_are_written_in_bounded_steps(restart: Restart, store: WatchedStore) -> None:
     """No step writes more than a hundred records, so that other processes are let in between."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=None), store=store)
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None), store=store
+    )
     for number in range(250):
         coordinator.create_session(session_id=f"s-{number}")
         coordinator.touch_session(f"s-{number}")
@@ -183,7 +185,7 @@ def test_many_touches_are_written_in_bounded_steps(restart: Restart, store: Watc
 def test_a_session_timeout_of_seconds_makes_runs_more_frequent(restart: Restart, store: WatchedStore) -> None:
     """With a store, the cleanup task runs at least four times per session timeout, and promises to be half as quick."""
     with pytest.warns(UserWarning, match="cleanup_interval"):
-        config = CoordinatorConfig(8, 300)
+        config = CoordinatorConfig(session_timeout=8, cleanup_interval=300)
     coordinator = restart(config, store=store)
     assert coordinator._cleanup_task._interval == 2.0
     with coordinator:
@@ -195,7 +197,9 @@ def test_a_session_timeout_of_seconds_makes_runs_more_frequent(restart: Restart,
 
 def test_expiry_and_close_delete_the_record(restart: Restart, store: WatchedStore, session_clock: ManualClock) -> None:
     """Expired, too old, evicted or closed: its record is gone, and the name is free in the store too."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, max_lifetime=100, on_full="evict")
+    config = CoordinatorConfig(
+        session_timeout=60, cleanup_interval=10, max_active_sessions=2, max_lifetime=100, on_full="evict"
+    )
     coordinator = restart(config, store=store)
     closed = coordinator.create_session("name")
     coordinator.close_session(closed.id)
@@ -257,7 +261,7 @@ def test_the_store_is_called_with_the_lock_free(session_coordinator: Coordinator
                 held.append(name)
             return getattr(store, name)
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = session_coordinator(config, store=Watching())
     watched.append(coordinator)
     first = coordinator.create_session("first")
@@ -342,7 +346,7 @@ def test_a_session_that_is_not_in_memory_is_restored(restart: Restart, session_c
 
 def test_restore_sessions_brings_all_live_ones_back(restart: Restart, session_clock: ManualClock) -> None:
     """And says how many; expired ones do not come, nor does one that is here already count again."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=None))
+    coordinator = restart(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None))
     for number in range(230):
         coordinator.create_session(session_id=f"s-{number}", session_timeout=100 if number % 10 else 1)
     session_clock.advance(2)
@@ -358,10 +362,12 @@ def test_restore_sessions_stops_when_there_is_no_room(restart: Restart) -> None:
     coordinator = restart()
     for number in range(5):
         coordinator.create_session(session_id=f"s-{number}")
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=3, on_full="passivate"))
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3, on_full="passivate")
+    )
     assert coordinator.restore_sessions() == 3
     assert {coordinator.get_session(f"s-{number}").id for number in range(5)} == {f"s-{n}" for n in range(5)}
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=3))
+    coordinator = restart(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3))
     assert coordinator.restore_sessions() == 3
     with pytest.raises(SessionLimitError):
         [coordinator.get_session(f"s-{number}") for number in range(5)]
@@ -478,7 +484,9 @@ def test_names_and_ids_are_unique_in_the_store(restart: Restart, session_clock: 
 def test_a_record_that_expired_in_the_store_is_removed_by_cleanup(restart: Restart, session_clock: ManualClock) -> None:
     """Nothing has to be in memory for that: it is counted, told to channels and remembered; a dry run only counts."""
     first = restart().create_session("first", session_timeout=50)
-    restart(CoordinatorConfig(60, 10, max_lifetime=55)).create_session("second", session_timeout=1000)
+    restart(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=55)).create_session(
+        "second", session_timeout=1000
+    )
     coordinator = restart()
     session_clock.advance(56)
     with coordinator.subscribe() as channel:
@@ -525,7 +533,7 @@ def test_a_session_timed_out_while_no_process_ran(restart: Restart, session_cloc
 
 def test_lifetime_goes_on_across_a_restart(restart: Restart, session_clock: ManualClock) -> None:
     """Those who were restored stand in their place in the order of creation, whoever was created since."""
-    config = CoordinatorConfig(1000, 10, max_lifetime=100)
+    config = CoordinatorConfig(session_timeout=1000, cleanup_interval=10, max_lifetime=100)
     coordinator = restart(config)
     old = [coordinator.create_session() for _ in range(2)]
     session_clock.advance(50)
@@ -638,7 +646,7 @@ def test_a_close_callback_that_asks_for_its_own_session(restart: Restart, sessio
         with pytest.raises(SessionNotFoundError):
             coordinator.get_session(session.id)
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = restart(config, on_close=on_close)
     coordinator.close_session(coordinator.create_session().id)
     first = coordinator.create_session()
@@ -656,7 +664,7 @@ def test_a_close_callback_that_asks_for_its_own_session(restart: Restart, sessio
 def test_passivation_bounds_memory_and_not_sessions(restart: Restart, session_clock: ManualClock) -> None:
     """The least recently active session moves out, its resource closed and its record kept, and comes back."""
     closings = Closings()
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2, on_full="passivate")
     coordinator = restart(config, on_close=closings, resource_factory=lambda session: f"agent of {session.name}")
     ids = {}
     for name in "abcd":
@@ -682,7 +690,7 @@ def test_what_a_close_callback_writes_is_passivated_too(restart: Restart) -> Non
     def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
         session.data["history"] = session.resource
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = restart(config, on_close=on_close, resource_factory=lambda _: ["hello"])
     first = coordinator.create_session("first")
     first.set_state(SessionState.PROCESSING)
@@ -699,9 +707,13 @@ def test_what_a_close_callback_writes_is_passivated_too(restart: Restart) -> Non
 
 def test_a_checked_out_session_is_never_passivated(restart: Restart) -> None:
     """With all of them checked out there is no room, and the error says so."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate"))
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
+    )
     first = coordinator.create_session()
-    stored = restart(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate"))
+    stored = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
+    )
     second = stored.create_session()
     with stored.checkout(second.id):
         for call in (lambda: stored.get_session(first.id), stored.create_session):
@@ -712,7 +724,7 @@ def test_a_checked_out_session_is_never_passivated(restart: Restart) -> None:
 
 def test_a_session_used_while_it_is_passivated_stays(restart: Restart, store: WatchedStore) -> None:
     """Whoever touches it between the choice and its end keeps it in memory; another one goes."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2, on_full="passivate")
     coordinator = restart(config, store=store)
     first, second = coordinator.create_session("first"), coordinator.create_session("second")
     first.touch()
@@ -744,7 +756,9 @@ def test_passivation_needs_a_store() -> None:
 
 def test_a_refused_creation_passivates_nobody(restart: Restart) -> None:
     """A name that is taken is found out before anybody has to move."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate"))
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
+    )
     first = coordinator.create_session("first")
     with pytest.raises(SessionExistsError):
         coordinator.create_session("first")
@@ -753,7 +767,9 @@ def test_a_refused_creation_passivates_nobody(restart: Restart) -> None:
 
 def test_the_active_session_may_be_passivated(restart: Restart, session_clock: ManualClock) -> None:
     """Its place is taken as when it ends; switching to it again restores it."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate"))
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2, on_full="passivate")
+    )
     coordinator.create_session("first")
     coordinator.switch_session("first")
     session_clock.advance(1)
@@ -783,7 +799,7 @@ def test_the_active_session_may_be_passivated(restart: Restart, session_clock: M
 )
 def test_data_that_cannot_be_stored_is_refused(restart: Restart, data: dict[str, Any], message: str) -> None:
     """At creation, and when a checkout is given back; the error names the path, and the session stays usable."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_data_bytes=100))
+    coordinator = restart(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_data_bytes=100))
     with pytest.raises(InvalidSessionError, match=message):
         coordinator.create_session("support", data=data)
     session = coordinator.create_session("support")
@@ -822,7 +838,9 @@ def test_data_that_was_refused_does_not_keep_its_session_in_memory(
     restart: Restart, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever gave it back was told; when the session leaves memory, the last good data is what is kept."""
-    coordinator = restart(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate"))
+    coordinator = restart(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
+    )
     first = coordinator.create_session(data={"good": 1})
     with pytest.raises(InvalidSessionError), coordinator.checkout(first.id) as held:
         held.data["bad"] = {1}
@@ -932,7 +950,7 @@ def test_who_asks_while_another_thread_lets_a_session_go_waits_for_it(
         started.set()
         assert go_on.wait(WAIT)
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2, on_full="passivate")
     coordinator = restart(config, on_close=on_close)
     first = coordinator.create_session("first")
     session_clock.advance(1)
@@ -950,7 +968,7 @@ def test_who_asks_while_another_thread_lets_a_session_go_waits_for_it(
 @pytest.mark.parametrize("way", ["touch_session", "checkout"])
 def test_a_session_passivated_between_the_look_and_the_use_is_restored_again(restart: Restart, way: str) -> None:
     """Whoever was given it from memory, and is too late, gets it from the store."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = restart(config)
     session = coordinator.create_session("first")
     archive = coordinator._archive
@@ -975,7 +993,7 @@ def test_a_session_passivated_between_the_look_and_the_use_is_restored_again(res
 def test_a_session_that_is_too_old_and_checked_out(restart: Restart, session_clock: ManualClock) -> None:
     """It is gone for everybody else, its name is free, and it ends once when it is given back."""
     closings = Closings()
-    config = CoordinatorConfig(1000, 10, max_lifetime=100)
+    config = CoordinatorConfig(session_timeout=1000, cleanup_interval=10, max_lifetime=100)
     coordinator = restart(config, on_close=closings)
     session = coordinator.create_session("support")
     with coordinator.checkout(session.id):
@@ -1111,7 +1129,7 @@ def test_a_coordinator_with_a_store_that_is_dropped_is_collected(path: Path) -> 
 def test_saving_in_the_middle_of_a_checkout(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
     """What changed so far is in the store when `save_session` returns; without a change nothing is written."""
     store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
-    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), store=store)
     session = coordinator.create_session(data={"step": 0})
     with coordinator.checkout(session.id) as held:
         held.data["step"] = 1
@@ -1137,7 +1155,9 @@ def test_a_session_that_is_closed_while_somebody_looks_for_its_record(
     """It has ended for whoever looks, and is finalized once."""
     store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store, on_close=closings)
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10), store=store, on_close=closings
+    )
     session = coordinator.create_session()
     load = store.store.load
 
@@ -1153,7 +1173,7 @@ def test_a_session_that_is_closed_while_somebody_looks_for_its_record(
 
 def test_saving_without_a_store_only_looks(session_coordinator: CoordinatorFactory) -> None:
     """There is nothing to write; a session that is not there is not found."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10))
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
     assert coordinator.store is None
     coordinator.save_session(coordinator.create_session().id)
     with pytest.raises(SessionNotFoundError):
@@ -1163,7 +1183,7 @@ def test_saving_without_a_store_only_looks(session_coordinator: CoordinatorFacto
 def test_nothing_is_written_of_a_session_that_has_left(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
     """Whoever was about to write it came too late: its record is gone, or somebody else's."""
     store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
-    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), store=store)
     session = coordinator.create_session()
     coordinator.close_session(session.id)
     session.data["late"] = True
@@ -1177,7 +1197,7 @@ def test_messages_of_a_session_that_ended_elsewhere_have_nowhere_to_go(
 ) -> None:
     """Whoever recorded them and gives it back is told, though its data did not change."""
     store = SQLiteStore(tmp_path / "sessions.db")
-    coordinator = session_coordinator(CoordinatorConfig(60, 10), store=store)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), store=store)
     checkout = coordinator.checkout(coordinator.create_session().id)
     held = checkout.__enter__()
     held.record_message()

@@ -29,7 +29,7 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.support import WAIT, Closings, HeldUpClock, WatchedStore, in_thread, records_in, system_time
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_rotation_touches_and_keeps_the_limits(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Its idle time starts again; its maximum lifetime, and its turn among the others, do not."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=100))
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100))
     sessions = [coordinator.create_session(session_id=name) for name in "abc"]
     session_clock.advance(50)
     for name in "bc":

@@ -37,7 +37,7 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 Pair = tuple[SessionCoordinator[Any], SessionCoordinator[Any]]
 
@@ -368,7 +368,7 @@ def test_the_lag_of_unwritten_touches_is_allowed_for(pair: Pair, session_clock: 
 def test_evicted_here_and_used_elsewhere(path: Path, session_coordinator: CoordinatorFactory) -> None:
     """Who is evicted while another process has it in memory only leaves this one."""
     closings = Closings()
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
     here = session_coordinator(config, store=SQLiteStore(path), on_close=closings)
     there = session_coordinator(config, store=SQLiteStore(path))
     session = here.create_session("first")
@@ -735,7 +735,7 @@ def test_a_session_that_could_not_be_detached_is_detached_later(
 ) -> None:
     """Until then nobody else may remove it; one that has come back meanwhile is left alone."""
     store = WatchedStore(SQLiteStore(path))
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2, on_full="passivate")
     here = session_coordinator(config, store=store)
     there = session_coordinator(CONFIG, store=SQLiteStore(path))
     store.failing = {"detach"}
@@ -797,7 +797,7 @@ def test_a_delete_that_is_interrupted_is_done_later(path: Path, session_coordina
 
 def test_a_session_passivated_while_it_is_closed_is_closed(path: Path, session_coordinator: CoordinatorFactory) -> None:
     """It was in memory at the first look, and in the store only at the second."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     here = session_coordinator(config, store=SQLiteStore(path))
     session = here.create_session()
     archive = here._archive
@@ -841,7 +841,7 @@ def test_looks_alone_write_no_activity(
     path: Path, session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """A session that was only looked at here is passivated with the activity that its record had."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     here = session_coordinator(config, store=SQLiteStore(path))
     there = session_coordinator(CONFIG, store=SQLiteStore(path))
     session = there.create_session()
@@ -937,7 +937,7 @@ def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answe
 def test_a_session_that_came_back_is_not_detached(path: Path, session_coordinator: CoordinatorFactory) -> None:
     """It waited to be detached, and is in memory again: that it is stays noted."""
     store = WatchedStore(SQLiteStore(path))
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     here = session_coordinator(config, store=store)
     session = here.create_session()
     store.failing = {"detach"}

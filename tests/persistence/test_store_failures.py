@@ -28,7 +28,7 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.support import Closings, WatchedStore
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
     cause: RemovalCause,
 ) -> None:
     """A failed delete is retried, and its id refuses to load meanwhile. Whoever ended stays ended, for every caller."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
     coordinator = session_coordinator(config, store=store, on_close=closings)
     session = coordinator.create_session("support")
     store.failing = {"delete", "delete_unless_used"}
@@ -297,7 +297,7 @@ def test_a_failed_passivation_keeps_the_session_in_memory(
     session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, session_clock: ManualClock
 ) -> None:
     """The creation that wanted its place raises; nothing is closed, and nobody was touched by it."""
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = session_coordinator(config, store=store, on_close=closings)
     session = coordinator.create_session("first")
     session_clock.advance(5)
@@ -324,7 +324,7 @@ def test_what_a_passivated_session_could_not_write_last_is_logged(
             session.data["last"] = "words"
             store.failing = {"save"}
 
-    config = CoordinatorConfig(60, 10, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
     coordinator = session_coordinator(config, store=store, on_close=on_close)
     first = coordinator.create_session("first", data={"kept": True})
     coordinator.create_session("second")

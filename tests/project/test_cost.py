@@ -92,7 +92,7 @@ def coordinator_of(number: int, due: int) -> tuple[SessionCoordinator[Any], Manu
     """A coordinator with so many sessions, of which so many are due."""
     clock = ManualClock()
     coordinator: SessionCoordinator[Any] = SessionCoordinator(
-        CoordinatorConfig(60, 10, max_active_sessions=None), clock=clock
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None), clock=clock
     )
     for index in range(number):
         if index == due:
@@ -127,7 +127,9 @@ def test_rule_6_a_cleanup_costs_what_it_removes() -> None:
 def test_rule_6_touches_without_the_lock_are_paid_once() -> None:
     """Whoever was touched without the lock is looked at once by a cleanup, and no more until a timeout has passed."""
     with system_time(clock := ManualClock()):
-        with SessionCoordinator(CoordinatorConfig(60, 10, max_active_sessions=None)) as coordinator:
+        with SessionCoordinator(
+            CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None)
+        ) as coordinator:
             ids = [coordinator.create_session().id for _ in range(50)]
             clock.advance(40)
             for session_id in ids:

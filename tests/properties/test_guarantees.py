@@ -197,7 +197,9 @@ def test_rule_3_a_checked_out_session_is_never_expired(
 
     However long it is held, and however often cleanup runs, it is there; then it has a full timeout.
     """
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict"))
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
+    )
     session = coordinator.create_session()
     with coordinator.checkout(session.id):
         session_clock.advance(1e6)
@@ -217,7 +219,9 @@ def test_rule_3_what_ends_a_checked_out_session(
 ) -> None:
     """An explicit close, or the maximum lifetime, ends a checked-out session when it is given back."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=100), on_close=closings)
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100), on_close=closings
+    )
     session = coordinator.create_session("support")
     with coordinator.checkout(session.id):
         if cause is RemovalCause.CLOSED:
@@ -254,7 +258,9 @@ def test_rule_3_a_session_that_goes_from_holder_to_waiter_is_never_at_rest_in_be
     session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between a give-back and the waiter's first step, the session cannot be evicted or expired."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=1, on_full="evict"))
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
+    )
     session = coordinator.create_session()
     go_on = threading.Event()
     waiting = threading.Event()
@@ -305,7 +311,9 @@ def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: Co
     clock = ManualClock()
     left: list[str] = []
     coordinator = session_coordinator(
-        CoordinatorConfig(60, 10, max_active_sessions=20, max_lifetime=200, on_full="evict"),
+        CoordinatorConfig(
+            session_timeout=60, cleanup_interval=10, max_active_sessions=20, max_lifetime=200, on_full="evict"
+        ),
         clock=clock,
         on_close=lambda session, cause: left.append(session.id),
     )
@@ -347,7 +355,10 @@ def test_rule_4_a_session_leaves_everything_behind(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """After the end: no resource, no name, no active mark, no place in any order, one event and one count."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_lifetime=1000), resource_factory=lambda _: object())
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=1000),
+        resource_factory=lambda _: object(),
+    )
     session = coordinator.create_session("support", session_timeout=30)
     coordinator.switch_session("support")
     with coordinator.subscribe() as channel:
@@ -390,7 +401,9 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
             free["log"].append(lock_is_free(coordinator))
 
     monkeypatch.setattr(logging.getLogger("sessionkit"), "handlers", [Handler()])
-    config = CoordinatorConfig(60, 10, max_active_sessions=2, max_lifetime=100, on_full="evict")
+    config = CoordinatorConfig(
+        session_timeout=60, cleanup_interval=10, max_active_sessions=2, max_lifetime=100, on_full="evict"
+    )
     coordinator = SessionCoordinator(config, clock=clock, resource_factory=factory, on_close=on_close)
     with coordinator, coordinator.subscribe():
         first, second = coordinator.create_session(), coordinator.create_session()
@@ -527,7 +540,9 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
     alive: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
     """The number of sessions that a cleanup looks at does not grow with the number alive."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10, max_active_sessions=None, max_lifetime=1000))
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None, max_lifetime=1000)
+    )
     for _ in range(7):
         coordinator.create_session()
     session_clock.advance(50)
@@ -569,7 +584,7 @@ def test_the_successor_is_the_most_recently_active_of_all_that_are_checked_out(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """It makes no difference when a cleanup has met each of them."""
-    coordinator = session_coordinator(CoordinatorConfig(10_000))
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=10_000))
     first = coordinator.create_session()
     sooner = coordinator.create_session(session_timeout=100)
     later = coordinator.create_session(session_timeout=1000)
@@ -647,7 +662,7 @@ def test_limits_hold_on_every_interleaving_of_two_creations() -> None:
 def test_stress_table_orders_agree_with_last_activity(session_coordinator: CoordinatorFactory) -> None:
     """After many threads at work, every line stands in order of last activity and holds what is at rest."""
     clock = ManualClock()
-    coordinator = session_coordinator(CoordinatorConfig(1e6, 10), clock=clock)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=1e6, cleanup_interval=10), clock=clock)
     ids = [coordinator.create_session(session_timeout=1e6 + number % 3).id for number in range(30)]
 
     def work(offset: int) -> None:

@@ -67,7 +67,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
     )
     def start(self, limit: int | None, lifetime: int | None, on_full: Any, has_factory: bool, switches: bool) -> None:
         self.switches = switches
-        self.config = CoordinatorConfig(10, 1, max_active_sessions=limit, max_lifetime=lifetime, on_full=on_full)
+        self.config = CoordinatorConfig(
+            session_timeout=10, cleanup_interval=1, max_active_sessions=limit, max_lifetime=lifetime, on_full=on_full
+        )
         self.clock = ManualClock()
         self.now = 0.0
         self.sessions: dict[str, NaiveSession] = {}

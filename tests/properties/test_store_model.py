@@ -127,7 +127,13 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(limit=st.sampled_from([1, 2, None]), lifetime=st.sampled_from([None, 30]))
     def start(self, limit: int | None, lifetime: int | None) -> None:
         self.place: Place = self.place_kind()
-        self.config = CoordinatorConfig(10, 1, limit, lifetime, "passivate")
+        self.config = CoordinatorConfig(
+            session_timeout=10,
+            cleanup_interval=1,
+            max_active_sessions=limit,
+            max_lifetime=lifetime,
+            on_full="passivate",
+        )
         self.clock = ManualClock()
         self.sessions: dict[str, Naive] = {}
         self.closed: list[tuple[str, RemovalCause]] = []

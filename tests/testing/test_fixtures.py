@@ -13,7 +13,9 @@ def test_the_factory_makes_coordinators_on_the_session_clock(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Coordinators of session_coordinator tell time by session_clock, and take all options."""
-    coordinator = session_coordinator(CoordinatorConfig(60, 10), resource_factory=lambda session: session.id)
+    coordinator = session_coordinator(
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10), resource_factory=lambda session: session.id
+    )
     session = coordinator.create_session()
     assert session.resource == session.id
     session_clock.advance(61)

@@ -24,7 +24,7 @@ from sessionkit.web.tokens import id_of
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 
-CONFIG = CoordinatorConfig(60, 10, max_active_sessions=3)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
 COOKIE = "__Host-session"
 
 

@@ -30,7 +30,7 @@ from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 from ..helpers.web import Answer, Visitor, request
 
-CONFIG = CoordinatorConfig(60, 10, max_active_sessions=3)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
 PLAIN = [("Content-Type", "text/plain")]
 STATUS = {"/handles": "500 Internal Server Error", "/refused": "503 Service Unavailable"}
 

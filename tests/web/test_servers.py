@@ -64,7 +64,7 @@ def site(environ, start_response):
     return body
 
 store = None if os.environ.get("NO_STORE") else SQLiteStore(here / "sessions.db")
-coordinator = SessionCoordinator(CoordinatorConfig(600, 300), store=store)
+coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=600, cleanup_interval=300), store=store)
 application = SessionMiddleware(site, coordinator)
 """
 

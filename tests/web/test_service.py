@@ -19,7 +19,7 @@ from sessionkit.wsgi import SessionMiddleware, WebSession
 from ..helpers.support import in_child, records_in
 from ..helpers.web import Answer, Visitor, request
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 
 def app(_: Any, start_response: Any) -> Any:

@@ -33,7 +33,7 @@ from sessionkit.wsgi import KEY, SessionCookie, SessionMiddleware, WebSession
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread, records_in
 from ..helpers.web import COOKIE, Answer, Visitor, request
 
-CONFIG = CoordinatorConfig(60, 10, max_active_sessions=100)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=100)
 
 View = Callable[[WebSession], object]
 

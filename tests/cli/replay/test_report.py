@@ -52,7 +52,13 @@ def plain_output(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def text_of(report: ReplayReport) -> str:
     """The text of the report with settings that do not matter."""
-    return as_text(report, 2, "'access.log'", CoordinatorConfig(5400, 300, 2), "address")
+    return as_text(
+        report,
+        2,
+        "'access.log'",
+        CoordinatorConfig(session_timeout=5400, cleanup_interval=300, max_active_sessions=2),
+        "address",
+    )
 
 
 def test_json() -> None:
@@ -103,7 +109,13 @@ def test_head(monkeypatch: pytest.MonkeyPatch) -> None:
         "'access.log': 14 Jan 2026 00:00:00 to 14 Jan 2026 02:00:00 UTC",
         "session timeout 1h30m, cleanup every 5m, limit 2 (reject), one session per address",
     ]
-    unlimited = as_text(REPORT, 0, "standard input", CoordinatorConfig(90, 60, None), "address+agent")
+    unlimited = as_text(
+        REPORT,
+        0,
+        "standard input",
+        CoordinatorConfig(session_timeout=90, cleanup_interval=60, max_active_sessions=None),
+        "address+agent",
+    )
     assert unlimited.splitlines()[:2] == [
         "standard input: 14 Jan 2026 00:00:00 to 14 Jan 2026 02:00:00 UTC",
         "session timeout 1m30s, cleanup every 1m, no limit, one session per address+agent",

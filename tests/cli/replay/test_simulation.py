@@ -28,13 +28,15 @@ def entries_at(*instants: int, address: str = "192.0.2.1") -> list[Entry]:
 
 def unlimited(timeout: float = TIMEOUT, interval: float = 300) -> CoordinatorConfig:
     """Settings without a limit."""
-    return CoordinatorConfig(timeout, interval, None)
+    return CoordinatorConfig(session_timeout=timeout, cleanup_interval=interval, max_active_sessions=None)
 
 
 def settings(timeout: float, interval: float, limit: int | None, on_full: OnFull = "reject") -> CoordinatorConfig:
     """Settings that may deserve the warning about a long cleanup interval."""
     with pytest.warns(UserWarning, match="cleanup_interval") if interval > timeout else nullcontext():
-        return CoordinatorConfig(timeout, interval, limit, on_full=on_full)
+        return CoordinatorConfig(
+            session_timeout=timeout, cleanup_interval=interval, max_active_sessions=limit, on_full=on_full
+        )
 
 
 @dataclass
@@ -132,7 +134,7 @@ def test_order_of_lines_does_not_matter(entries: list[Entry], random) -> None:  
 
 def test_order_is_stable() -> None:
     """Requests of the same instant are taken in the order of their lines: the first gets the only place."""
-    config = CoordinatorConfig(TIMEOUT, 300, 1)
+    config = CoordinatorConfig(session_timeout=TIMEOUT, cleanup_interval=300, max_active_sessions=1)
     lines = [(9, "late", ""), (5, "first", ""), (5, "second", ""), (7, "first", "")]
     report = replay(lines, config)
     assert (report.created, report.rejected, report.session_requests.max) == (1, 2, 2)
@@ -162,7 +164,9 @@ def test_key() -> None:
 
 def test_lifetime_counts_as_expired() -> None:
     """A session that reaches the maximum lifetime has expired, and its client gets another one."""
-    config = CoordinatorConfig(TIMEOUT, 300, None, max_lifetime=3600)
+    config = CoordinatorConfig(
+        session_timeout=TIMEOUT, cleanup_interval=300, max_active_sessions=None, max_lifetime=3600
+    )
     report = replay(entries_at(*range(0, 7201, 600)), config)
     assert (report.created, report.expired, report.live_at_end) == (2, 1, 1)
 

@@ -34,7 +34,7 @@ from ...helpers.proxy import Mode, Proxy, proxy
 from ...helpers.redis_server import RedisServer, redis_server, wait_for
 from ...helpers.support import WAIT, Closings, in_child
 
-CONFIG = CoordinatorConfig(60, 10)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
 
 LONG = 3600.0
 """A term that no test outlives, so that nothing is sent that a test does not send."""

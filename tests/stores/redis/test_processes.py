@@ -363,7 +363,9 @@ def test_each_expired_session_is_finalized_by_one_process(url: str, prefix: str,
     what it was about to tell.
     """
     chance = random.Random(seed := random.randrange(1_000_000))  # noqa: S311  no secret
-    config = CoordinatorConfig(60, 10, max_active_sessions=IN_MEMORY, on_full="passivate")
+    config = CoordinatorConfig(
+        session_timeout=60, cleanup_interval=10, max_active_sessions=IN_MEMORY, on_full="passivate"
+    )
 
     def work(line: Line) -> None:
         clock = ManualClock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: 
             check_out(there, first, lambda session: session.data.update(count=3))
             assert check_out(here, first, lambda session: session.data.update(count=4)) == (4, 1)
         assert here.get_session(first).data == {"count": 4}
-    with SessionCoordinator[Any](config._replace(affinity=True), **settings) as alone:
+    with SessionCoordinator[Any](replace(config, affinity=True), **settings) as alone:
         # Its joining is not part of this either.
         alone.create_session().touch()
         alone.cleanup_inactive_sessions()
