@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sessionkit import SessionCoordinator
-from sessionkit.stores import RedisStore, SQLiteStore
+from sessionkit.stores import Changes, RedisStore, SQLiteStore
 from sessionkit.stores.base import SessionRecord, Touch
 
 from . import rounds, stores
@@ -48,9 +48,9 @@ def many_instances(numbers: Sequence[int], turns: int) -> dict[int, InstanceCost
                     store.create(record, instances[0])
 
                 def check_out(session_id: str, now: float = now) -> None:
-                    reply = store.lease(session_id, instances[1], True)
+                    reply = store.attach(session_id, instances[1], "exclusive")
                     assert reply is not None
-                    store.give_back(session_id, instances[1], reply.record.version, text_of(1000), Touch(now))
+                    store.release(session_id, instances[1], Changes(reply.record.version, text_of(1000), Touch(now)))
 
                 costs.measure("heartbeat", lambda _: store.set_write_interval(instances[0], 1.0), [""] * 100)
                 costs.measure("checkout", check_out, ids)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import redis
 
-from sessionkit.stores import RedisStore
+from sessionkit.stores import Changes, RedisStore
 from sessionkit.stores.base import SessionRecord, Touch
 
 from .measure import median
@@ -96,7 +96,7 @@ def fill(where: str | redis.RedisCluster, number: int, kind: Kind) -> None:
         name = f"name-{secrets.token_hex(8)}" if kind.named else None
         store.create(SessionRecord(session_id, name, data, "active", now, now, 0, 3600.0, None), instance)
         if kind.saved:
-            store.save(session_id, 1, data, Touch(now))
+            store.save(session_id, Changes(1, data, Touch(now)))
         ids.append(session_id)
     if not kind.attached:
         store.detach(ids, instance)

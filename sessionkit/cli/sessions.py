@@ -122,7 +122,7 @@ def close_command(where: str, ids_or_names: tuple[str, ...], wants_json: bool) -
     """
     with _opened(where) as store:
         ids = {text: _id_of(store, text) for text in ids_or_names}
-        closed = store.delete({session_id for session_id in ids.values() if session_id is not None})
+        closed = store.delete({session_id: None for session_id in ids.values() if session_id is not None})
     absent = [text for text, session_id in ids.items() if session_id not in closed]
     if wants_json:
         write(json.dumps({"closed": sorted(closed), "not_found": absent}, indent=2) + "\n")

@@ -31,17 +31,11 @@ class Deletions(Ownership):
 
     def _delete(self, known: dict[str, float | None]) -> set[str] | None:
         """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
-        certain = [session_id for session_id, last_active in known.items() if last_active is None]
-        unless_used = {session_id: last_active for session_id, last_active in known.items() if last_active is not None}
-        deleted: set[str] = set()
         self._deleting.update(known)
         try:
             store, instance = self._joined, self.instance
             with self._counted():
-                if certain:
-                    deleted |= store.delete(certain)
-                if unless_used:
-                    deleted |= store.delete_unless_used(unless_used, instance, self._wall())
+                deleted = store.delete(known, instance, self._wall())
         except BaseException as error:
             self.pending_deletes.update(known)
             if isinstance(error, StoreError):

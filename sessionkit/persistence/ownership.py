@@ -79,12 +79,12 @@ class Ownership:
         """Delete the record of a session that is not in memory; whether it was there."""
         store = self._joined
         with self._counted():
-            return bool(store.delete([session_id]))
+            return bool(store.delete({session_id: None}))
 
     def delete_idle(self, record: SessionRecord) -> bool:
         """Delete a record that has expired, and is not in memory; whether it was as it is given still."""
         with self._counted():
-            return bool(self.store.delete_unless_used({record.id: record.last_active}, self.instance, self._wall()))
+            return bool(self.store.delete({record.id: record.last_active}, self.instance, self._wall()))
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
         """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""

@@ -18,7 +18,7 @@ from ..errors import (
     SessionNotFoundError,
     StoreError,
 )
-from ..stores.base import Found, SessionRecord, Store, Touch
+from ..stores.base import Changes, Found, SessionRecord, Store, Touch
 from ..util.clock import Clock
 from ..util.log import report_failure
 from .codec import text_of
@@ -134,7 +134,7 @@ class Records(Deletions):
                 return False
             try:
                 with self._counted():
-                    found = self.store.lease(session.id, self.instance, exclusive)
+                    found = self.store.attach(session.id, self.instance, "exclusive" if exclusive else "shared")
             except SessionBusyError:
                 raise
             except BaseException:
@@ -230,7 +230,8 @@ class Records(Deletions):
     def _give_back_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
         written = self._written[session]
         try:
-            version = self.store.give_back(session.id, self.instance, version, data, touch)
+            given = self.store.release(session.id, self.instance, Changes(version, data, touch))
+            version = version if given is None else given
         except (SessionNotFoundError, SessionConflictError):
             self._note_released(session, written)
             raise
@@ -297,7 +298,7 @@ class Records(Deletions):
 
     def _write_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
         if data is not None:
-            return self.store.save(session.id, version, data, touch)
+            return self.store.save(session.id, Changes(version, data, touch))
         if self.store.touch({session.id: touch}):
             raise SessionNotFoundError(session.id)
         return version

@@ -1,10 +1,15 @@
-"""The contract between a coordinator and whatever keeps its sessions' records."""
+"""The contract between a coordinator and a store of session records, and the words in which a store refuses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
+
+from ..errors import SessionBusyError, SessionConflictError, SessionExistsError
+
+Lease = Literal["shared", "exclusive"]
+"""What an instance has on a session that is checked out in it: together with others, or alone."""
 
 
 class SessionRecord(NamedTuple):
@@ -40,166 +45,186 @@ class SessionRecord(NamedTuple):
 
 
 class Touch(NamedTuple):
-    """What happened to a session since its record was last written, its data apart."""
+    """The activity of a session since its record was last written."""
 
     last_active: float
+    """A wall-clock instant; the record's own is raised to it, and never lowered."""
     messages: int = 0
     """How many messages were recorded: to be added."""
     state: str | None = None
     """The value of its new `SessionState`; None if that did not change."""
 
 
+class Changes(NamedTuple):
+    """What is to be written of one session: its data, if they changed, and its activity."""
+
+    version: int
+    """The version of the record that was changed: the data are written only if the record has that version still."""
+    data: str | None
+    """The text of a JSON object that replaces the data; None if only the touch is to be noted."""
+    touch: Touch
+
+
 class Found(NamedTuple):
-    """A record, how much of it may be out of date, and who else has it."""
+    """A record, by how much other instances may be ahead of it, and which ones have the session in memory."""
 
     record: SessionRecord
     lag: float
     """How far behind `last_active` may be, in seconds, because other instances have not written their touches yet.
 
-    0 if no other instance has the session in memory, infinity while another one has it on lease.
+    0 if no other instance has the session in memory, infinity while another one has a lease on it.
     """
     elsewhere: tuple[str, ...] = ()
-    """The names of the other instances that have it in memory, in the order of the alphabet."""
+    """The names of the other instances that have the session in memory, in the order of the alphabet."""
     stale: bool = False
-    """Whether another instance had an exclusive lease since the one who asks attached, or gave its own lease back.
+    """Whether the copy in the memory of the instance that asks is stale: another instance has had an exclusive lease
+    since this one attached, or since this one's own last lease ended.
 
-    While that one has it still, this is not told yet: what it does is not done.
+    Not before that other lease has ended: until then, the other instance may still change the session.
     """
 
 
 class Store(Protocol):
     """Keeps session records for coordinators: several in one process, or in several.
 
-    A store decides nothing from what one process knows: each method here is one step that no other can come into, from
-    whatever thread or process (a "transaction"). All methods may be called from any thread. What a method has done
-    when it returns survives the death of the process; what survives a loss of power is for each store to say. A failure
-    raises `StoreError`, with its cause chained, and then nothing was changed. A method that reads or writes by id
+    Each method is one step: no call from any thread or process comes in between (a "transaction"), and nothing is
+    decided from what one process knows. All methods may be called from any thread. What a method has done when it
+    returns survives the death of the process; what survives a loss of power is for each store to say. A method that
+    fails raises `StoreError`, with its cause chained, and has changed nothing. A method that reads or writes by id
     costs the same however many records there are.
 
     **Instances.** Each coordinator is an instance, from `join` until `leave` or until its process dies; how a store
-    finds out about a death is for it to say. A *living* instance is *attached* to the sessions that it has in memory,
-    and may have a *lease* on those that are checked out in it. Both end with the instance. A store that can take a
-    living instance for dead makes a new version of a record whose lease it takes from one, so that what that one
-    saves is in nobody's way.
+    finds out about a death is for the store to say. A *living* instance is *attached* to the sessions that it has in
+    memory, and may have a *lease* on those that are checked out in it. Both end with the instance. If a store can take
+    a living instance for dead, it raises the version of each record whose lease it takes from one, so that the record
+    cannot be overwritten by an instance that was alive after all.
 
     **Absent** means: never created, or deleted since. A record that is gone stays gone: only `create` inserts.
-    **Expired** records are like any other, until they are deleted: whoever loads one compares `idle_end` and `life_end`
-    with the time, allowing for the lag.
+    **Expired** records are like any other, until they are deleted: the caller of `load` compares `idle_end` and
+    `life_end` with the time, allowing for the lag.
     """
 
-    def join(self, lag: float, name: str) -> str:
-        """Become an instance, and get its id. It promises to write its touches within `lag` seconds; see
-        `set_write_interval`.
+    def join(self, write_interval: float, name: str) -> str:
+        """Become an instance; gives its id.
 
-        `name` is what other instances hear of it, in `Found.elsewhere`; several may have the same.
+        The instance promises to write its touches within `write_interval` seconds (infinity: some time), which is the
+        lag that other instances have to allow for. `name` is what they hear of it, in `Found.elsewhere`; several
+        instances may have the same name.
         """
         ...
 
     def clock_offset(self) -> float:
         """How far the time that the store goes by is ahead of this host's wall clock, in seconds.
 
-        Raises `StoreError` if that has to be asked first, and cannot; once it has been asked, there is no I/O.
+        Raises `StoreError` if the store has to be asked first, and cannot be; once it has been asked, there is no I/O.
         """
         ...
 
-    def set_write_interval(self, instance: str, lag: float) -> None:
-        """From now on, the instance writes its touches within `lag` seconds; infinity if it writes them some time."""
+    def set_write_interval(self, instance: str, seconds: float) -> None:
+        """From now on, the instance writes its touches within so many seconds; infinity if it writes them some time."""
         ...
 
     def leave(self, instance: str) -> None:
-        """The instance is gone: its leases end, and it is attached to nothing. Leaving again does nothing."""
+        """End an instance: its leases end, and it is attached to nothing. Leaving again does nothing."""
         ...
 
     def create(self, record: SessionRecord, instance: str) -> None:
         """Insert a record and attach the instance to it.
 
-        Raises `SessionExistsError` if its id or its name is taken, be it by an expired record; the error's `session_id`
-        is the id of the record that has it. Of two that create the same at once, one gets that.
+        Raises `SessionExistsError` if a record, expired or not, has its id or its name; the error's `session_id` is
+        the id of that record. Of several calls that create the same at once, one succeeds.
         """
         ...
 
     def load(self, session_id: str, instance: str | None = None) -> Found | None:
-        """The record as it stands, with its lag because of instances other than this one; None if it is absent."""
+        """Read a record; None if it is absent. Changes nothing.
+
+        The lag, and who has the session elsewhere, are as `instance` sees it: because of all other living instances,
+        or of all there are if it is None.
+        """
         ...
 
     def find(self, name: str) -> str | None:
-        """The id of the record with this name, or None if there is none."""
+        """The id of the record with this name, expired or not; None if there is none."""
         ...
 
-    def attach(self, session_id: str, instance: str) -> Found | None:
-        """As `load`; and the instance has the session in memory from now on. Attaching again only looks."""
+    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
+        """Read a record, and note that the instance has the session in memory from now on; None if it is absent.
+
+        With `lease`, the instance also gets a lease on the session: `"shared"` together with others, or `"exclusive"`.
+        An exclusive lease makes the copies of all other instances stale, once it ends. Raises `SessionBusyError`, and
+        does nothing, while another living instance has an exclusive lease, or has any and this one is to be exclusive.
+
+        Attaching again is as `load`, and keeps the lease that the instance has; a shared lease becomes exclusive if
+        that is asked for. What is found, `stale` too, is as it was before the call.
+        """
         ...
 
     def detach(self, session_ids: Iterable[str], instance: str) -> None:
-        """The instance has these sessions in memory no more; its leases on them end. Passes over what it does not
-        have."""
-        ...
+        """Note that the instance does not have these sessions in memory any more; its leases on them end.
 
-    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
-        """Attach the instance, and give it the lease on the session: alone, or shared. None if the record is absent.
-
-        Raises `SessionBusyError` while another living instance has an exclusive lease, or any if this one is to be
-        exclusive. Whoever has it already keeps it, and a shared one becomes exclusive where that is asked.
+        Ids of absent records, and of those that the instance is not attached to, are passed over.
         """
         ...
 
-    def release(self, session_id: str, instance: str) -> None:
-        """The instance's lease on this session ends; it stays attached. Does nothing if it has none."""
-        ...
+    def release(self, session_id: str, instance: str, changes: Changes | None = None) -> int | None:
+        """End the instance's lease on a session; with `changes`, save them in the same step. It stays attached.
 
-    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
-        """As `save`, and then as `release`, in one step; without new data, only note the touch.
+        Does nothing if the instance has no lease, other than saving the changes. With the end of a lease, the
+        instance's copy of the session is not stale any more.
 
-        Gives the version. Where this raises `SessionConflictError` or `SessionNotFoundError`, it has released all the
-        same.
+        Gives the version of the record if changes were given, as `save` does: raises `SessionConflictError` if the
+        record has another version than the changed one and data are given, and `SessionNotFoundError` if it is absent.
+        The lease has ended all the same when one of these two is raised. Without changes, gives None and raises
+        neither.
         """
         ...
 
-    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
-        """Replace the data, and note the touch, if the record has this version still; gives the new version.
+    def save(self, session_id: str, changes: Changes) -> int:
+        """Write what changed of a session, under a lease or not; gives the version that the record has then.
 
-        Raises `SessionConflictError` if it has another version, and `SessionNotFoundError` if it is absent.
+        With data: replaces the record's data, notes the touch and raises the version by 1, if the record has the
+        changed version still; else raises `SessionConflictError`. Of several calls that save the same version at once,
+        one succeeds. Without data (None): only notes the touch, whatever the version, and gives the version in
+        `changes`. Raises `SessionNotFoundError` if the record is absent.
         """
         ...
 
     def rename(self, session_id: str, new_id: str, instance: str) -> bool:
-        """Give the record another id, all the rest staying as it is; whether it was there.
+        """Give a record another id, all the rest staying as it is; gives whether the record was there.
 
-        The instance is attached to it by the new id, with the lease that it had; nobody else is attached to it any
-        more. Raises `SessionExistsError` if the new id is taken, and `SessionBusyError` while another living instance
-        has a lease on it.
+        The instance is attached to the record by the new id, with the lease that it had; no other instance is attached
+        to it any more. Raises `SessionExistsError` if the new id is taken (be it by this very record), and
+        `SessionBusyError` while another living instance has a lease on the session; both change nothing.
         """
         ...
 
     def touch(self, touches: Mapping[str, Touch]) -> set[str]:
-        """Note what happened to many sessions; gives the ids of those whose record is absent.
+        """Note the activity of many sessions, by id; gives the ids of those whose record is absent.
 
-        `last_active` is raised, never lowered. Versions stay, so that a touch is in no save's way.
+        `last_active` is raised, never lowered. Versions stay, so that a touch makes no save fail.
         """
         ...
 
-    def delete(self, session_ids: Iterable[str]) -> set[str]:
-        """Delete these records; gives the ids of those that were there. Deleting again gives nothing.
+    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
+        """Delete records, by id; gives the ids of those that were there and have been deleted.
 
-        Of several that delete one record at once, by whatever method, one is told that it was there.
-        """
-        ...
+        An id with None is deleted in any case, also while other instances have the session. An id with an instant, the
+        last activity that the caller knows of, is deleted only if no living instance other than `instance` is attached
+        to it, and if the record has no later `last_active` than that or has expired at `now`.
 
-    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
-        """Delete those records that the instance found to be due, and nobody else has used; gives the ids of the
-        deleted.
-
-        `last_active` has for each id the instant that the instance knows of the record. A record is deleted if no other
-        living instance is attached to it, and it has no later instant or has expired at `now`. The instance is
-        attached to none of them any more, deleted or not.
+        `instance` is attached to none of these records any more, deleted or not. Deleting again gives nothing. Of
+        several calls that delete one record at once, by this method or by `delete_expired`, one is told of it.
         """
         ...
 
     def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
-        """Delete up to `limit` records that have expired at `now`, and give them as they were.
+        """Delete up to `limit` records that have expired at the instant `now`; gives them as they were.
 
-        That is: past their `life_end`, or idle for more than their session timeout (or `max_age`, if that is less).
-        What a living instance is attached to is left to it: only that one knows when it was active last.
+        A record has expired if it is past its `life_end`, or has been idle for more than its session timeout (or than
+        `max_age` seconds, if that is less). Records that a living instance is attached to are left alone, however long
+        they have been idle: only that instance knows when the session was active last. An empty list says that there
+        are no more.
         """
         ...
 
@@ -210,10 +235,38 @@ class Store(Protocol):
     def page(self, after: str | None, limit: int) -> list[SessionRecord]:
         """Up to `limit` records in the order of their ids, from the first whose id comes later than `after`.
 
-        An empty list says that there are no more. Records that come or go between two pages may be missing.
+        None begins with the first of all. An empty list says that there are no more. Records that are created or
+        deleted between two pages may be missing.
         """
         ...
 
     def close(self) -> None:
-        """Let go of files and connections. Closing again does nothing; any other call then raises `StoreError`."""
+        """Close files and connections. Closing again does nothing; any other call then raises `StoreError`."""
         ...
+
+
+# ---- What a store refuses, in the same words for every store
+
+
+def busy(session_id: str) -> SessionBusyError:
+    """Another living instance has a lease that excludes this one."""
+    return SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
+
+
+def conflict(session_id: str, found: int, version: int) -> SessionConflictError:
+    """The record has another version than the one that was changed."""
+    return SessionConflictError(
+        f"session {session_id!r} was saved by somebody else: it has version {found}, and this change was made to "
+        f"version {version}; check it out again, and make the change anew"
+    )
+
+
+def taken(record: SessionRecord, taken_by: str) -> SessionExistsError:
+    """The id or the name of a new record belongs to another one."""
+    what = f"id {record.id!r}" if taken_by == record.id else f"name {record.name!r}"
+    return SessionExistsError(f"a stored session has the {what} already; choose another", taken_by)
+
+
+def taken_id(session_id: str) -> SessionExistsError:
+    """The id that a record is to get belongs to another one."""
+    return SessionExistsError(f"a stored session has the id {session_id!r} already; choose another", session_id)

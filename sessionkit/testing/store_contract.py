@@ -1,4 +1,4 @@
-"""The store contract as tests: whoever writes a store subclasses `StoreContract` and lets pytest run it."""
+"""The store contract as tests: to check a store of your own, subclass `StoreContract` and let pytest run it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from math import inf
 from typing import Any
 
 from ..errors import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError, StoreError
-from ..stores.base import Found, SessionRecord, Store, Touch
+from ..stores.base import Changes, Found, Lease, SessionRecord, Store, Touch
 
 NOW = 1_800_000_000.0
 """The instant at which the records of the contract's tests are created: in 2027."""
+
+LEASES: tuple[Lease, ...] = ("exclusive", "shared")
 
 THREADS = 8
 SECONDS = 30.0
@@ -68,10 +70,10 @@ class StoreContract(ABC):
                 assert store.load("s-1") is None
                 assert store.find("a") is None
                 assert store.attach("s-1", instance) is None
-                assert store.lease("s-1", instance, True) is None
+                assert store.attach("s-1", instance, "exclusive") is None
                 store.create(record(name="a"), instance)
                 assert _record(store) == record(name="a")
-                store.delete(["s-1"])
+                store.delete({"s-1": None})
 
     def test_creating_only_inserts(self) -> None:
         """An id or name that is taken raises, names the record that has it, and changes nothing; expired ones too."""
@@ -90,7 +92,7 @@ class StoreContract(ABC):
         with self.store() as (store, instance):
             store.create(record(name="a"), instance)
             assert store.find("a") == "s-1"
-            store.delete(["s-1"])
+            store.delete({"s-1": None})
             store.create(record("s-2", name="a"), instance)
             assert store.find("a") == "s-2"
 
@@ -104,21 +106,31 @@ class StoreContract(ABC):
         """Data and state are replaced, messages added, the last activity raised, and the version is 1 more."""
         with self.store() as (store, instance):
             store.create(record(message_count=2), instance)
-            assert store.save("s-1", 1, "{}", Touch(NOW + 5, 3, "processing")) == 2
-            assert store.save("s-1", 2, '{"a":1}', Touch(NOW + 1)) == 3
+            assert store.save("s-1", Changes(1, "{}", Touch(NOW + 5, 3, "processing"))) == 2
+            assert store.save("s-1", Changes(2, '{"a":1}', Touch(NOW + 1))) == 3
             assert _record(store) == record(
                 data='{"a":1}', state="processing", last_active=NOW + 5, message_count=5, version=3
             )
+
+    def test_saving_without_data_notes_the_touch(self) -> None:
+        """Whatever the version, which stays; an absent record raises."""
+        with self.store() as (store, instance):
+            store.create(record(), instance)
+            assert store.save("s-1", Changes(1, None, Touch(NOW + 5, 3, "processing"))) == 1
+            assert store.save("s-1", Changes(7, None, Touch(NOW + 1, 1))) == 7
+            assert _record(store) == record(state="processing", last_active=NOW + 5, message_count=4)
+            error = _raised(SessionNotFoundError, lambda: store.save("gone", Changes(1, None, Touch(NOW))))
+            assert error.session_id == "gone"
 
     def test_saving_compares_the_version(self) -> None:
         """A save of another version raises, and changes nothing."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.save("s-1", 1, '{"by":"first"}', Touch(NOW))
+            store.save("s-1", Changes(1, '{"by":"first"}', Touch(NOW)))
             for version in (0, 1, 3):
                 _raised(
                     SessionConflictError,
-                    lambda version=version: store.save("s-1", version, "{}", Touch(NOW + 9, 1)),  # type: ignore[misc]  # a default binds it now
+                    lambda version=version: store.save("s-1", Changes(version, "{}", Touch(NOW + 9, 1))),  # type: ignore[misc]  # a default binds it now
                 )
             assert _record(store) == record(data='{"by":"first"}', version=2)
 
@@ -126,65 +138,65 @@ class StoreContract(ABC):
         """The others are told of the conflict, so that no update is lost."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            outcomes = _at_once(lambda: _outcome(lambda: store.save("s-1", 1, "{}", Touch(NOW, 1))))
+            outcomes = _at_once(lambda: _outcome(lambda: store.save("s-1", Changes(1, "{}", Touch(NOW, 1)))))
             assert sorted(outcomes) == ["SessionConflictError"] * (THREADS - 1) + ["done"]
             assert _record(store).message_count == 1
 
-    def test_giving_back_saves_and_releases(self) -> None:
+    def test_releasing_saves_in_the_same_step(self) -> None:
         """Data if there are any, the touch, and the lease in one step; without new data the version stays."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.lease("s-1", instance, True)
-            assert store.give_back("s-1", instance, 1, '{"a":1}', Touch(NOW + 5, 1)) == 2
+            store.attach("s-1", instance, "exclusive")
+            assert store.release("s-1", instance, Changes(1, '{"a":1}', Touch(NOW + 5, 1))) == 2
             assert _found(store.load("s-1")).lag == 10.0
-            store.lease("s-1", instance, True)
-            assert store.give_back("s-1", instance, 2, None, Touch(NOW + 7, 1, "processing")) == 2
+            store.attach("s-1", instance, "exclusive")
+            assert store.release("s-1", instance, Changes(2, None, Touch(NOW + 7, 1, "processing"))) == 2
             assert _found(store.load("s-1")).lag == 10.0
             changed = record(data='{"a":1}', last_active=NOW + 7, message_count=2, state="processing", version=2)
             assert _record(store) == changed
 
-    def test_giving_back_releases_also_what_cannot_be_saved(self) -> None:
-        """Another version, or a record that is gone, raises, and nobody has a lease any more."""
+    def test_releasing_ends_the_lease_also_if_saving_fails(self) -> None:
+        """Another version, or a record that is gone, raises, and no instance has a lease any more."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.save("s-1", 1, '{"by":"other"}', Touch(NOW))
-            store.lease("s-1", instance, True)
-            _raised(SessionConflictError, lambda: store.give_back("s-1", instance, 1, "{}", Touch(NOW + 1, 1)))
+            store.save("s-1", Changes(1, '{"by":"other"}', Touch(NOW)))
+            store.attach("s-1", instance, "exclusive")
+            _raised(SessionConflictError, lambda: store.release("s-1", instance, Changes(1, "{}", Touch(NOW + 1, 1))))
             assert store.load("s-1") == Found(record(data='{"by":"other"}', version=2), 10.0, ("instance",))
-            store.delete(["s-1"])
+            store.delete({"s-1": None})
             for data in ("{}", None):
                 error = _raised(
                     SessionNotFoundError,
-                    lambda data=data: store.give_back("s-1", instance, 2, data, Touch(NOW)),  # type: ignore[misc]  # a default binds it now
+                    lambda data=data: store.release("s-1", instance, Changes(2, data, Touch(NOW))),  # type: ignore[misc]  # a default binds it now
                 )
                 assert error.session_id == "s-1"
 
-    def test_whoever_had_it_before_an_exclusive_lease_is_stale(self) -> None:
-        """In the eyes of that one alone, until it has given back a lease of its own; a shared lease does nothing."""
+    def test_an_exclusive_lease_makes_other_copies_stale(self) -> None:
+        """Each instance hears it of its own copy, until it has released a lease of its own; a shared lease does not."""
         with self.store() as (store, instance):
             other = store.join(5.0, "other")
             store.create(record(), instance)
-            store.lease("s-1", other, False)
+            store.attach("s-1", other, "shared")
             store.release("s-1", other)
             assert not _found(store.load("s-1", instance)).stale
-            store.lease("s-1", other, True)
-            store.give_back("s-1", other, 1, None, Touch(NOW))
+            store.attach("s-1", other, "exclusive")
+            store.release("s-1", other, Changes(1, None, Touch(NOW)))
             assert _found(store.load("s-1", instance)).stale
             assert _found(store.attach("s-1", instance)).stale
             assert not _found(store.load("s-1", other)).stale
             assert not _found(store.load("s-1")).stale
-            # It has none to give back.
+            # Without a lease, there is nothing to release.
             store.release("s-1", instance)
-            store.give_back("s-1", instance, 1, None, Touch(NOW))
-            assert _found(store.lease("s-1", instance, True)).stale
+            store.release("s-1", instance, Changes(1, None, Touch(NOW)))
+            assert _found(store.attach("s-1", instance, "exclusive")).stale
             store.release("s-1", instance)
             assert not _found(store.load("s-1", instance)).stale
             assert _found(store.load("s-1", other)).stale
             store.detach(["s-1"], other)
             assert not _found(store.attach("s-1", other)).stale
 
-    def test_an_exclusive_lease_outdates_others_when_it_ends(self) -> None:
-        """Also those that attached meanwhile, and however it ends: by then all is done that was done under it."""
+    def test_copies_are_stale_once_the_exclusive_lease_has_ended(self) -> None:
+        """Also those of instances that attached meanwhile, and however the lease ends: no more is done under it."""
         with self.store() as (store, instance):
             other, third = (store.join(5.0, name) for name in ("other", "third"))
             endings: dict[str, Callable[[], object]] = {
@@ -194,7 +206,7 @@ class StoreContract(ABC):
             }
             for session_id, end in endings.items():
                 store.create(record(session_id), instance)
-                store.lease(session_id, other, True)
+                store.attach(session_id, other, "exclusive")
                 store.attach(session_id, third)
                 for holder in (instance, third):
                     assert not _found(store.load(session_id, holder)).stale
@@ -204,25 +216,25 @@ class StoreContract(ABC):
                     assert _found(store.load(session_id, holder)).stale
 
     def test_a_record_gets_another_id(self) -> None:
-        """All else stays, the old id is free, and whoever renamed it is attached, with the lease that it had."""
+        """All else stays, the old id is free, and the instance that renamed it is attached, with the lease it had."""
         with self.store() as (store, instance):
             made = record(name="a", message_count=3, max_lifetime=1e6)
             store.create(made, instance)
             other = store.join(5.0, "other")
             store.attach("s-1", other)
-            store.lease("s-1", instance, True)
+            store.attach("s-1", instance, "exclusive")
             assert store.rename("s-1", "s-2", instance)
             assert store.load("s-1") is None
             assert store.find("a") == "s-2"
             assert store.load("s-2", instance) == Found(made._replace(id="s-2"), 0.0)
             assert _found(store.load("s-2", other)).lag == inf
-            _raised(SessionBusyError, lambda: store.lease("s-2", other, False))
+            _raised(SessionBusyError, lambda: store.attach("s-2", other, "shared"))
             store.create(record("s-1"), other)
             assert _found(store.load("s-1", instance)).lag == 5.0
             store.release("s-2", instance)
             assert _found(store.load("s-2", other)).lag == 10.0
 
-    def test_who_renames_is_attached(self) -> None:
+    def test_an_instance_that_renames_is_attached(self) -> None:
         """Also if it was not before; it has no lease then."""
         with self.store() as (store, instance):
             store.create(record(), instance)
@@ -230,7 +242,7 @@ class StoreContract(ABC):
             assert store.rename("s-1", "s-2", other)
             assert _found(store.load("s-2", instance)).lag == 5.0
 
-    def test_renaming_takes_nobodys_id(self) -> None:
+    def test_renaming_to_a_taken_id(self) -> None:
         """A new id that is taken raises, names the record that has it, and changes nothing; its own id too."""
         with self.store() as (store, instance):
             store.create(record(), instance)
@@ -241,14 +253,14 @@ class StoreContract(ABC):
             assert _record(store) == record()
             assert _found(store.load("s-2")).record == record("s-2", data="{}")
 
-    def test_renaming_needs_a_record_that_nobody_else_has_on_lease(self) -> None:
-        """One that is absent is not made, and whoever has it checked out elsewhere is not cut off."""
+    def test_renaming_what_is_absent_or_on_lease_elsewhere(self) -> None:
+        """An absent record is not made, and one that another instance has a lease on keeps its id."""
         with self.store() as (store, instance):
             assert not store.rename("s-1", "s-2", instance)
             assert store.load("s-2") is None
             store.create(record(), instance)
             other = store.join(5.0, "other")
-            store.lease("s-1", other, False)
+            store.attach("s-1", other, "shared")
             _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", instance))
             assert _record(store) == record()
             store.leave(other)
@@ -258,14 +270,14 @@ class StoreContract(ABC):
         """Neither a save nor a touch nor a lease brings a deleted record back."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.lease("s-1", instance, True)
-            store.delete(["s-1"])
-            error = _raised(SessionNotFoundError, lambda: store.save("s-1", 1, "{}", Touch(NOW)))
+            store.attach("s-1", instance, "exclusive")
+            store.delete({"s-1": None})
+            error = _raised(SessionNotFoundError, lambda: store.save("s-1", Changes(1, "{}", Touch(NOW))))
             assert error.session_id == "s-1"
             assert store.touch({"s-1": Touch(NOW)}) == {"s-1"}
             store.release("s-1", instance)
             store.detach(["s-1"], instance)
-            assert store.lease("s-1", instance, True) is None
+            assert store.attach("s-1", instance, "exclusive") is None
             assert store.page(None, 10) == []
 
     def test_touching_many(self) -> None:
@@ -285,8 +297,8 @@ class StoreContract(ABC):
         with self.store() as (store, instance):
             store.create(record("s-1"), instance)
             store.create(record("s-2"), instance)
-            assert store.delete(["s-1", "gone"]) == {"s-1"}
-            assert store.delete(["s-1"]) == set()
+            assert store.delete({"s-1": None, "gone": None}) == {"s-1"}
+            assert store.delete({"s-1": None}) == set()
             assert [found.id for found in store.page(None, 10)] == ["s-2"]
 
     def test_of_many_that_delete_the_same_one_is_told(self) -> None:
@@ -298,7 +310,7 @@ class StoreContract(ABC):
             store.detach(ids, instance)
 
             def delete_some() -> set[str]:
-                return store.delete(ids[:30]) | {found.id for found in store.delete_expired(NOW + 61, 7)}
+                return store.delete(dict.fromkeys(ids[:30])) | {found.id for found in store.delete_expired(NOW + 61, 7)}
 
             given = [session_id for deleted in _at_once(delete_some) for session_id in deleted]
             while more := store.delete_expired(NOW + 61, 7):
@@ -331,8 +343,8 @@ class StoreContract(ABC):
             assert given == [3, 1, 0]
             assert store.delete_expired(NOW + 600, 10, max_age=300.0) == [record("s-4", last_active=NOW + 4)]
 
-    def test_what_somebody_has_in_memory_is_left_to_him(self) -> None:
-        """However long ago it was active: only whoever is attached knows what it has not written yet."""
+    def test_what_an_instance_has_in_memory_is_not_deleted_as_expired(self) -> None:
+        """However long ago it was active: only the attached instance knows what it has not written yet."""
         with self.store() as (store, instance):
             other = store.join(25.0, "other")
             store.create(record(), instance)
@@ -345,7 +357,7 @@ class StoreContract(ABC):
             assert store.delete_expired(NOW + 1e6, 10) == [record()]
 
     def test_the_lag_is_that_of_the_others(self) -> None:
-        """The longest that another instance who is attached has promised; a new promise, and leaving, change it."""
+        """The longest write interval of the other attached instances; a new interval, and leaving, change it."""
         with self.store() as (store, instance):
             other = store.join(25.0, "other")
             store.create(record(), instance)
@@ -363,63 +375,66 @@ class StoreContract(ABC):
             assert store.load("s-1", instance) == Found(record(), 0.0)
 
     def test_a_lease_excludes(self) -> None:
-        """Exclusive: nobody else. Shared: others that share. A released one is free; its instance may take it again."""
+        """Exclusive: no other instance. Shared: only those that share. An instance may take its own again, or another's
+        once it is released; without a lease, any instance may attach.
+        """
         with self.store() as (store, instance):
             other = store.join(10.0, "other")
             store.create(record(), instance)
             for _ in range(2):
-                assert store.lease("s-1", instance, True) is not None
-            for exclusive in (True, False):
-                _raised(SessionBusyError, lambda exclusive=exclusive: store.lease("s-1", other, exclusive))  # type: ignore[misc]  # a default binds it now
+                assert store.attach("s-1", instance, "exclusive") is not None
+            for lease in LEASES:
+                _raised(SessionBusyError, lambda lease=lease: store.attach("s-1", other, lease))  # type: ignore[misc]  # a default binds it now
+            assert store.attach("s-1", other) == Found(record(), inf, ("instance",))
             store.release("s-1", instance)
             store.release("s-1", instance)
-            assert store.lease("s-1", other, False) is not None
-            assert store.lease("s-1", instance, False) is not None
-            _raised(SessionBusyError, lambda: store.lease("s-1", instance, True))
+            assert store.attach("s-1", other, "shared") is not None
+            assert store.attach("s-1", instance, "shared") is not None
+            _raised(SessionBusyError, lambda: store.attach("s-1", instance, "exclusive"))
             store.release("s-1", other)
-            assert store.lease("s-1", instance, True) is not None
-            _raised(SessionBusyError, lambda: store.lease("s-1", other, False))
+            assert store.attach("s-1", instance, "exclusive") is not None
+            _raised(SessionBusyError, lambda: store.attach("s-1", other, "shared"))
 
     def test_leases_end_with_what_they_belong_to(self) -> None:
         """Detaching ends a lease, and leaving ends all of an instance's."""
         with self.store() as (store, instance):
             other = store.join(10.0, "other")
             store.create(record(), instance)
-            store.lease("s-1", instance, True)
+            store.attach("s-1", instance, "exclusive")
             store.detach(["s-1"], instance)
-            assert store.lease("s-1", other, True) is not None
+            assert store.attach("s-1", other, "exclusive") is not None
             store.leave(other)
             store.leave(other)
-            assert store.lease("s-1", instance, True) == Found(record(), 0.0)
+            assert store.attach("s-1", instance, "exclusive") == Found(record(), 0.0)
 
     def test_of_many_instances_one_gets_the_lease(self) -> None:
         """The others are told that it is taken."""
         with self.store() as (store, instance):
             store.create(record(), instance)
             instances = iter([store.join(1.0, "other") for _ in range(THREADS)])
-            outcomes = _at_once(lambda: _outcome(lambda: store.lease("s-1", next(instances), True)))
+            outcomes = _at_once(lambda: _outcome(lambda: store.attach("s-1", next(instances), "exclusive")))
             assert sorted(outcomes) == ["SessionBusyError"] * (THREADS - 1) + ["done"]
 
     def test_the_lag_of_what_is_on_lease_elsewhere_is_infinite(self) -> None:
-        """Whoever has it checked out is active until it is given back."""
+        """A session that is checked out is active until it is given back."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.lease("s-1", instance, False)
+            store.attach("s-1", instance, "shared")
             assert store.load("s-1") == Found(record(), inf, ("instance",))
             assert store.load("s-1", instance) == Found(record(), 0.0)
             store.release("s-1", instance)
             assert store.load("s-1") == Found(record(), 10.0, ("instance",))
 
-    def test_what_nobody_else_used_is_deleted_on_its_instances_word(self) -> None:
-        """Whatever the time says; the absent are not among the deleted."""
+    def test_what_no_other_instance_used_is_deleted(self) -> None:
+        """If its last activity is no later than the instant given, whatever the time; absent ids are not given."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.lease("s-1", instance, True)
-            assert store.delete_unless_used({"s-1": NOW, "gone": NOW}, instance, NOW) == {"s-1"}
-            assert store.delete_unless_used({"s-1": NOW}, instance, NOW) == set()
+            store.attach("s-1", instance, "exclusive")
+            assert store.delete({"s-1": NOW, "gone": NOW}, instance, NOW) == {"s-1"}
+            assert store.delete({"s-1": NOW}, instance, NOW) == set()
 
     def test_what_was_used_elsewhere_is_kept(self) -> None:
-        """It was active later, or somebody else has it in memory; the asker is detached all the same."""
+        """If it was active later, or is in memory elsewhere; the caller's instance is detached all the same."""
         with self.store() as (store, instance):
             other = store.join(10.0, "other")
             for session_id in ("touched", "held"):
@@ -427,11 +442,24 @@ class StoreContract(ABC):
             store.touch({"touched": Touch(NOW + 1)})
             store.attach("held", other)
             known = {"touched": NOW, "held": NOW}
-            assert store.delete_unless_used(known, instance, NOW + 61) == set()
+            assert store.delete(known, instance, NOW + 61) == set()
             assert store.load("touched", other) == Found(record("touched", last_active=NOW + 1), 0.0)
             assert store.load("held", other) == Found(record("held"), 0.0)
-            assert store.delete_unless_used(known, instance, NOW + 61.001) == {"touched"}
-            assert store.delete_unless_used(known, other, NOW) == {"held"}
+            assert store.delete(known, instance, NOW + 61.001) == {"touched"}
+            assert store.delete(known, other, NOW) == {"held"}
+
+    def test_deleting_some_in_any_case_and_some_unless_used(self) -> None:
+        """Each id by its own value; without an instance, any that is attached keeps what is not to go in any case."""
+        with self.store() as (store, instance):
+            other = store.join(10.0, "other")
+            for session_id in ("held", "also-held", "free"):
+                store.create(record(session_id), other)
+            store.detach(["free"], other)
+            known = {"held": None, "also-held": NOW, "free": NOW, "gone": None}
+            assert store.delete(known) == {"held", "free"}
+            assert store.delete({"also-held": NOW}, instance) == set()
+            assert [found.id for found in store.page(None, 10)] == ["also-held"]
+            assert store.delete({}) == set()
 
     def test_pages(self) -> None:
         """In the order of ids, each once, until an empty page."""
@@ -455,10 +483,10 @@ class StoreContract(ABC):
             lambda: store.join(1.0, "other"),
             lambda: store.create(record(), instance),
             lambda: store.load("s-1"),
-            lambda: store.save("s-1", 1, "{}", Touch(NOW)),
-            lambda: store.give_back("s-1", instance, 1, None, Touch(NOW)),
+            lambda: store.save("s-1", Changes(1, "{}", Touch(NOW))),
+            lambda: store.release("s-1", instance, Changes(1, None, Touch(NOW))),
             lambda: store.touch({"s-1": Touch(NOW)}),
-            lambda: store.delete(["s-1"]),
+            lambda: store.delete({"s-1": None}),
             lambda: store.page(None, 1),
         ]
         for call in calls:

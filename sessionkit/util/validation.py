@@ -116,7 +116,7 @@ def _seconds(what: str, value: object) -> float:
 
 def checked_store(value: object) -> object:
     """Something that looks like a store; a path is what people pass instead."""
-    if not hasattr(value, "delete_unless_used"):
+    if not hasattr(value, "delete_expired"):
         raise TypeError(f"store must be a session store, such as SQLiteStore('sessions.db'), not {shown(value)}")
     return value
 

@@ -271,7 +271,7 @@ def test_show_what_several_processes_have_in_memory(path: Path) -> None:
     text = run("show", path, "s-1").stdout
     assert "of b:1, http://a b/\\u202e; activity of the last 1m15s may not be written yet\n" in text
     assert json.loads(run("show", path, "s-1", "--json").stdout)["instances"] == ["b:1", "http://a b/\u202e"]
-    store.lease("s-1", store.join(30.0, "c:1"), True)
+    store.attach("s-1", store.join(30.0, "c:1"), "exclusive")
     assert "of b:1, c:1, http://a b/\\u202e; one of which has it checked out" in run("show", path, "s-1").stdout
     store.close()
 
@@ -386,7 +386,7 @@ def test_cleanup_of_who_was_idle_for_less(path: Path) -> None:
 def test_cleanup_leaves_what_a_process_may_have_used(path: Path) -> None:
     """What a process has checked out, or may have touched and not written yet, stays."""
     store = SQLiteStore(path)
-    store.lease("s-3", store.join(0.0, "other"), exclusive=True)
+    store.attach("s-3", store.join(0.0, "other"), "exclusive")
     store.attach("s-2", store.join(3600.0, "other"))
     assert run("cleanup", path, "--max-age", "1").stdout == (
         "Removed 1 session (1 idle for too long, 0 too old); 2 left\n"

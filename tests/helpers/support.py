@@ -123,14 +123,21 @@ def records_in(path: Path) -> dict[str, SessionRecord]:
         return {record.id: record for record in store.page(None, 100)}
 
 
+# By how many arguments they have.
+_STEPS = {("attach", 3): "lease", ("release", 3): "give_back"}
+
+
 class WatchedStore:
-    """A store whose calls are counted, and fail on demand."""
+    """A store whose calls are counted, and fail on demand.
+
+    By the name of the method; an attach with a lease counts as "lease", a release with changes as "give_back".
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.calls: Counter[str] = Counter()
         self.failing: set[str] = set()
-        """The methods that fail; `"*"` for all."""
+        """What fails; `"*"` for all."""
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
@@ -139,9 +146,10 @@ class WatchedStore:
             return method
 
         def call(*arguments: Any) -> Any:
-            self.calls[name] += 1
-            if self.failing & {name, "*"}:
-                raise StoreError(f"no {name} today") from OSError(28, "No space left on device")
+            step = _STEPS.get((name, len(arguments)), name)
+            self.calls[step] += 1
+            if self.failing & {step, "*"}:
+                raise StoreError(f"no {step} today") from OSError(28, "No space left on device")
             return method(*arguments)
 
         return call

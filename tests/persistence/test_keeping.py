@@ -1089,7 +1089,7 @@ def test_restore_sessions_with_sessions_that_end_meanwhile(restart: Restart, sto
 
     def page_and_lose(*arguments: Any) -> Any:
         records = page(*arguments)
-        store.delete(["s-1"])
+        store.delete({"s-1": None})
         return records
 
     store.store.page = page_and_lose  # type: ignore[method-assign]  # comes in between
@@ -1107,7 +1107,7 @@ def test_a_delete_that_failed_and_was_done_by_another_process(restart: Restart, 
     session = coordinator.create_session()
     store.failing = {"delete"}
     coordinator.close_session(session.id)
-    store.store.delete([session.id])
+    store.store.delete({session.id: None})
     store.failing.clear()
     assert coordinator.cleanup_inactive_sessions() == 0
     assert coordinator.stats().store.pending_deletes == 0  # type: ignore[union-attr]  # there is a store
@@ -1139,10 +1139,10 @@ def test_saving_in_the_middle_of_a_checkout(session_coordinator: CoordinatorFact
         assert (found.record.data, found.record.version) == ('{"step":1}', 2)
         coordinator.save_session(session.id)
     assert store.calls["save"] == 1
-    store.store.delete([session.id])
+    store.store.delete({session.id: None})
     checkout = coordinator.checkout(coordinator.create_session().id)
     held = checkout.__enter__()
-    store.store.delete([held.id])
+    store.store.delete({held.id: None})
     held.data["lost"] = True
     for call in (lambda: coordinator.save_session(held.id), checkout.__exit__):
         with pytest.raises(SessionNotFoundError):
@@ -1201,7 +1201,7 @@ def test_messages_of_a_session_that_ended_elsewhere_have_nowhere_to_go(
     checkout = coordinator.checkout(coordinator.create_session().id)
     held = checkout.__enter__()
     held.record_message()
-    store.delete([held.id])
+    store.delete({held.id: None})
     with pytest.raises(SessionNotFoundError):
         checkout.__exit__()
     assert len(coordinator) == 0

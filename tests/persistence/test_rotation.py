@@ -285,7 +285,7 @@ def test_a_session_ended_elsewhere_cannot_be_rotated(session_coordinator: Coordi
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
     with coordinator.checkout("old"):
-        store.delete(["old"])
+        store.delete({"old": None})
         with pytest.raises(SessionNotFoundError):
             coordinator.rotate_session("old", "new")
     assert len(coordinator) == 0
@@ -299,7 +299,7 @@ def test_a_session_ended_elsewhere_at_the_last_moment(session_coordinator: Coord
     rename = store.store.rename
 
     def rename_late(*arguments: Any) -> bool:
-        store.store.delete(["old"])
+        store.store.delete({"old": None})
         return rename(*arguments)
 
     with patch.object(store.store, "rename", rename_late), pytest.raises(SessionNotFoundError):

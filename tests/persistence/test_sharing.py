@@ -663,13 +663,13 @@ def test_an_interrupted_give_back_saves_and_releases_all_the_same(
     here = session_coordinator(CONFIG, store=store)
     there = session_coordinator(CONFIG, store=SQLiteStore(path))
     session = here.create_session()
-    give_back = store.store.give_back
+    release = store.store.release
 
     def interrupted(*arguments: Any) -> Any:
-        store.store.give_back = give_back
+        store.store.release = release
         raise KeyboardInterrupt
 
-    store.store.give_back = interrupted
+    store.store.release = interrupted
     checkout = here.checkout(session.id)
     checkout.__enter__().data["step"] = 1
     with pytest.raises(KeyboardInterrupt):
@@ -687,14 +687,14 @@ def test_a_lease_that_was_taken_and_not_told_of_is_given_back(
     here = session_coordinator(CONFIG, store=store)
     there = session_coordinator(CONFIG, store=SQLiteStore(path))
     session = here.create_session()
-    lease = store.store.lease
+    attach = store.store.attach
 
     def taken_and_lost(*arguments: Any) -> Any:
-        store.store.lease = lease
-        lease(*arguments)
+        store.store.attach = attach
+        attach(*arguments)
         raise error
 
-    store.store.lease = taken_and_lost
+    store.store.attach = taken_and_lost
     try:
         with here.checkout(session.id):
             store.failing = {"release"}
@@ -763,7 +763,7 @@ def test_a_session_created_anew_is_not_deleted_for_its_predecessor(
     here.create_session(session_id="s-1", data={"life": 1})
     store.failing = {"delete"}
     here.close_session("s-1")
-    store.store.delete(["s-1"])
+    store.store.delete({"s-1": None})
     store.failing.clear()
     here.create_session(session_id="s-1", data={"life": 2})
     here.cleanup_inactive_sessions()
@@ -914,7 +914,7 @@ def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answe
     session_clock.advance(50)
     there.touch_session(session.id)
     session_clock.advance(20)
-    delete, moved = store.store.delete_unless_used, here._finalizer.moved
+    delete, moved = store.store.delete, here._finalizer.moved
     waits, waiting = moved.wait, threading.Event()
 
     def note_the_wait(timeout: float) -> bool:
@@ -928,7 +928,7 @@ def test_who_asks_while_it_is_seen_whether_a_session_expired_waits_for_the_answe
 
     asking: list[Any] = []
     moved.wait = note_the_wait  # type: ignore[method-assign,assignment]  # to see when it comes
-    store.store.delete_unless_used = ask_meanwhile
+    store.store.delete = ask_meanwhile
     with ThreadPoolExecutor(1) as pool:
         assert here.cleanup_inactive_sessions() == 0
         assert asking[0].result(WAIT).id == session.id

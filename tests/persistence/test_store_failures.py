@@ -22,7 +22,7 @@ from sessionkit import (
     StoreError,
 )
 from sessionkit.core.stats import StoreStats
-from sessionkit.stores import SQLiteStore, Touch
+from sessionkit.stores import Changes, SQLiteStore, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
@@ -110,7 +110,7 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     with pytest.raises(StoreError):
         checkout.__exit__()
     store.failing.clear()
-    store.store.save(session.id, 2, '{"by":"another process"}', Touch(0.0))
+    store.store.save(session.id, Changes(2, '{"by":"another process"}', Touch(0.0)))
     with coordinator.checkout(session.id) as held:
         assert held.data == {"by": "another process"}
 
@@ -180,11 +180,11 @@ def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinat
     with pytest.raises(StoreError, match="no release today"):
         checkout.__exit__()
     with pytest.raises(SessionBusyError):
-        other.lease(session.id, instance, True)
+        other.attach(session.id, instance, "exclusive")
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    found = other.lease(session.id, instance, True)
+    found = other.attach(session.id, instance, "exclusive")
     assert found is not None
     assert found.record.data == '{"step":2}'
     other.close()
@@ -248,7 +248,7 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
     config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
     coordinator = session_coordinator(config, store=store, on_close=closings)
     session = coordinator.create_session("support")
-    store.failing = {"delete", "delete_unless_used"}
+    store.failing = {"delete"}
     match cause:
         case RemovalCause.CLOSED:
             coordinator.close_session(session.id)
@@ -536,15 +536,15 @@ def test_an_expired_record_that_is_used_elsewhere_at_that_moment(
         former.create_session("support", session_id="s-1")
     session_clock.advance(61)
     coordinator = session_coordinator(CONFIG, store=store)
-    original = store.store.delete_unless_used
-    store.store.delete_unless_used = lambda *_: set()
+    original = store.store.delete
+    store.store.delete = lambda *_: set()
     with pytest.raises(SessionExistsError):
         coordinator.create_session("support")
-    store.store.delete_unless_used = original
+    store.store.delete = original
     load = store.store.load
 
     def gone_by_then(*arguments: Any) -> Any:
-        store.store.delete(["s-1"])
+        original({"s-1": None})
         return load(*arguments)
 
     store.store.load = gone_by_then

@@ -568,14 +568,14 @@ def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Pair, change
     here, there = pair
     session = here.sessions.create_session(data={"said": []})
     checked_out()(there.sessions, session.id)
-    lease = here.store.store.lease
+    attach = here.store.store.attach
 
     def taken_and_lost(*arguments: Any) -> Any:
-        here.store.store.lease = lease  # type: ignore[method-assign]  # once only
-        lease(*arguments)
+        here.store.store.attach = attach  # type: ignore[method-assign]  # once only
+        attach(*arguments)
         raise StoreError("nobody heard of it")
 
-    here.store.store.lease = taken_and_lost  # type: ignore[method-assign]  # it does what it should, and fails
+    here.store.store.attach = taken_and_lost  # type: ignore[method-assign]  # it does what it should, and fails
     with here.sessions.checkout(session.id) as held:
         assert held is session
         if changes:

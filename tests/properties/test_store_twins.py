@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from sessionkit import SessionError, SessionExistsError
-from sessionkit.stores import RedisStore, SQLiteStore, Store, Touch
+from sessionkit.stores import Changes, Lease, RedisStore, SQLiteStore, Store, Touch
 from sessionkit.testing.store_contract import NOW, record
 
 from ..helpers.redis_server import redis_cluster, shared_server
@@ -28,6 +28,9 @@ INSTANCES = st.integers(0, 2)
 INSTANTS = st.sampled_from([NOW - 5, NOW, NOW + 0.1, NOW + 30, NOW + 60, NOW + 60.000001, NOW + 100, NOW + 1000])
 TOUCHES = st.builds(Touch, INSTANTS, st.integers(0, 3), st.sampled_from([None, "active", "processing"]))
 DATA = st.sampled_from(["{}", '{"a":1}', '{"text":"\u20ac\U0001f40d|"}'])
+BEHIND = st.integers(0, 1)
+LEASES = st.sampled_from([None, "shared", "exclusive"])
+KNOWN = st.dictionaries(IDS, st.none() | INSTANTS, max_size=3)
 AGES = st.sampled_from([None, 1.0, 30.0, 1e9])
 
 
@@ -74,31 +77,23 @@ class Twins(RuleBasedStateMachine):
         self.versions[session_id] = 1 if found is None else found.record.version
         self.ask(lambda store, instance_of: store.find(name))
 
-    @rule(session_id=IDS, instance=INSTANCES)
-    def attach(self, session_id: str, instance: int) -> None:
-        self.ask(lambda store, instance_of: store.attach(session_id, instance_of(instance)))
+    @rule(session_id=IDS, instance=INSTANCES, lease=LEASES)
+    def attach(self, session_id: str, instance: int, lease: Lease | None) -> None:
+        self.ask(lambda store, instance_of: store.attach(session_id, instance_of(instance), lease))
 
     @rule(session_ids=st.lists(IDS, max_size=3), instance=INSTANCES)
     def detach(self, session_ids: list[str], instance: int) -> None:
         self.ask(lambda store, instance_of: store.detach(session_ids, instance_of(instance)))
 
-    @rule(session_id=IDS, instance=INSTANCES, exclusive=st.booleans())
-    def lease(self, session_id: str, instance: int, exclusive: bool) -> None:
-        self.ask(lambda store, instance_of: store.lease(session_id, instance_of(instance), exclusive))
+    @rule(session_id=IDS, instance=INSTANCES, behind=BEHIND, data=st.none() | DATA, touch=st.none() | TOUCHES)
+    def release(self, session_id: str, instance: int, behind: int, data: str | None, touch: Touch | None) -> None:
+        changes = None if touch is None else Changes(self.versions.get(session_id, 1) - behind, data, touch)
+        self.ask(lambda store, instance_of: store.release(session_id, instance_of(instance), changes))
 
-    @rule(session_id=IDS, instance=INSTANCES)
-    def release(self, session_id: str, instance: int) -> None:
-        self.ask(lambda store, instance_of: store.release(session_id, instance_of(instance)))
-
-    @rule(session_id=IDS, instance=INSTANCES, behind=st.integers(0, 1), data=st.none() | DATA, touch=TOUCHES)
-    def give_back(self, session_id: str, instance: int, behind: int, data: str | None, touch: Touch) -> None:
-        version = self.versions.get(session_id, 1) - behind
-        self.ask(lambda store, instance_of: store.give_back(session_id, instance_of(instance), version, data, touch))
-
-    @rule(session_id=IDS, behind=st.integers(0, 1), data=DATA, touch=TOUCHES)
-    def save(self, session_id: str, behind: int, data: str, touch: Touch) -> None:
-        version = self.versions.get(session_id, 1) - behind
-        self.ask(lambda store, _: store.save(session_id, version, data, touch))
+    @rule(session_id=IDS, behind=BEHIND, data=st.none() | DATA, touch=TOUCHES)
+    def save(self, session_id: str, behind: int, data: str | None, touch: Touch) -> None:
+        changes = Changes(self.versions.get(session_id, 1) - behind, data, touch)
+        self.ask(lambda store, _: store.save(session_id, changes))
 
     @rule(session_id=IDS, new_id=IDS, instance=INSTANCES)
     def rename(self, session_id: str, new_id: str, instance: int) -> None:
@@ -108,13 +103,11 @@ class Twins(RuleBasedStateMachine):
     def touch(self, touches: dict[str, Touch]) -> None:
         self.ask(lambda store, _: store.touch(touches))
 
-    @rule(session_ids=st.lists(IDS, max_size=3))
-    def delete(self, session_ids: list[str]) -> None:
-        self.ask(lambda store, _: store.delete(session_ids))
-
-    @rule(known=st.dictionaries(IDS, INSTANTS, max_size=3), instance=INSTANCES, now=INSTANTS)
-    def delete_unless_used(self, known: dict[str, float], instance: int, now: float) -> None:
-        self.ask(lambda store, instance_of: store.delete_unless_used(known, instance_of(instance), now))
+    @rule(known=KNOWN, instance=st.none() | INSTANCES, now=st.just(-inf) | INSTANTS)
+    def delete(self, known: dict[str, float | None], instance: int | None, now: float) -> None:
+        self.ask(
+            lambda store, instance_of: store.delete(known, None if instance is None else instance_of(instance), now)
+        )
 
     @rule(now=INSTANTS, age=AGES)
     def delete_expired(self, now: float, age: float | None) -> None:

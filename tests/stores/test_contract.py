@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sessionkit.stores import Found, SQLiteStore, Touch
+from sessionkit.stores import Changes, Found, Lease, SQLiteStore, Touch
 from sessionkit.testing import StoreContract
 
 
@@ -25,9 +25,9 @@ class Contract(StoreContract):
 class SavesAnyVersion(SQLiteStore):
     """Overwrites what others saved."""
 
-    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
+    def save(self, session_id: str, changes: Changes) -> int:
         found = self.load(session_id)
-        return super().save(session_id, found.record.version if found else version, data, touch)
+        return super().save(session_id, changes._replace(version=found.record.version) if found else changes)
 
 
 class Revives(SQLiteStore):
@@ -49,8 +49,8 @@ class Forgets(SQLiteStore):
 class LeasesToAll(SQLiteStore):
     """Excludes nobody."""
 
-    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
-        return super().lease(session_id, instance, exclusive and False)
+    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
+        return super().attach(session_id, instance, "shared" if lease else None)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from ...errors import SessionExistsError, StoreError
-from ..base import SessionRecord
-from ..refusals import taken
+from ..base import SessionRecord, taken
 from .codec import record_of
 from .partitions import Partitions
 
@@ -111,7 +110,7 @@ class Crossing:
                 if record.name is not None:
                     self._point(record.name, session_id, record._replace(id=new_id))
                 return b"renamed"
-            self._ask(new_id, "delete")
+            self._ask_partition(self._partitions.of(new_id), "delete", "", "inf", new_id, "")
             if outcome == b"absent":
                 return b"absent"
             # Somebody saved it in between: the same again, with that.
@@ -124,7 +123,7 @@ class Crossing:
             if self._ask(session_id, "load", instance) is None:
                 self.rename(new_id, session_id, instance, secrets.token_hex(8))
                 return
-            self._ask(new_id, "delete")
+            self._ask_partition(self._partitions.of(new_id), "delete", "", "inf", new_id, "")
         # It may have been undone before, but for its name.
         name = self._name_of(session_id)
         if name is not None:

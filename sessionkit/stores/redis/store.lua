@@ -28,6 +28,7 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
 local function number(text)
   if text == 'inf' then return math.huge end
+  if text == '-inf' then return -math.huge end
   return tonumber(text)
 end
 
@@ -84,7 +85,7 @@ local function is_alive(id)
 end
 
 -- Which argument is the instance that is to have a session.
-local HOLDERS = {create = 4, attach = 2, lease = 2, rename = 3, seize = 2, adopt = 4}
+local HOLDERS = {create = 4, attach = 2, rename = 3, seize = 2, adopt = 4}
 
 -- Whether it has to sign on again before it gets anything: others may take it for dead, and the server may have come
 -- back without it.
@@ -335,13 +336,24 @@ function operations.find(name)
   return id and redis.call('EXISTS', key_of(id)) == 1 and id
 end
 
-function operations.attach(id, instance)
+-- id, instance, "" to attach it only, or the lease that it is to get ("s" or "x") -> as load, or "busy"
+function operations.attach(id, instance, wanted)
   local s = session(id)
   if not s then return false end
   local found = others(s, instance)
+  if wanted ~= '' and (found.exclusive or (found.leased and wanted == 'x')) then return 'busy' end
   bury(s, found.dead)
   local mark = s.holders[instance]
-  if not mark then hold(s, instance, found.exclusive and 'o' or '') end
+  if wanted ~= '' then
+    hold(s, instance, (string.find(mark or '', 'x') and 'x' or wanted) .. (string.match(mark or '', 'o') or ''))
+  elseif not mark then
+    hold(s, instance, found.exclusive and 'o' or '')
+  end
+  if wanted == 'x' then
+    for id, _ in pairs(s.holders) do
+      if id ~= instance then hold(s, id, 'o') end
+    end
+  end
   return report(s, found, mark)
 end
 
@@ -364,23 +376,6 @@ function operations.detach(instance, ...)
   return 'OK'
 end
 
--- id, instance, "s" or "x" -> as attach, or "busy"
-function operations.lease(id, instance, wanted)
-  local s = session(id)
-  if not s then return false end
-  local found = others(s, instance)
-  if found.exclusive or (found.leased and wanted == 'x') then return 'busy' end
-  bury(s, found.dead)
-  local mark = s.holders[instance] or ''
-  hold(s, instance, (string.find(mark, 'x') and 'x' or wanted) .. (string.match(mark, 'o') or ''))
-  if wanted == 'x' then
-    for id, _ in pairs(s.holders) do
-      if id ~= instance then hold(s, id, 'o') end
-    end
-  end
-  return report(s, found, mark)
-end
-
 function operations.release(id, instance)
   local key, field = key_of(id), '@' .. instance
   if is_leased(redis.call('HGET', key, field) or '') then
@@ -391,36 +386,31 @@ function operations.release(id, instance)
   return 'OK'
 end
 
--- id, version, saves that were not heard of as "token:messages", data, last_active, messages, state
---   -> "saved", or "absent", or "conflict"; and the version
-function operations.save(id, version, unheard, data, last, messages, state)
-  local s = peek(id)
-  if not s then return {'absent', 0} end
-  local ours = s.saver ~= '' and string.match(unheard, s.saver .. ':(%d+)')
-  if s.version ~= number(version) and not ours then return {'conflict', s.version} end
-  -- Its messages come again, with this.
-  if ours then s.count = s.count - number(ours) end
-  s.version = s.version + 1
-  s.saver = token
-  touch(s, last, messages, state)
-  redis.call('HSET', s.key, 'd', data)
-  write(s)
-  return {'saved', s.version}
-end
-
--- id, instance, version, saves that were not heard of, "+" and data or "", last_active, messages, state
---   -> as save
-function operations.give_back(id, instance, version, unheard, data, last, messages, state)
-  local result = {'absent', 0}
-  local s = peek(id)
-  if s and data ~= '' then
-    result = operations.save(id, version, unheard, string.sub(data, 2), last, messages, state)
-  elseif s then
+-- id, instance whose lease ends ("" for none), version, saves that were not heard of as "token:messages", "+" and data or
+-- "" for only a touch, last_active, messages, state -> "saved", or "absent", or "conflict"; and the version
+function operations.save(id, instance, version, unheard, data, last, messages, state)
+  local s, result = peek(id), {'absent', 0}
+  if s and data == '' then
     touch(s, last, messages, state)
     write(s)
     result = {'saved', number(version)}
+  elseif s then
+    local ours = s.saver ~= '' and string.match(unheard, s.saver .. ':(%d+)')
+    if s.version == number(version) or ours then
+      -- Its messages come again, with this.
+      if ours then s.count = s.count - number(ours) end
+      s.version = s.version + 1
+      s.saver = token
+      touch(s, last, messages, state)
+      redis.call('HSET', s.key, 'd', string.sub(data, 2))
+      write(s)
+      result = {'saved', s.version}
+    else
+      result = {'conflict', s.version}
+    end
   end
-  operations.release(id, instance)
+  -- Last, so that a server that is out of memory refuses the data.
+  if instance ~= '' then operations.release(id, instance) end
   return result
 end
 
@@ -462,32 +452,26 @@ function operations.undo_rename(id, new_id, instance, unheard)
   return 'OK'
 end
 
--- ids -> two for each that was there: id, name
-function operations.delete(...)
-  local deleted = {}
-  for _, id in ipairs({...}) do
-    local s = peek(id)
-    if s then
-      remove(s)
-      table.insert(deleted, id)
-      table.insert(deleted, s.name)
-    end
-  end
-  return deleted
-end
-
--- instance, now, and two for each: id, last_active -> as delete
-function operations.delete_unless_used(instance, at, ...)
+-- instance ("" for none), now, and two for each: id, last activity that is known ("" to delete it in any case)
+--   -> two for each that was deleted: id, name
+function operations.delete(instance, at, ...)
   local deleted, arguments = {}, {...}
+  local function delete(s)
+    remove(s)
+    table.insert(deleted, s.id)
+    table.insert(deleted, s.name)
+  end
   for i = 1, #arguments, 2 do
-    local s = session(arguments[i])
-    if s then
-      local found = others(s, instance)
-      if #found.names == 0 and (number(s.last) <= number(arguments[i + 1]) or is_over(s, number(at), math.huge)) then
-        remove(s)
-        table.insert(deleted, s.id)
-        table.insert(deleted, s.name)
-      else
+    local id, known_last = arguments[i], arguments[i + 1]
+    if known_last == '' then
+      local s = peek(id)
+      if s then delete(s) end
+    else
+      local s = session(id)
+      local found = s and others(s, instance)
+      if s and #found.names == 0 and (number(s.last) <= number(known_last) or is_over(s, number(at), math.huge)) then
+        delete(s)
+      elseif s then
         redis.call('HDEL', s.key, '@' .. instance)
         bury(s, found.dead)
       end

@@ -13,8 +13,7 @@ from ...errors import SessionNotFoundError, StoreError
 from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
 from ...util.validation import Duration, checked_seconds, shown
-from ..base import Found, SessionRecord, Touch
-from ..refusals import busy, conflict, taken, taken_id
+from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .address import Client
 from .client import Server
 from .cluster import Crossing
@@ -32,6 +31,8 @@ KEEP_SECONDS = 86_400.0
 
 BATCH = 250
 """How many sessions one call of the server is about, at most: others wait for no more than that."""
+
+_MARKS: dict[Lease | None, str] = {None: "", "shared": "s", "exclusive": "x"}
 
 
 class RedisStore:
@@ -89,21 +90,21 @@ class RedisStore:
 
     # ---- Instances
 
-    def join(self, lag: float, name: str) -> str:
+    def join(self, write_interval: float, name: str) -> str:
         if self._terms.is_empty:
             self._server.check()
         instance = secrets.token_hex(8)
         for base in self._partitions.bases:
-            self._sign(base, "join", instance, lag, name, LAYOUT)
-        self._instances[instance] = lag, name
+            self._sign(base, "join", instance, write_interval, name, LAYOUT)
+        self._instances[instance] = write_interval, name
         self._attached[instance] = set()
         self._terms.begin(instance)
         return instance
 
-    def set_write_interval(self, instance: str, lag: float) -> None:
+    def set_write_interval(self, instance: str, seconds: float) -> None:
         known = self._instances.get(instance)
         if known is not None:
-            self._instances[instance] = lag, known[1]
+            self._instances[instance] = seconds, known[1]
             self._renew(instance)
 
     def leave(self, instance: str) -> None:
@@ -142,7 +143,9 @@ class RedisStore:
         self._note(instance, record.id)
 
     def load(self, session_id: str, instance: str | None = None) -> Found | None:
-        return self._find("load", session_id, instance or "")
+        self._settle(session_id)
+        reply = self._ask(self._partitions.of(session_id), "load", session_id, instance or "")
+        return None if reply is None else found_of(session_id, reply)
 
     def find(self, name: str) -> str | None:
         if self._crossing is not None:
@@ -150,22 +153,9 @@ class RedisStore:
         found = self._ask(self._partitions.of(name), "find", name)
         return None if found is None else str(found.decode())
 
-    def attach(self, session_id: str, instance: str) -> Found | None:
-        found = self._find("attach", session_id, instance)
-        if found is not None:
-            self._note(instance, session_id)
-        return found
-
-    def detach(self, session_ids: Iterable[str], instance: str) -> None:
-        session_ids = list(session_ids)
-        self._settle_all(session_ids)
-        for base, ids in self._batches(session_ids):
-            self._ask(base, "detach", instance, *ids)
-            self._forget(instance, ids)
-
-    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
+    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
         self._settle(session_id)
-        reply = self._ask(self._partitions.of(session_id), "lease", session_id, instance, "x" if exclusive else "s")
+        reply = self._ask(self._partitions.of(session_id), "attach", session_id, instance, _MARKS[lease])
         if reply == b"busy":
             raise busy(session_id)
         if reply is None:
@@ -174,15 +164,22 @@ class RedisStore:
         self._note(instance, session_id)
         return found_of(session_id, reply)
 
-    def release(self, session_id: str, instance: str) -> None:
+    def detach(self, session_ids: Iterable[str], instance: str) -> None:
+        session_ids = list(session_ids)
+        self._settle_all(session_ids)
+        for base, ids in self._batches(session_ids):
+            self._ask(base, "detach", instance, *ids)
+            self._forget(instance, ids)
+
+    def release(self, session_id: str, instance: str, changes: Changes | None = None) -> int | None:
+        if changes is not None:
+            return self._save(session_id, changes, instance)
         self._settle(session_id)
         self._ask(self._partitions.of(session_id), "release", session_id, instance)
+        return None
 
-    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
-        return self._save("give_back", session_id, (instance,), version, "" if data is None else "+" + data, touch)
-
-    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
-        return self._save("save", session_id, (), version, data, touch)
+    def save(self, session_id: str, changes: Changes) -> int:
+        return self._save(session_id, changes, "")
 
     def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         self._settle(session_id)
@@ -217,24 +214,19 @@ class RedisStore:
             absent.update(session_id.decode() for session_id in found)
         return absent
 
-    def delete(self, session_ids: Iterable[str]) -> set[str]:
+    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
         deleted: set[str] = set()
-        session_ids = list(session_ids)
-        self._settle_all(session_ids)
-        for base, ids in self._batches(session_ids):
-            deleted |= self._deleted(self._ask(base, "delete", *ids, token=secrets.token_hex(8)))
-            for instance in list(self._attached):
-                self._forget(instance, ids)
-        return deleted
-
-    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
-        deleted: set[str] = set()
-        self._settle_all(last_active)
-        for base, ids in self._batches(last_active):
-            known = chain.from_iterable((session_id, repr(last_active[session_id])) for session_id in ids)
-            reply = self._ask(base, "delete_unless_used", instance, repr(now), *known, token=secrets.token_hex(8))
-            self._forget(instance, ids)
-            deleted |= self._deleted(reply)
+        self._settle_all(known)
+        for base, ids in self._batches(known):
+            instants = ("" if known[id_] is None else repr(known[id_]) for id_ in ids)
+            arguments = chain.from_iterable(zip(ids, instants, strict=True))
+            reply = self._ask(base, "delete", instance or "", repr(now), *arguments, token=secrets.token_hex(8))
+            pairs = [(name.decode(), id_.decode()) for id_, name in zip(reply[::2], reply[1::2], strict=True)]
+            self._free_names(pairs)
+            deleted.update(id_ for _, id_ in pairs)
+            gone = [id_ for id_ in ids if known[id_] is None or id_ in deleted]
+            for each in list(self._attached):
+                self._forget(each, ids if each == instance else gone)
         return deleted
 
     def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
@@ -302,26 +294,25 @@ class RedisStore:
             self._terms.renew_all()
             return self._script.run(keys, *arguments, token=token, remembered=remembered)
 
-    def _find(self, operation: str, session_id: str, instance: str) -> Found | None:
+    def _save(self, session_id: str, changes: Changes, instance: str) -> int:
+        """Save the changes, and end the lease of the instance if there is one."""
         self._settle(session_id)
-        reply = self._ask(self._partitions.of(session_id), operation, session_id, instance)
-        return None if reply is None else found_of(session_id, reply)
-
-    def _save(
-        self, operation: str, session_id: str, instance: tuple[str, ...], version: int, data: str, touch: Touch
-    ) -> int:
-        self._settle(session_id)
+        version, data, touch = changes
         known, unheard = self._unheard_saves.get(session_id, (0, ""))
+        if known != version:
+            unheard = ""
         token = secrets.token_hex(8)
-        arguments = (*instance, str(version), unheard if known == version else "", data, *parts_of(touch))
+        text = "" if data is None else "+" + data
+        arguments = (session_id, instance, str(version), unheard, text, *parts_of(touch))
         try:
-            reply = self._ask(self._partitions.of(session_id), operation, session_id, *arguments, token=token)
+            reply = self._ask(self._partitions.of(session_id), "save", *arguments, token=token)
         except StoreError:
-            unheard = f"{unheard} " if known == version else ""
-            self._unheard_saves[session_id] = version, f"{unheard}{token}:{touch.messages}"
+            if data is not None:
+                self._unheard_saves[session_id] = version, f"{unheard} {token}:{touch.messages}".lstrip()
             raise
         outcome, found = reply[0], int(reply[1])
-        self._unheard_saves.pop(session_id, None)
+        if data is not None or outcome == b"absent":
+            self._unheard_saves.pop(session_id, None)
         if outcome == b"absent":
             raise SessionNotFoundError(session_id)
         if outcome == b"conflict":
@@ -338,11 +329,6 @@ class RedisStore:
         records = records_of(found)
         self._free_names((record.name, record.id) for record in records)
         return skip.decode(), records
-
-    def _deleted(self, reply: list[bytes]) -> set[str]:
-        pairs = [(name.decode(), session_id.decode()) for session_id, name in zip(reply[::2], reply[1::2], strict=True)]
-        self._free_names(pairs)
-        return {session_id for _, session_id in pairs}
 
     def _settle_all(self, session_ids: Iterable[str]) -> None:
         if self._unheard_renames or self._unheard_creations:

@@ -14,9 +14,8 @@ from ...errors import SessionConflictError, SessionNotFoundError
 from ...util.clock import SLACK
 from ...util.fork import start_clean_after_fork
 from ...util.validation import Duration, checked_seconds, shown
-from ..base import Found, SessionRecord, Touch
-from ..refusals import busy, conflict, taken, taken_id
-from .database import Database
+from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
+from .database import Database, Sync
 from .liveness import Lifelines
 
 T = TypeVar("T")
@@ -72,6 +71,7 @@ _EXPIRED = f"""
     )
     AND NOT EXISTS (SELECT 1 FROM holders WHERE session_id = s.id)
 """
+_DELETE = "DELETE FROM sessions WHERE id = :id"
 _DELETE_UNLESS_USED = f"""
     DELETE FROM sessions AS d WHERE id = :id
     AND NOT EXISTS (SELECT 1 FROM holders WHERE session_id = d.id)
@@ -116,28 +116,28 @@ class SQLiteStore:
 
     # ---- Instances
 
-    def join(self, lag: float, name: str) -> str:
+    def join(self, write_interval: float, name: str) -> str:
         instance = secrets.token_hex(8)
 
         def work(connection: sqlite3.Connection) -> None:
             self._bury_dead(connection)
             self._lifelines.cut_strays()
             self._lifelines.tie(instance)
-            connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, lag, name))
+            connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, write_interval, name))
 
         try:
             self._write(work)
         except BaseException:
             self._lifelines.cut(instance)
             raise
-        self._instances[instance] = lag, name
+        self._instances[instance] = write_interval, name
         self._database.rouse()
         return instance
 
-    def set_write_interval(self, instance: str, lag: float) -> None:
-        self._write(lambda connection: connection.execute("UPDATE instances SET lag = ? WHERE id = ?", (lag, instance)))
+    def set_write_interval(self, instance: str, seconds: float) -> None:
+        self._write(lambda c: c.execute("UPDATE instances SET lag = ? WHERE id = ?", (seconds, instance)))
         if instance in self._instances:
-            self._instances[instance] = lag, self._instances[instance][1]
+            self._instances[instance] = seconds, self._instances[instance][1]
 
     def clock_offset(self) -> float:
         return 0.0
@@ -179,15 +179,27 @@ class SQLiteStore:
         )
         return None if row is None else str(row[0])
 
-    def attach(self, session_id: str, instance: str) -> Found | None:
-        if self.load(session_id) is None:
-            # Most who ask for one that nobody has in memory ask for none: others that write need not wait for that.
+    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
+        if lease is None and self.load(session_id) is None:
+            # Most calls for a session that is not in memory are for an absent one: writers need not wait for those.
             return None
 
         def work(connection: sqlite3.Connection) -> Found | None:
             found, leases = self._find(connection, session_id, instance)
-            if found is not None:
-                self._note_holder(connection, session_id, instance, stale="exclusive" in leases)
+            if found is None:
+                return None
+            if leases and (lease == "exclusive" or (lease == "shared" and "exclusive" in leases)):
+                raise busy(session_id)
+            self._note_holder(connection, session_id, instance, stale="exclusive" in leases)
+            if lease is not None:
+                connection.execute(
+                    "UPDATE holders SET lease = ? WHERE session_id = ? AND instance = ? AND lease IS NOT 'exclusive'",
+                    (lease, session_id, instance),
+                )
+            if lease == "exclusive":
+                connection.execute(
+                    "UPDATE holders SET stale = 1 WHERE session_id = ? AND instance <> ?", (session_id, instance)
+                )
             return found
 
         return self._write(work)
@@ -196,49 +208,22 @@ class SQLiteStore:
         rows = [(session_id, instance) for session_id in session_ids]
         self._write(lambda c: c.executemany("DELETE FROM holders WHERE session_id = ? AND instance = ?", rows))
 
-    def lease(self, session_id: str, instance: str, exclusive: bool) -> Found | None:
-        def work(connection: sqlite3.Connection) -> Found | None:
-            found, leases = self._find(connection, session_id, instance)
-            if found is None:
-                return None
-            if leases and (exclusive or "exclusive" in leases):
-                raise busy(session_id)
-            self._note_holder(connection, session_id, instance)
-            connection.execute(
-                "UPDATE holders SET lease = ? WHERE session_id = ? AND instance = ? AND lease IS NOT 'exclusive'",
-                ("exclusive" if exclusive else "shared", session_id, instance),
-            )
-            if exclusive:
-                connection.execute(
-                    "UPDATE holders SET stale = 1 WHERE session_id = ? AND instance <> ?", (session_id, instance)
-                )
-            return found
-
-        return self._write(work)
-
-    def release(self, session_id: str, instance: str) -> None:
-        self._write(lambda connection: _release(connection, session_id, instance))
-
-    def save(self, session_id: str, version: int, data: str, touch: Touch) -> int:
-        return self._database.write(lambda connection: _save(connection, session_id, version, data, touch), "FULL")
-
-    def give_back(self, session_id: str, instance: str, version: int, data: str | None, touch: Touch) -> int:
-        def work(connection: sqlite3.Connection) -> int | SessionNotFoundError | SessionConflictError:
+    def release(self, session_id: str, instance: str, changes: Changes | None = None) -> int | None:
+        def work(connection: sqlite3.Connection) -> int | SessionNotFoundError | SessionConflictError | None:
             _release(connection, session_id, instance)
             try:
-                if data is not None:
-                    return _save(connection, session_id, version, data, touch)
-                if not _touch(connection, session_id, touch):
-                    return SessionNotFoundError(session_id)
+                return None if changes is None else _save(connection, session_id, changes)
             except (SessionNotFoundError, SessionConflictError) as error:
                 # Raised here, it would undo the release.
                 return error
-            return version
 
-        outcome = self._database.write(work, "NORMAL" if data is None else "FULL")
+        outcome = self._database.write(work, _sync_of(changes))
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    def save(self, session_id: str, changes: Changes) -> int:
+        return self._database.write(lambda connection: _save(connection, session_id, changes), _sync_of(changes))
 
     def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
@@ -267,18 +252,14 @@ class SQLiteStore:
 
         return self._write(work)
 
-    def delete(self, session_ids: Iterable[str]) -> set[str]:
-        ids = list(session_ids)
-        return self._database.write(lambda connection: {id_ for id_ in ids if _delete(connection, id_)}, "FULL")
-
-    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
+    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
         def work(connection: sqlite3.Connection) -> set[str]:
             deleted = set()
             self._bury_dead(connection)
-            for session_id, known in last_active.items():
+            for session_id, last_active in known.items():
                 connection.execute("DELETE FROM holders WHERE session_id = ? AND instance = ?", (session_id, instance))
-                values = {"id": session_id, "known": known, "now": now, "age": inf}
-                if connection.execute(_DELETE_UNLESS_USED, values).rowcount:
+                values = {"id": session_id, "known": last_active, "now": now, "age": inf}
+                if connection.execute(_DELETE if last_active is None else _DELETE_UNLESS_USED, values).rowcount:
                     deleted.add(session_id)
             return deleted
 
@@ -291,7 +272,8 @@ class SQLiteStore:
                 f"SELECT {_COLUMNS} {_EXPIRED} ORDER BY due LIMIT :limit",
                 {"now": now, "age": inf if max_age is None else max_age, "limit": limit},
             ).fetchall()
-            return [record for record in map(SessionRecord._make, rows) if _delete(connection, record.id)]
+            connection.executemany(_DELETE, [{"id": row[0]} for row in rows])
+            return [SessionRecord._make(row) for row in rows]
 
         return self._database.write(work, "FULL")
 
@@ -360,15 +342,23 @@ def _marks(record: SessionRecord) -> str:
     return ", ".join("?" * len(record))
 
 
-def _save(connection: sqlite3.Connection, session_id: str, version: int, data: str, touch: Touch) -> int:
+def _sync_of(changes: Changes | None) -> Sync:
+    """Data reach the disk before the call returns; touches and leases need not."""
+    return "NORMAL" if changes is None or changes.data is None else "FULL"
+
+
+def _save(connection: sqlite3.Connection, session_id: str, changes: Changes) -> int:
+    version, data, touch = changes
     found = connection.execute("SELECT version FROM sessions WHERE id = ?", (session_id,)).fetchone()
     if found is None:
         raise SessionNotFoundError(session_id)
-    if found[0] != version:
-        raise conflict(session_id, found[0], version)
-    connection.execute("UPDATE sessions SET data = ?, version = version + 1 WHERE id = ?", (data, session_id))
+    if data is not None:
+        if found[0] != version:
+            raise conflict(session_id, found[0], version)
+        version += 1
+        connection.execute("UPDATE sessions SET data = ?, version = ? WHERE id = ?", (data, version, session_id))
     _touch(connection, session_id, touch)
-    return version + 1
+    return version
 
 
 def _release(connection: sqlite3.Connection, session_id: str, instance: str) -> None:
@@ -385,8 +375,3 @@ def _touch(connection: sqlite3.Connection, session_id: str, touch: Touch) -> boo
             (touch.last_active, touch.messages, touch.state, session_id),
         ).rowcount
     )
-
-
-def _delete(connection: sqlite3.Connection, session_id: str) -> bool:
-    """Whether the record was there."""
-    return bool(connection.execute("DELETE FROM sessions WHERE id = ?", (session_id,)).rowcount)

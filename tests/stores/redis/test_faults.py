@@ -26,7 +26,7 @@ from sessionkit import (
     SessionNotFoundError,
     StoreError,
 )
-from sessionkit.stores import Found, RedisStore, Touch
+from sessionkit.stores import Changes, Found, RedisStore, Touch
 from sessionkit.stores.redis.liveness import THREAD_NAME
 from sessionkit.testing.store_contract import NOW, record
 
@@ -120,12 +120,12 @@ def _promise(store: RedisStore, instance: str, session_id: str) -> Iterator[None
 def _leave(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
-    store.lease(session_id, second, True)
+    store.attach(session_id, second, "exclusive")
     yield
     store.leave(second)
     yield
     assert found_in(store, session_id) == Found(record(session_id), 0.0)
-    assert store.lease(session_id, instance, True) == Found(record(session_id), 0.0)
+    assert store.attach(session_id, instance, "exclusive") == Found(record(session_id), 0.0)
 
 
 def _create(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
@@ -173,7 +173,7 @@ def _detach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
 def _lease(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
-    found = store.lease(session_id, instance, True)
+    found = store.attach(session_id, instance, "exclusive")
     yield
     assert found == Found(record(session_id), 0.0)
     assert found_in(store, session_id) == Found(record(session_id), inf, ("first",))
@@ -182,10 +182,10 @@ def _lease(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
 def _lease_of_the_dead(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
-    store.lease(session_id, second, True)
+    store.attach(session_id, second, "exclusive")
     _let_the_term_run_out(store, second)
     yield
-    found = store.lease(session_id, instance, True)
+    found = store.attach(session_id, instance, "exclusive")
     yield
     assert found == Found(record(session_id, version=2), 0.0)
     assert found_in(store, session_id) == Found(record(session_id, version=2), inf, ("first",))
@@ -195,10 +195,10 @@ def _lease_of_the_dead(store: RedisStore, instance: str, session_id: str) -> Ite
 def _lease_that_is_taken(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), instance)
-    store.lease(session_id, second, True)
+    store.attach(session_id, second, "exclusive")
     yield
     with pytest.raises(SessionBusyError):
-        store.lease(session_id, instance, True)
+        store.attach(session_id, instance, "exclusive")
     yield
     assert found_in(store, session_id, instance).elsewhere == ("second",)
     store.leave(second)
@@ -206,7 +206,7 @@ def _lease_that_is_taken(store: RedisStore, instance: str, session_id: str) -> I
 
 def _release(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.lease(session_id, instance, True)
+    store.attach(session_id, instance, "exclusive")
     yield
     store.release(session_id, instance)
     yield
@@ -216,7 +216,7 @@ def _release(store: RedisStore, instance: str, session_id: str) -> Iterator[None
 def _save(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
-    version = store.save(session_id, 1, '{"a":1}', Touch(NOW + 1, 3))
+    version = store.save(session_id, Changes(1, '{"a":1}', Touch(NOW + 1, 3)))
     yield
     changed = record(session_id, data='{"a":1}', last_active=NOW + 1, message_count=3, version=2)
     assert (version, found_in(store, session_id).record) == (2, changed)
@@ -224,9 +224,9 @@ def _save(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
 
 def _give_back(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.lease(session_id, instance, True)
+    store.attach(session_id, instance, "exclusive")
     yield
-    version = store.give_back(session_id, instance, 1, '{"a":1}', Touch(NOW + 1, 3))
+    version = store.release(session_id, instance, Changes(1, '{"a":1}', Touch(NOW + 1, 3)))
     yield
     changed = record(session_id, data='{"a":1}', last_active=NOW + 1, message_count=3, version=2)
     assert (version, found_in(store, session_id)) == (2, Found(changed, 10.0, ("first",)))
@@ -234,9 +234,9 @@ def _give_back(store: RedisStore, instance: str, session_id: str) -> Iterator[No
 
 def _give_back_unchanged(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.lease(session_id, instance, True)
+    store.attach(session_id, instance, "exclusive")
     yield
-    version = store.give_back(session_id, instance, 1, None, Touch(NOW + 1, 3))
+    version = store.release(session_id, instance, Changes(1, None, Touch(NOW + 1, 3)))
     yield
     changed = record(session_id, last_active=NOW + 1, message_count=3)
     assert (version, found_in(store, session_id)) == (1, Found(changed, 10.0, ("first",)))
@@ -244,7 +244,7 @@ def _give_back_unchanged(store: RedisStore, instance: str, session_id: str) -> I
 
 def _rename(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
-    store.lease(session_id, instance, True)
+    store.attach(session_id, instance, "exclusive")
     yield
     was_there = store.rename(session_id, f"{session_id}-new", instance)
     yield
@@ -268,7 +268,7 @@ def _touch(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
 def _delete(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
     yield
-    deleted = store.delete([session_id, "gone"])
+    deleted = store.delete({session_id: None, "gone": None})
     yield
     assert deleted == {session_id}
     assert store.load(session_id) is None
@@ -278,7 +278,7 @@ def _delete_unless_used(store: RedisStore, instance: str, session_id: str) -> It
     store.create(record(session_id), instance)
     store.create(record(f"{session_id}-used", last_active=NOW + 1), instance)
     yield
-    deleted = store.delete_unless_used({session_id: NOW, f"{session_id}-used": NOW}, instance, NOW)
+    deleted = store.delete({session_id: NOW, f"{session_id}-used": NOW}, instance, NOW)
     yield
     assert deleted == {session_id}
     assert store.load(session_id) is None
@@ -304,7 +304,7 @@ def _count_expired(store: RedisStore, instance: str, session_id: str) -> Iterato
     count = store.count_expired(NOW + 1)
     yield
     assert count == 1
-    store.delete([session_id])
+    store.delete({session_id: None})
 
 
 def _page(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
@@ -313,7 +313,7 @@ def _page(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     page = store.page(None, 10)
     yield
     assert page == [record(session_id)]
-    store.delete([session_id])
+    store.delete({session_id: None})
 
 
 OPERATIONS: list[Operation] = [
@@ -439,11 +439,11 @@ def test_a_connection_that_is_cut_again_and_again(line: Proxy) -> None:
         instance = store.join(10.0, "first")
         store.create(record(), instance)
         line.cut(0, times=3)
-        assert store.save("s-1", 1, "{}", Touch(NOW, 1)) == 2
+        assert store.save("s-1", Changes(1, "{}", Touch(NOW, 1))) == 2
         assert line.cuts == 3
         line.cut(0, times=20)
         with pytest.raises(StoreError, match="Check that it runs"):
-            store.save("s-1", 2, "{}", Touch(NOW, 1))
+            store.save("s-1", Changes(2, "{}", Touch(NOW, 1)))
         line.pass_on()
         assert found_in(store, "s-1").record == record(data="{}", message_count=2, version=3)
 
@@ -513,30 +513,30 @@ def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: Redi
     """
     store.create(record(), instance)
     with unheard(line):
-        store.save("s-1", 1, '{"a":1}', Touch(NOW + 1, 2))
+        store.save("s-1", Changes(1, '{"a":1}', Touch(NOW + 1, 2)))
     assert found_in(store, "s-1").record.data == '{"a":1}'
     with undone(line):
-        store.save("s-1", 1, '{"a":2}', Touch(NOW + 2, 2))
+        store.save("s-1", Changes(1, '{"a":2}', Touch(NOW + 2, 2)))
     with unheard(line):
-        store.save("s-1", 1, '{"a":3}', Touch(NOW + 3, 2))
+        store.save("s-1", Changes(1, '{"a":3}', Touch(NOW + 3, 2)))
     with undone(line):
-        store.save("s-1", 1, '{"a":4}', Touch(NOW + 4, 2))
-    version = store.save("s-1", 1, '{"a":5}', Touch(NOW + 5, 2))
+        store.save("s-1", Changes(1, '{"a":4}', Touch(NOW + 4, 2)))
+    version = store.save("s-1", Changes(1, '{"a":5}', Touch(NOW + 5, 2)))
     saved = record(data='{"a":5}', last_active=NOW + 5, message_count=2, version=version)
     assert found_in(store, "s-1").record == saved
-    assert store.save("s-1", version, '{"a":6}', Touch(NOW + 6)) == version + 1
+    assert store.save("s-1", Changes(version, '{"a":6}', Touch(NOW + 6))) == version + 1
     with pytest.raises(SessionConflictError):
-        store.save("s-1", 1, '{"a":7}', Touch(NOW + 7))
+        store.save("s-1", Changes(1, '{"a":7}', Touch(NOW + 7)))
 
 
 def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, instance: str) -> None:
     """As with a save: it can be given back again, and the lease is gone."""
     store.create(record(), instance)
-    store.lease("s-1", instance, True)
+    store.attach("s-1", instance, "exclusive")
     with unheard(line):
-        store.give_back("s-1", instance, 1, '{"a":1}', Touch(NOW + 1))
-    store.lease("s-1", instance, True)
-    assert store.give_back("s-1", instance, 1, '{"a":2}', Touch(NOW + 2)) == 3
+        store.release("s-1", instance, Changes(1, '{"a":1}', Touch(NOW + 1)))
+    store.attach("s-1", instance, "exclusive")
+    assert store.release("s-1", instance, Changes(1, '{"a":2}', Touch(NOW + 2))) == 3
     assert found_in(store, "s-1").record == record(data='{"a":2}', last_active=NOW + 2, version=3)
     assert found_in(store, "s-1").lag == 10.0
 
@@ -547,16 +547,16 @@ def test_a_save_that_nobody_heard_of_and_another_one_since(
     """What another process has saved since is in the way of the next save, and is not overwritten."""
     store.create(record(), instance)
     with unheard(line):
-        store.save("s-1", 1, '{"a":1}', Touch(NOW + 1))
-    assert other.save("s-1", 2, '{"by":"other"}', Touch(NOW + 2)) == 3
+        store.save("s-1", Changes(1, '{"a":1}', Touch(NOW + 1)))
+    assert other.save("s-1", Changes(2, '{"by":"other"}', Touch(NOW + 2))) == 3
     with pytest.raises(SessionConflictError):
-        store.save("s-1", 1, '{"a":2}', Touch(NOW + 3))
+        store.save("s-1", Changes(1, '{"a":2}', Touch(NOW + 3)))
     assert found_in(store, "s-1").record.data == '{"by":"other"}'
     with undone(line):
-        store.save("s-1", 3, '{"a":3}', Touch(NOW + 3))
-    assert other.save("s-1", 3, '{"by":"other"}', Touch(NOW + 2)) == 4
+        store.save("s-1", Changes(3, '{"a":3}', Touch(NOW + 3)))
+    assert other.save("s-1", Changes(3, '{"by":"other"}', Touch(NOW + 2))) == 4
     with pytest.raises(SessionConflictError):
-        store.save("s-1", 3, '{"a":4}', Touch(NOW + 3))
+        store.save("s-1", Changes(3, '{"a":4}', Touch(NOW + 3)))
 
 
 def test_a_removal_that_nobody_heard_of_is_told_once(line: Proxy, store: RedisStore, instance: str) -> None:
@@ -582,16 +582,16 @@ def test_a_renaming_that_nobody_heard_of_is_undone(
     asks: list[Callable[[], object]] = [
         lambda: store.load("s-1", instance),
         lambda: store.attach("s-1", instance),
-        lambda: store.lease("s-1", instance, True),
+        lambda: store.attach("s-1", instance, "exclusive"),
         lambda: store.release("s-1", instance),
-        lambda: store.give_back("s-1", instance, 1, None, Touch(NOW)),
-        lambda: store.save("s-1", 1, '{"lang":"en"}', Touch(NOW)),
+        lambda: store.release("s-1", instance, Changes(1, None, Touch(NOW))),
+        lambda: store.save("s-1", Changes(1, '{"lang":"en"}', Touch(NOW))),
         lambda: store.touch({"s-1": Touch(NOW)}),
         lambda: store.rename("s-1", "s-3", instance) and store.rename("s-3", "s-1", instance),
     ]
     for ask in asks:
         store.create(record(name="a"), instance)
-        store.lease("s-1", instance, True)
+        store.attach("s-1", instance, "exclusive")
         with unheard(line):
             store.rename("s-1", "s-2", instance)
         assert other.load("s-1") is None
@@ -602,7 +602,7 @@ def test_a_renaming_that_nobody_heard_of_is_undone(
         assert other.find("a") == "s-1"
         store.release("s-1", instance)
         assert found_in(other, "s-1").lag == 10.0
-        assert store.delete(["s-1"]) == {"s-1"}
+        assert store.delete({"s-1": None}) == {"s-1"}
 
 
 def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
@@ -610,10 +610,10 @@ def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
 ) -> None:
     """Deleted or let go by the id that it had, nothing of it is left by the new one."""
     ends: list[Callable[[], object]] = [
-        lambda: store.delete(["s-1"]),
-        lambda: store.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: store.delete({"s-1": None}),
+        lambda: store.delete({"s-1": NOW}, instance, NOW),
         lambda: (store.detach(["s-1"], instance), other.delete_expired(NOW + 61, 10)),
-        lambda: (store.leave(instance), other.delete(["s-1"])),
+        lambda: (store.leave(instance), other.delete({"s-1": None})),
     ]
     for end in ends:
         store.create(record(name="a"), instance)
@@ -642,7 +642,7 @@ def test_a_creation_that_nobody_heard_of_is_undone(
         ask()
         assert other.load("s-1") in (None, Found(record(name="a"), 10.0, ("first",)))
         assert other.find("a") in (None, *(each.id for each in other.page(None, 10)))
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
 
 
 def test_a_creation_that_nobody_heard_of_and_somebody_has_found_since(
@@ -768,11 +768,11 @@ def test_what_nobody_waits_for_any_more_is_not_done(server: RedisServer) -> None
         store.detach(["expired"], instance)
         calls: list[Callable[[], object]] = [
             lambda: store.create(record("new"), instance),
-            lambda: store.save("s-1", 1, "{}", Touch(NOW + 1, 1)),
-            lambda: store.give_back("s-1", instance, 1, "{}", Touch(NOW + 1, 1)),
+            lambda: store.save("s-1", Changes(1, "{}", Touch(NOW + 1, 1))),
+            lambda: store.release("s-1", instance, Changes(1, "{}", Touch(NOW + 1, 1))),
             lambda: store.touch({"s-1": Touch(NOW + 1, 1)}),
-            lambda: store.lease("s-1", instance, True),
-            lambda: store.delete(["s-2"]),
+            lambda: store.attach("s-1", instance, "exclusive"),
+            lambda: store.delete({"s-2": None}),
             lambda: store.delete_expired(NOW + 61, 10),
         ]
         with stopped(server), impatient(store):
@@ -783,7 +783,7 @@ def test_what_nobody_waits_for_any_more_is_not_done(server: RedisServer) -> None
                 assert TIMEOUT / 2 < time.monotonic() - began < BOUND
         assert store.page(None, 10) == [record("expired"), record("s-1"), record("s-2")]
         assert found_in(store, "s-1").lag == 10.0
-        assert store.save("s-1", 1, "{}", Touch(NOW + 1, 1)) == 2
+        assert store.save("s-1", Changes(1, "{}", Touch(NOW + 1, 1))) == 2
         assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
 
 
@@ -832,10 +832,10 @@ def test_a_line_that_swallows_everything(line: Proxy) -> None:
             for _ in range(2):
                 began = time.monotonic()
                 with pytest.raises(StoreError):
-                    store.save("s-1", 1, "{}", Touch(NOW, 1))
+                    store.save("s-1", Changes(1, "{}", Touch(NOW, 1)))
                 assert TIMEOUT / 2 < time.monotonic() - began < BOUND
         line.pass_on()
-        assert store.save("s-1", 1, "{}", Touch(NOW, 1)) == 2
+        assert store.save("s-1", Changes(1, "{}", Touch(NOW, 1))) == 2
         assert found_in(store, "s-1").record.message_count == 1
 
 
@@ -939,7 +939,7 @@ def test_a_server_that_is_killed_and_comes_back_empty(no_pauses: None) -> None:
             with coordinator.checkout(again.id) as session:
                 session.data["step"] = 1
                 with pytest.raises(SessionBusyError):
-                    other.lease(again.id, other.join(1.0, "other"), True)
+                    other.attach(again.id, other.join(1.0, "other"), "exclusive")
             assert found_in(other, again.id).record.data == '{"again":true,"step":1}'
 
 
@@ -965,12 +965,12 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
         for session_id in ids:
             store.create(record(session_id, name=session_id), instance)
         store.detach(["expired"], instance)
-        store.lease("held", other, True)
+        store.attach("held", other, "exclusive")
         with out_of_memory(server):
             for call in (
                 lambda: store.create(record("new"), instance),
-                lambda: store.save("kept", 1, '{"a":1}', Touch(NOW, 1)),
-                lambda: store.give_back("kept", instance, 1, '{"a":1}', Touch(NOW, 1)),
+                lambda: store.save("kept", Changes(1, '{"a":1}', Touch(NOW, 1))),
+                lambda: store.release("kept", instance, Changes(1, '{"a":1}', Touch(NOW, 1))),
             ):
                 with pytest.raises(StoreError, match=r"memory is full: give it more \(maxmemory\)"):
                     call()
@@ -978,19 +978,19 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
             assert found_in(store, "kept", instance) == Found(record("kept", name="kept"), 0.0)
             assert store.attach("kept", other) is not None
             for _ in range(2):
-                assert store.lease("kept", instance, True) is not None
+                assert store.attach("kept", instance, "exclusive") is not None
                 with pytest.raises(SessionBusyError):
-                    store.lease("held", instance, True)
+                    store.attach("held", instance, "exclusive")
                 with pytest.raises(SessionBusyError):
                     store.rename("held", "other", instance)
                 store.release("kept", instance)
-                store.lease("kept", instance, False)
-                assert store.give_back("kept", instance, 1, None, Touch(NOW + 1, 1, "processing")) == 1
+                store.attach("kept", instance, "shared")
+                assert store.release("kept", instance, Changes(1, None, Touch(NOW + 1, 1, "processing"))) == 1
                 assert store.touch({"kept": Touch(NOW + 1, 1)}) == set()
                 with pytest.raises(SessionConflictError):
-                    store.save("kept", 7, "{}", Touch(NOW))
+                    store.save("kept", Changes(7, "{}", Touch(NOW)))
                 with pytest.raises(SessionNotFoundError):
-                    store.save("gone", 1, "{}", Touch(NOW))
+                    store.save("gone", Changes(1, "{}", Touch(NOW)))
             store.set_write_interval(other, 30.0)
             third = store.join(40.0, "third")
             store.leave(third)
@@ -999,14 +999,14 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
             assert store.count_expired(NOW + 61) == 1
             assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
             assert store.delete_expired(NOW + 61, 10) == []
-            assert store.delete(["closed", "gone"]) == {"closed"}
-            assert store.delete(["closed"]) == set()
-            assert store.delete_unless_used({"due": NOW, "held": NOW}, instance, NOW) == {"due"}
+            assert store.delete({"closed": None, "gone": None}) == {"closed"}
+            assert store.delete({"closed": None}) == set()
+            assert store.delete({"due": NOW, "held": NOW}, instance, NOW) == {"due"}
             store.detach(["kept"], other)
         changed = record("kept", name="kept", last_active=NOW + 1, message_count=4, state="processing")
         assert found_in(store, "kept", other).record == changed
         assert [each.id for each in store.page(None, 10)] == ["held", "kept", "renamed"]
-        assert store.save("kept", 1, '{"a":1}', Touch(NOW, 1)) == 2
+        assert store.save("kept", Changes(1, '{"a":1}', Touch(NOW, 1))) == 2
         store.create(record("new"), instance)
 
 
@@ -1086,14 +1086,14 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str,
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.lease("s-1", instance, True)
+    store.attach("s-1", instance, "exclusive")
     with pytest.raises(SessionBusyError):
-        other.lease("s-1", second, False)
+        other.attach("s-1", second, "shared")
     _let_the_term_run_out(store, instance)
-    assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
+    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
     for save in (
-        lambda: store.save("s-1", 1, '{"by":"the dead"}', Touch(NOW + 1)),
-        lambda: store.give_back("s-1", instance, 1, '{"by":"the dead"}', Touch(NOW + 1)),
+        lambda: store.save("s-1", Changes(1, '{"by":"the dead"}', Touch(NOW + 1))),
+        lambda: store.release("s-1", instance, Changes(1, '{"by":"the dead"}', Touch(NOW + 1))),
     ):
         with pytest.raises(SessionConflictError):
             save()
@@ -1101,8 +1101,8 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str,
     store._terms.renew_all()
     assert found_in(other, "s-1", second).elsewhere == ("first",)
     with pytest.raises(SessionBusyError):
-        store.lease("s-1", instance, False)
-    assert other.give_back("s-1", second, 2, '{"by":"second"}', Touch(NOW + 2)) == 3
+        store.attach("s-1", instance, "shared")
+    assert other.release("s-1", second, Changes(2, '{"by":"second"}', Touch(NOW + 2))) == 3
     assert found_in(store, "s-1", instance).stale
     assert found_in(store, "s-1", instance).record.data == '{"by":"second"}'
 
@@ -1111,12 +1111,12 @@ def test_whose_term_ran_out_and_nobody_noticed(store: RedisStore, instance: str,
     """Renewed before anybody wanted it, a lease is what it was: the session has the version that it had."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.lease("s-1", instance, True)
+    store.attach("s-1", instance, "exclusive")
     _let_the_term_run_out(store, instance)
     store._terms.renew_all()
     with pytest.raises(SessionBusyError):
-        other.lease("s-1", second, True)
-    assert store.give_back("s-1", instance, 1, "{}", Touch(NOW)) == 2
+        other.attach("s-1", second, "exclusive")
+    assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
 
 def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, instance: str, other: RedisStore) -> None:
@@ -1126,9 +1126,9 @@ def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, instance: s
     for session_id in ("s-1", "s-2"):
         store.create(record(session_id), instance)
     _let_the_term_run_out(store, instance)
-    assert store.lease("s-1", instance, True) == Found(record(), 0.0)
+    assert store.attach("s-1", instance, "exclusive") == Found(record(), 0.0)
     with pytest.raises(SessionBusyError):
-        other.lease("s-1", second, True)
+        other.attach("s-1", second, "exclusive")
     assert found_in(other, "s-2", second).elsewhere == ("first",)
 
 
@@ -1164,16 +1164,16 @@ def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.lease("s-1", instance, True)
+    store.attach("s-1", instance, "exclusive")
     _set_instances(store, until_first=-3 * LONG, until_second=-3 * LONG)
     other._terms.renew_all()
     with pytest.raises(SessionBusyError):
-        other.lease("s-1", second, True)
+        other.attach("s-1", second, "exclusive")
     _set_instances(store, since_second=-LONG / 2)
     with pytest.raises(SessionBusyError):
-        other.lease("s-1", second, True)
+        other.attach("s-1", second, "exclusive")
     _set_instances(store, since_second=-LONG)
-    assert other.lease("s-1", second, True) == Found(record(version=2), 0.0)
+    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
 
 
 def test_an_instance_whom_nobody_sees_is_dead_after_ten_terms(
@@ -1203,11 +1203,11 @@ def test_a_renewal_that_comes_after_the_instance_has_left(store: RedisStore, ins
     """One that was on its way brings nobody back."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.lease("s-1", instance, True)
+    store.attach("s-1", instance, "exclusive")
     store.leave(instance)
     store._renew(instance)
     store.set_write_interval(instance, 1.0)
-    assert other.lease("s-1", second, True) == Found(record(), 0.0)
+    assert other.attach("s-1", second, "exclusive") == Found(record(), 0.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -1223,12 +1223,12 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
             with opened(server.url, "killed", term=1.0) as inherited:
                 child = inherited.join(10.0, "second")
                 inherited.create(record(), child)
-                inherited.lease("s-1", child, True)
+                inherited.attach("s-1", child, "exclusive")
                 os.write(writer, b"!")
                 signal.pause()
         assert os.read(reader, 1) == b"!"
         with pytest.raises(SessionBusyError):
-            store.lease("s-1", instance, True)
+            store.attach("s-1", instance, "exclusive")
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         for each in (reader, writer):
@@ -1236,7 +1236,7 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
 
         def is_free() -> bool:
             with suppress(SessionBusyError):
-                return store.lease("s-1", instance, True) == Found(record(version=2), 0.0)
+                return store.attach("s-1", instance, "exclusive") == Found(record(version=2), 0.0)
             return False
 
         wait_for(is_free)
@@ -1382,7 +1382,7 @@ def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisSe
     with opened(server.url) as store:
         instance = store.join(10.0, "first")
         store.create(record(), instance)
-        store.lease("s-1", instance, True)
+        store.attach("s-1", instance, "exclusive")
 
         def child() -> tuple[Any, ...]:
             assert store._terms.is_empty
@@ -1391,7 +1391,7 @@ def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisSe
             store.create(record("s-2"), own)
             found = found_in(store, "s-1", own).elsewhere
             with pytest.raises(SessionBusyError):
-                store.lease("s-1", own, True)
+                store.attach("s-1", own, "exclusive")
             threads = len(_threads())
             store.leave(own)
             store.close()

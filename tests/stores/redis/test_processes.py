@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -343,9 +344,9 @@ class TellingStore(RedisStore):
 
     line: Line
 
-    def delete_unless_used(self, last_active: Mapping[str, float], instance: str, now: float) -> set[str]:
+    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
         """As the store does."""
-        removed = super().delete_unless_used(last_active, instance, now)
+        removed = super().delete(known, instance, now)
         self.line.tell("took", sorted(removed))
         return removed
 

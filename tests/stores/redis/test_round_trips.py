@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from sessionkit import CoordinatorConfig, SessionCoordinator
-from sessionkit.stores import RedisStore, Touch
+from sessionkit.stores import Changes, RedisStore, Touch
 from sessionkit.testing.store_contract import NOW, record
 
 from ...helpers.redis_server import shared_server
@@ -65,9 +65,9 @@ def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> Non
         lambda: store.load("nobody"),
         lambda: store.find("s-0"),
         lambda: store.attach("s-0", instance),
-        lambda: store.lease("s-0", instance, True),
-        lambda: store.save("s-0", 1, "{}", Touch(NOW)),
-        lambda: store.give_back("s-0", instance, 2, '{"a":1}', Touch(NOW)),
+        lambda: store.attach("s-0", instance, "exclusive"),
+        lambda: store.save("s-0", Changes(1, "{}", Touch(NOW))),
+        lambda: store.release("s-0", instance, Changes(2, '{"a":1}', Touch(NOW))),
         lambda: store.release("s-0", instance),
         lambda: store.rename("s-0", "other", instance),
         lambda: store.set_write_interval(instance, 5.0),
@@ -75,9 +75,9 @@ def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> Non
         lambda: store.page(None, 100),
         lambda: store.detach(ids, instance),
         lambda: store.count_expired(NOW + 61),
-        lambda: store.delete_unless_used(dict.fromkeys(ids[:50], NOW), instance, NOW),
+        lambda: store.delete(dict.fromkeys(ids[:50], NOW), instance, NOW),
         lambda: store.delete_expired(NOW + 61, 100),
-        lambda: store.delete(ids),
+        lambda: store.delete(dict.fromkeys(ids)),
         lambda: store.leave(instance),
     ):
         assert trips(call) == 1, call

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from sessionkit import SessionBusyError, SessionExistsError, StoreError
-from sessionkit.stores import Found, RedisStore, Touch
+from sessionkit.stores import Changes, Found, RedisStore, Touch
 from sessionkit.testing.store_contract import NOW, record
 
 from ...helpers.redis_server import RedisServer, redis_cluster, redis_replica, redis_sentinel, redis_server, wait_for
@@ -280,7 +280,7 @@ def test_prefixes_keep_stores_apart(server: RedisServer) -> None:
         assert (other.load("s-1"), other.find("a"), other.page(None, 10)) == (None, None, [])
         assert other.delete_expired(NOW + 1e6, 10) == []
         other.create(record(name="a"), instance)
-        assert one.delete(["s-1"]) == {"s-1"}
+        assert one.delete({"s-1": None}) == {"s-1"}
         assert other.find("a") == "s-1"
 
 
@@ -397,7 +397,7 @@ def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, in
         told += [each.id for each in some]
     assert sorted(told) == free
     assert store.count_expired(NOW + 1e6) == 0
-    assert store.delete(held) == set(held)
+    assert store.delete(dict.fromkeys(held)) == set(held)
 
 
 def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: RedisStore, instance: str) -> None:
@@ -492,9 +492,9 @@ def test_a_renaming_that_is_interrupted_is_undone(
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
 
     def begin() -> None:
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
         spread.create(record(name="a"), instance)
-        spread.lease("s-1", instance, True)
+        spread.attach("s-1", instance, "exclusive")
 
     def check() -> None:
         assert found_in(spread, "s-1").record._replace(version=1) == record(name="a")
@@ -502,9 +502,9 @@ def test_a_renaming_that_is_interrupted_is_undone(
         assert other.find("a") == "s-1"
         assert [each.id for each in other.page(None, 10)] == ["s-1"]
         with pytest.raises(SessionBusyError):
-            other.lease("s-1", second, True)
+            other.attach("s-1", second, "exclusive")
         spread.release("s-1", instance)
-        assert other.lease("s-1", second, True) is not None
+        assert other.attach("s-1", second, "exclusive") is not None
 
     steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check)
     assert steps == 4
@@ -521,7 +521,7 @@ def test_an_undoing_that_is_interrupted_is_done_again(
     interrupted = Interrupted(spread, monkeypatch)
 
     def begin() -> None:
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
         spread.load("s-1")
         spread.create(record(name="a"), instance)
         interrupted.left, interrupted.is_done = 4, True
@@ -547,7 +547,7 @@ def test_a_renaming_of_a_session_without_a_name_is_undone(
     instance = spread.join(10.0, "first")
 
     def begin() -> None:
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
         spread.create(record(), instance)
 
     def check() -> None:
@@ -569,11 +569,11 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
 
     def run_beside_a_save(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "give_up" and not saved:
-            saved.append(other.save("s-1", 1, '{"by":"other"}', Touch(NOW + 1)))
+            saved.append(other.save("s-1", Changes(1, '{"by":"other"}', Touch(NOW + 1))))
         return run(keys, operation, *arguments, **options)
 
     def begin() -> None:
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
         spread.load("s-1")
         saved.clear()
         spread.create(record(name="a"), instance)
@@ -599,7 +599,7 @@ def test_a_renaming_and_somebody_who_deletes_meanwhile(
 
     def run_beside_a_deletion(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "give_up":
-            assert other.delete(["s-1"]) == {"s-1"}
+            assert other.delete({"s-1": None}) == {"s-1"}
         return run(keys, operation, *arguments, **options)
 
     spread.create(record(name="a"), instance)
@@ -616,7 +616,7 @@ def test_a_creation_that_is_interrupted_is_undone(
     instance = spread.join(10.0, "first")
 
     def begin() -> None:
-        other.delete(["s-1", "s-2"])
+        other.delete({"s-1": None, "s-2": None})
 
     def check(session_id: str) -> None:
         spread.create(record(session_id, name="a"), instance)
@@ -637,13 +637,13 @@ def test_a_deletion_that_is_interrupted(spread: RedisStore, other: RedisStore, m
     """At whichever step, the session is gone with the next try at last, and its name is free."""
     instance = spread.join(10.0, "first")
     for delete in (
-        lambda: spread.delete(["s-1"]),
-        lambda: spread.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: spread.delete({"s-1": None}),
+        lambda: spread.delete({"s-1": NOW}, instance, NOW),
         lambda: spread.detach(["s-1"], instance) or spread.delete_expired(NOW + 61, 10),
     ):
 
         def begin() -> None:
-            other.delete(["s-1", "s-2"])
+            other.delete({"s-1": None, "s-2": None})
             spread.delete_expired(NOW + 61, 10)
             spread.create(record(name="a"), instance)
 

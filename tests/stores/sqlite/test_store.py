@@ -19,7 +19,7 @@ import pytest
 
 import sessionkit.stores
 from sessionkit import SessionBusyError, StoreError
-from sessionkit.stores import SQLiteStore, Touch
+from sessionkit.stores import Changes, SQLiteStore, Touch
 from sessionkit.stores.sqlite.database import Database
 from sessionkit.stores.sqlite.store import APPLICATION_ID, SCHEMA_VERSION
 from sessionkit.testing import StoreContract
@@ -212,12 +212,12 @@ def test_a_file_deleted_or_moved_away_is_noticed(store: SQLiteStore, path: Path)
     store.create(record(), instance)
     away = path.with_name("away.db")
     path.rename(away)
-    for call in (lambda: store.load("s-1"), lambda: store.delete(["s-1"])):
+    for call in (lambda: store.load("s-1"), lambda: store.delete({"s-1": None})):
         with pytest.raises(StoreError, match="was deleted or moved"):
             call()
     assert not path.exists()
     away.rename(path)
-    assert store.delete(["s-1"]) == {"s-1"}
+    assert store.delete({"s-1": None}) == {"s-1"}
 
 
 def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> None:
@@ -285,11 +285,11 @@ def test_a_full_disk(store: SQLiteStore, path: Path) -> None:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match=r"full.*Make room"):
-        store.save("s-1", 1, '{"a":"' + "x" * 100_000 + '"}', Touch(NOW + 1, 5))
+        store.save("s-1", Changes(1, '{"a":"' + "x" * 100_000 + '"}', Touch(NOW + 1, 5)))
     found = store.load("s-1")
     assert found is not None
     assert found.record == record()
-    assert store.save("s-1", 1, '{"a":"' + "x" * 100_000 + '"}', Touch(NOW)) == 2
+    assert store.save("s-1", Changes(1, '{"a":"' + "x" * 100_000 + '"}', Touch(NOW))) == 2
 
 
 def test_a_really_full_disk(path: Path) -> None:
@@ -374,14 +374,14 @@ def test_an_instance_lives_as_long_as_its_process(store: SQLiteStore, path: Path
     def child() -> str:
         mine = SQLiteStore(path)
         name = mine.join(7.0, "mine")
-        assert mine.lease("s-1", name, True) is not None
+        assert mine.attach("s-1", name, "exclusive") is not None
         with pytest.raises(SessionBusyError):
-            store.lease("s-1", instance, True)
+            store.attach("s-1", instance, "exclusive")
         return name
 
     dead = in_child(child)
     assert path.with_name(f"{path.name}-instance-{dead}").exists()
-    found = store.lease("s-1", instance, True)
+    found = store.attach("s-1", instance, "exclusive")
     assert found is not None
     assert found.lag == 0.0
     store.join(1.0, "other")
@@ -397,12 +397,12 @@ def test_a_forked_child_does_not_keep_its_parents_instances_alive(path: Path) ->
         store = SQLiteStore(path)
         instance = store.join(1.0, "other")
         store.create(record(), instance)
-        store.lease("s-1", instance, True)
+        store.attach("s-1", instance, "exclusive")
         if os.fork() == 0:
             os.close(parents_life[1])
             os.read(parents_life[0], 1)
             fresh = store.join(1.0, "other")
-            os.write(writer, b"free" if store.lease("s-1", fresh, True) else b"gone")
+            os.write(writer, b"free" if store.attach("s-1", fresh, "exclusive") else b"gone")
         os._exit(0)
     for file in (writer, *parents_life):
         os.close(file)
@@ -418,9 +418,9 @@ def test_an_instance_whose_file_was_deleted_is_noted_again(store: SQLiteStore, p
     path.with_name(f"{path.name}-instance-{instance}").unlink()
     other = SQLiteStore(path)
     second = other.join(1.0, "other")
-    assert other.lease("s-1", second, True) is not None
+    assert other.attach("s-1", second, "exclusive") is not None
     other.release("s-1", second)
-    assert store.lease("s-1", instance, True) is not None
+    assert store.attach("s-1", instance, "exclusive") is not None
     assert store.attach("s-1", instance) is not None
     other.close()
     store.leave(instance)
@@ -443,11 +443,11 @@ def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
     dropped = SQLiteStore(path)
     instance = dropped.join(1.0, "other")
     dropped.create(record(), instance)
-    dropped.lease("s-1", instance, True)
+    dropped.attach("s-1", instance, "exclusive")
     dropped._database.rest()
     del dropped
     store = SQLiteStore(path)
-    assert store.lease("s-1", store.join(1.0, "other"), True) is not None
+    assert store.attach("s-1", store.join(1.0, "other"), "exclusive") is not None
     store.close()
 
 
@@ -507,10 +507,10 @@ def test_a_file_that_is_not_what_it_was(path: Path) -> None:
                 SQLiteStore(path)
         before = contents(path)
         with pytest.raises(StoreError):
-            store.save("s-1", 1, "{}", Touch(NOW))
+            store.save("s-1", Changes(1, "{}", Touch(NOW)))
         assert contents(path) == before
     original.replace(path)
-    assert store.save("s-1", 1, "{}", Touch(NOW)) == 2
+    assert store.save("s-1", Changes(1, "{}", Touch(NOW))) == 2
     store.close()
 
 
@@ -527,11 +527,11 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
     for call in (
         lambda: store.create(record(), instance),
         lambda: store.touch({"s-1": Touch(NOW)}),
-        lambda: store.save("s-1", 1, "{}", Touch(NOW)),
-        lambda: store.lease("s-1", instance, True),
-        lambda: store.delete(["s-1"]),
+        lambda: store.save("s-1", Changes(1, "{}", Touch(NOW))),
+        lambda: store.attach("s-1", instance, "exclusive"),
+        lambda: store.delete({"s-1": None}),
         lambda: store.release("s-1", instance),
-        lambda: store.delete_unless_used({"s-1": NOW}, instance, NOW),
+        lambda: store.delete({"s-1": NOW}, instance, NOW),
         lambda: store.detach(["s-1"], instance),
         lambda: store.delete_expired(NOW, 1),
     ):
@@ -623,7 +623,7 @@ def test_a_session_that_is_deleted_while_somebody_attaches_is_absent(store: SQLi
 
     def load_and_delete(session_id: str) -> Any:
         found = load(session_id)
-        store.delete([session_id])
+        store.delete({session_id: None})
         return found
 
     with patch.object(store, "load", load_and_delete):
