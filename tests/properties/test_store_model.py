@@ -61,8 +61,8 @@ class OnDisk:
         return SQLiteStore(self.directory / "sessions.db")
 
     def crash(self, store: Any) -> None:
-        store._lifelines._let_go()
-        store._database.rest()
+        store._lock_files._close_files()
+        store._database.stop_pooling()
 
     def remove(self) -> None:
         shutil.rmtree(self.directory)

@@ -1,4 +1,4 @@
-"""One SQLite file: its connections, its transactions, and what is refused."""
+"""One SQLite file: its connections, its transactions, its errors, and what a fork waits for."""
 
 from __future__ import annotations
 
@@ -6,40 +6,82 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
 from ...errors import StoreError
-from ...util.fork import ForkGate, start_clean_after_fork
+from ...util.fork import start_clean_after_fork
 
 T = TypeVar("T")
 
 Sync = Literal["NORMAL", "FULL"]
 """What a transaction waits for: NORMAL for the operating system, FULL for the disk."""
 
+GATE_SECONDS = 5.0
+"""How long a fork waits for work under way. Bounded: a signal handler may fork in the middle of that very work."""
+
+
+class ForkGate:
+    """Keeps forks away from work in a library that has locks of its own inside: `with gate: ...`.
+
+    A fork, from any thread, waits for the work under way, and work that begins waits for the fork. Without that, a
+    child could inherit an inner lock of that library that a thread had locked which the child does not have. Gates
+    live for ever.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        with contextlib.suppress(AttributeError):
+            os.register_at_fork(
+                before=self._before_fork, after_in_parent=self._after_fork_in_parent, after_in_child=self._make_new
+            )
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._inside += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def _before_fork(self) -> None:
+        self._changed.acquire()
+        self._changed.wait_for(lambda: self._inside < 1, GATE_SECONDS)
+
+    def _after_fork_in_parent(self) -> None:
+        self._changed.release()
+
+    def _make_new(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+
+
 _gate = ForkGate()
-# A forked child must not even close what it inherited: here they are until it ends.
+# The connections of a parent: its forked child must not even close them, and keeps them here until it ends.
 _inherited: list[Connection] = []
 
 
 class Connection(sqlite3.Connection):
-    """A connection that knows how its transactions are synchronised."""
+    """A connection that remembers what its transactions wait for."""
 
     sync: Sync | None = None
 
 
 class Database:
-    """Runs work on one SQLite file in WAL mode, each in a transaction of its own.
+    """Runs work on one SQLite file in WAL mode, each piece in a transaction of its own.
 
-    `schema` is what a new file is made with, `application_id` and `version` mark the file as one of ours. The file is
-    made readable and writable for its owner alone, at once with all that is in it: one that exists is whole. A file
-    that is anything else is refused with `StoreError`, and left as it is. The file is never made again: once it is
-    deleted, moved or replaced, all work raises `StoreError`.
+    `schema` is what a new file is made with; `application_id` and `version` mark the file as one of ours. A new file
+    is readable and writable for its owner alone, and appears with all that is in it. A file that is anything else
+    raises `StoreError`, and is left as it is. The file is never made again: once it is deleted, moved or replaced, all
+    work raises `StoreError`. So does every failure of SQLite.
 
-    May be called from any thread; each has a connection of its own for as long as it works. A fork waits for work under
-    way, because SQLite has locks of its own inside; the child opens connections of its own.
+    May be called from any thread; each has a connection of its own while it works. A fork waits for work under way,
+    because SQLite has locks of its own inside; the child opens connections of its own.
     """
 
     def __init__(self, path: str, timeout: float, schema: str, application_id: int, version: int) -> None:
@@ -48,21 +90,22 @@ class Database:
         self._application_id = application_id
         self._version = version
         self._idle: list[Connection] = []
-        self._closed = self._rests = False
-        with _told_as_store_error(path), _gate:
+        self._closed = False
+        self._pools = True
+        with _failures_as_store_errors(path), _gate:
             if not os.path.lexists(path):
                 self._make_file(schema)
-            self._identity = self._look()
+            self._identity = self._read_identity()
             self._check_file()
         start_clean_after_fork(self)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do work that only reads with one statement; what it sees is all committed."""
+        """Do work that reads with one statement, and sees only what is committed."""
         with self._connection() as connection:
             return work(connection)
 
     def write(self, work: Callable[[sqlite3.Connection], T], sync: Sync) -> T:
-        """Do work that no other write comes into, and commit it; if anything raises, none of it was done."""
+        """Do work in a transaction that excludes all other writes, and commit it; if it raises, none of it was done."""
         with self._connection() as connection:
             if connection.sync != sync:
                 connection.execute(f"PRAGMA synchronous = {sync}")
@@ -81,19 +124,19 @@ class Database:
     def close(self) -> None:
         """Close all connections; one that is in use, when its work is done. Closing again does nothing."""
         self._closed = True
-        self.rest()
+        self.stop_pooling()
 
-    def rest(self) -> None:
-        """Until `rouse`, keep no connection open that is not in use."""
-        self._rests = True
+    def stop_pooling(self) -> None:
+        """Keep no connection open that is not in use, until `start_pooling`."""
+        self._pools = False
         self._close_idle()
 
-    def rouse(self) -> None:
+    def start_pooling(self) -> None:
         """Keep connections open from now on, for more work."""
-        self._rests = False
+        self._pools = True
 
     def _close_idle(self) -> None:
-        # The last one that is closed writes to the file.
+        # The last connection that is closed writes to the file: not during a fork.
         with _gate:
             while self._idle:
                 with contextlib.suppress(IndexError, sqlite3.Error):
@@ -105,7 +148,7 @@ class Database:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        with _told_as_store_error(self.path), _gate:
+        with _failures_as_store_errors(self.path), _gate:
             if self._closed:
                 raise StoreError(f"the session store {self.path!r} is closed; open it again")
             self._check_identity()
@@ -116,17 +159,17 @@ class Database:
             try:
                 yield connection
             except sqlite3.DatabaseError:
-                # Whatever it has noted of the file may be wrong.
+                # What this connection has cached of the file may be wrong.
                 connection.close()
                 raise
             except BaseException:
-                self._let_go(connection)
+                self._give_back(connection)
                 raise
-            self._let_go(connection)
+            self._give_back(connection)
 
-    def _let_go(self, connection: Connection) -> None:
+    def _give_back(self, connection: Connection) -> None:
         self._idle.append(connection)
-        if self._closed or self._rests:
+        if self._closed or not self._pools:
             self._close_idle()
 
     def _connect(self) -> Connection:
@@ -140,20 +183,20 @@ class Database:
         )
         try:
             connection.execute("PRAGMA foreign_keys = ON")
-            # It may have been replaced just before it was opened.
+            # The file may have been replaced just before it was opened.
             self._check_identity()
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _look(self) -> tuple[int, int]:
+    def _read_identity(self) -> tuple[int, int]:
         status = os.stat(self.path)
         return status.st_dev, status.st_ino
 
     def _check_identity(self) -> None:
         try:
-            found = self._look()
+            found = self._read_identity()
         except FileNotFoundError as error:
             raise StoreError(
                 f"the session store {self.path!r} was deleted or moved while it was open; bring the file back"
@@ -171,7 +214,7 @@ class Database:
                     f"{self.path + suffix!r} is there, and the session store {self.path!r} that it belongs to is not; "
                     "bring that file back, or move this one away to begin with no sessions"
                 )
-        # Under another name first: whoever sees the file sees all of it, and it never replaces another.
+        # Under another name first: a file that can be seen is whole, and linking it never replaces another one.
         fresh = f"{self.path}-new-{secrets.token_hex(8)}"
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
@@ -212,7 +255,7 @@ class Database:
 
 
 @contextmanager
-def _told_as_store_error(path: str) -> Iterator[None]:
+def _failures_as_store_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:

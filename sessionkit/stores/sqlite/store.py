@@ -16,7 +16,7 @@ from ...util.fork import start_clean_after_fork
 from ...util.validation import Duration, checked_seconds, shown
 from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .database import Database, Sync
-from .liveness import Lifelines
+from .liveness import LockFiles
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ _FIND = f"""
     LEFT JOIN instances o ON o.id = h.instance
     WHERE s.id = ?
 """
-# Once the dead are buried, whoever is attached lives.
+# After `_drop_dead_instances`, all holders are alive.
 _EXPIRED = f"""
     FROM sessions s
     WHERE (due < :now OR last_active < :now - :age)
@@ -85,7 +85,7 @@ class SQLiteStore:
     Safe from any number of threads and of processes on one machine; not on a network file system. A file that does not
     exist is made, with permissions for its owner alone; one that is corrupt, or something else, raises `StoreError` and
     is left as it is. While it is in use, SQLite keeps two files beside it (`-wal` and `-shm`), and each instance one
-    that it has locked (`-instance-…`): whoever dies, the lock goes with it.
+    that it has locked (`-instance-…`): when its process dies, the lock goes with it.
 
     What is created, saved or deleted has reached the disk when the call returns, and survives a loss of power as far
     as the disk keeps what it acknowledged. Touches and leases survive the death of the process, and may be lost with
@@ -102,13 +102,13 @@ class SQLiteStore:
         self._database = Database(
             str(self.path), checked_seconds("timeout", timeout), SCHEMA, APPLICATION_ID, SCHEMA_VERSION
         )
-        self._lifelines = Lifelines(str(self.path))
-        # The lag and the name of those that joined here.
+        self._lock_files = LockFiles(str(self.path))
+        # The write interval and the name of each instance that joined here.
         self._instances: dict[str, tuple[float, str]] = {}
         start_clean_after_fork(self)
 
     def _after_fork_in_child(self) -> None:
-        # The instances are its parent's.
+        # The instances are the parent's.
         self._instances = {}
 
     def __repr__(self) -> str:
@@ -120,18 +120,18 @@ class SQLiteStore:
         instance = secrets.token_hex(8)
 
         def work(connection: sqlite3.Connection) -> None:
-            self._bury_dead(connection)
-            self._lifelines.cut_strays()
-            self._lifelines.tie(instance)
+            self._drop_dead_instances(connection)
+            self._lock_files.remove_unlocked()
+            self._lock_files.acquire(instance)
             connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, write_interval, name))
 
         try:
             self._write(work)
         except BaseException:
-            self._lifelines.cut(instance)
+            self._lock_files.release(instance)
             raise
         self._instances[instance] = write_interval, name
-        self._database.rouse()
+        self._database.start_pooling()
         return instance
 
     def set_write_interval(self, instance: str, seconds: float) -> None:
@@ -146,14 +146,14 @@ class SQLiteStore:
         try:
             self._write(lambda connection: connection.execute("DELETE FROM instances WHERE id = ?", (instance,)))
         finally:
-            # Whoever comes next would see that it is dead.
-            self._lifelines.cut(instance)
+            # Also if the store failed: the next instance that joins sees then that this one is dead.
+            self._lock_files.release(instance)
             if self._instances.pop(instance, None) is not None and not self._instances:
-                # Whoever makes a store for a coordinator need not close it.
-                self._database.rest()
+                # A store that was made for a coordinator need not be closed.
+                self._database.stop_pooling()
                 if self._instances:
-                    # Somebody has joined meanwhile.
-                    self._database.rouse()
+                    # Another instance has joined meanwhile.
+                    self._database.start_pooling()
 
     # ---- One record
 
@@ -255,7 +255,7 @@ class SQLiteStore:
     def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
         def work(connection: sqlite3.Connection) -> set[str]:
             deleted = set()
-            self._bury_dead(connection)
+            self._drop_dead_instances(connection)
             for session_id, last_active in known.items():
                 connection.execute("DELETE FROM holders WHERE session_id = ? AND instance = ?", (session_id, instance))
                 values = {"id": session_id, "known": last_active, "now": now, "age": inf}
@@ -267,7 +267,7 @@ class SQLiteStore:
 
     def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
         def work(connection: sqlite3.Connection) -> list[SessionRecord]:
-            self._bury_dead(connection)
+            self._drop_dead_instances(connection)
             rows = connection.execute(
                 f"SELECT {_COLUMNS} {_EXPIRED} ORDER BY due LIMIT :limit",
                 {"now": now, "age": inf if max_age is None else max_age, "limit": limit},
@@ -279,7 +279,7 @@ class SQLiteStore:
 
     def count_expired(self, now: float, max_age: float | None = None) -> int:
         def work(connection: sqlite3.Connection) -> int:
-            self._bury_dead(connection)
+            self._drop_dead_instances(connection)
             values = {"now": now, "age": inf if max_age is None else max_age}
             (count,) = connection.execute(f"SELECT count(*) {_EXPIRED}", values).fetchone()
             return int(count)
@@ -292,7 +292,7 @@ class SQLiteStore:
         return [SessionRecord._make(row) for row in rows]
 
     def close(self) -> None:
-        self._lifelines.cut_all()
+        self._lock_files.release_all()
         self._database.close()
 
     # ---- Who has what in memory
@@ -311,7 +311,7 @@ class SQLiteStore:
         for *_, holder, its_lag, name, lease, is_stale in rows:
             if holder == instance:
                 stale = bool(is_stale)
-            elif holder is not None and self._lifelines.is_alive(holder):
+            elif holder is not None and self._lock_files.is_alive(holder):
                 names.append(name)
                 lag = max(lag, its_lag if lease is None else inf)
                 leases |= set() if lease is None else {lease}
@@ -321,21 +321,18 @@ class SQLiteStore:
     def _note_holder(
         self, connection: sqlite3.Connection, session_id: str, instance: str, *, stale: bool = False
     ) -> None:
-        # It is there, unless somebody took this process for dead because its file was deleted.
+        # The instance is there already, unless its lock file was deleted and another process took it for dead.
         connection.execute(
             "INSERT OR IGNORE INTO instances VALUES (?, ?, ?)", (instance, *self._instances.get(instance, (inf, "")))
         )
         change = "INSERT OR IGNORE INTO holders (session_id, instance, stale) VALUES (?, ?, ?)"
         connection.execute(change, (session_id, instance, stale))
 
-    def _bury_dead(self, connection: sqlite3.Connection) -> None:
+    def _drop_dead_instances(self, connection: sqlite3.Connection) -> None:
         for (instance,) in connection.execute("SELECT id FROM instances").fetchall():
-            if not self._lifelines.is_alive(instance):
-                self._bury(connection, instance)
-
-    def _bury(self, connection: sqlite3.Connection, instance: str) -> None:
-        connection.execute("DELETE FROM instances WHERE id = ?", (instance,))
-        self._lifelines.cut(instance)
+            if not self._lock_files.is_alive(instance):
+                connection.execute("DELETE FROM instances WHERE id = ?", (instance,))
+                self._lock_files.release(instance)
 
 
 def _marks(record: SessionRecord) -> str:

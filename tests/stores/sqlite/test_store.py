@@ -20,11 +20,10 @@ import pytest
 import sessionkit.stores
 from sessionkit import SessionBusyError, StoreError
 from sessionkit.stores import Changes, SQLiteStore, Touch
-from sessionkit.stores.sqlite.database import Database
+from sessionkit.stores.sqlite.database import Database, ForkGate
 from sessionkit.stores.sqlite.store import APPLICATION_ID, SCHEMA_VERSION
 from sessionkit.testing import StoreContract
 from sessionkit.testing.store_contract import NOW, record
-from sessionkit.util.fork import ForkGate
 
 from ...helpers.support import WAIT, all_at_once, in_child, in_thread
 
@@ -230,7 +229,7 @@ def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> 
     for _ in range(2):
         with pytest.raises(StoreError, match="was replaced"):
             store.load("s-1")
-    store._database.rest()
+    store._database.stop_pooling()
     with pytest.raises(StoreError, match="was replaced"):
         store.load("s-1")
 
@@ -238,7 +237,7 @@ def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> 
 def test_a_file_replaced_while_it_is_opened_is_noticed(store: SQLiteStore, path: Path) -> None:
     """It is looked at once more when the connection is there."""
     connect = sqlite3.connect
-    store._database.rest()
+    store._database.stop_pooling()
 
     def replace_and_connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         shutil.copy(path, path.with_name("copy.db")).replace(path)
@@ -432,7 +431,7 @@ def test_an_instance_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, pat
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError):
             store.join(1.0, "other")
-    with patch.object(store._lifelines, "tie", side_effect=OSError(24, "Too many open files")):
+    with patch.object(store._lock_files, "acquire", side_effect=OSError(24, "Too many open files")):
         with pytest.raises(StoreError, match="Too many open files"):
             store.join(1.0, "other")
     assert not list(path.parent.glob("*-instance-*"))
@@ -444,7 +443,7 @@ def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
     instance = dropped.join(1.0, "other")
     dropped.create(record(), instance)
     dropped.attach("s-1", instance, "exclusive")
-    dropped._database.rest()
+    dropped._database.stop_pooling()
     del dropped
     store = SQLiteStore(path)
     assert store.attach("s-1", store.join(1.0, "other"), "exclusive") is not None
@@ -470,7 +469,7 @@ def test_a_fork_waits_for_work_under_way() -> None:
             assert working.result(WAIT) is None
             assert forking.result(WAIT) == ["work"]
 
-    with patch("sessionkit.util.fork.GATE_SECONDS", 0.01), gate:
+    with patch("sessionkit.stores.sqlite.database.GATE_SECONDS", 0.01), gate:
         assert in_child(lambda: "went on") == "went on"
 
 
@@ -571,7 +570,7 @@ def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> 
     with pytest.raises(KeyboardInterrupt):
         store.touch({"s-1": Touch(NOW)})
     assert not store._database._idle[-1].in_transaction
-    store._database.rest()
+    store._database.stop_pooling()
     assert store.touch({"s-1": Touch(NOW)}) == set()
 
 
@@ -593,13 +592,13 @@ def test_no_connection_stays_open_once_the_last_instance_has_left(tmp_path: Path
     instance = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
-    rest = store._database.rest
+    rest = store._database.stop_pooling
 
     def rest_late() -> None:
         store.join(1.0, "other")
         rest()
 
-    with patch.object(store._database, "rest", rest_late):
+    with patch.object(store._database, "stop_pooling", rest_late):
         store.leave(instance)
     store.find("nobody")
     assert len(idle) == 1
