@@ -1,8 +1,8 @@
-"""Running the `sessionkit` command (also `python -m sessionkit`), and how it ends.
+"""Run the `sessionkit` command (also `python -m sessionkit`), and choose its exit status.
 
 Exit statuses: 0 done; 1 a log that cannot be read, a store that fails, a session that is not there, an output that
-cannot be written, or no `cli` extra; 2 wrong usage; 130 interrupted (Ctrl-C); 141 nobody reads the output any more.
-Each but 0 goes with its reason on stderr.
+cannot be written, or no `cli` extra; 2 wrong usage; 130 interrupted (Ctrl-C); 141 the output was closed by its reader.
+With every status but 0, the reason is on stderr.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def main() -> None:
     try:
         sys.exit(_run())
     except KeyboardInterrupt:
-        # A terminal shows ^C, and the reason is to stand on a line of its own.
+        # A terminal has shown ^C; the reason gets a line of its own.
         _say("\n" * sys.stderr.isatty() + "Error: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         _say("Error: the output was closed before all of it was written")
-        _let_go_of_output()
+        _discard_output()
         sys.exit(141)
     except OSError as error:
         _say(f"Error: the output cannot be written: {error.strerror}")
-        _let_go_of_output()
+        _discard_output()
         sys.exit(1)
 
 
@@ -46,7 +46,7 @@ def _run() -> int:
         _say(f"Error: the command line needs its extra ({reason}); run: pip install 'sessionkit[cli]'")
         return 1
     try:
-        # Not click's own main(): it ends in its own way when interrupted, or when the output is closed.
+        # Not click's own main(): that has exit statuses of its own for Ctrl-C and for a closed output.
         with sessionkit.make_context("sessionkit", sys.argv[1:]) as context:
             sessionkit.invoke(context)
     except click.exceptions.Exit as end:
@@ -63,8 +63,8 @@ def _say(reason: str) -> None:
         sys.stderr.flush()
 
 
-def _let_go_of_output() -> None:
-    # The interpreter flushes both once more when it exits, and would fail once more.
+def _discard_output() -> None:
+    # The interpreter flushes both when it exits, which would fail again.
     for stream in (sys.stdout, sys.stderr):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

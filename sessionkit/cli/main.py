@@ -1,6 +1,6 @@
-"""The command line: `sessionkit replay ACCESS_LOG`. What it prints is in `report`, how it ends in `__main__`.
+"""The command line: `sessionkit replay ACCESS_LOG`, with the commands of `sessions` added.
 
-`sessionkit sessions` is in `operate`.
+`replay.report` has what is printed, and `__main__` the exit statuses.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import BinaryIO, Self, TextIO, get_args
+from typing import BinaryIO, Literal, Self, TextIO, get_args
 
 import click
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
-from ..config import CoordinatorConfig, OnFull
+from .. import CoordinatorConfig
 from ..util.validation import shown
-from .durations import parse_duration
-from .output import write
 from .replay.accesslog import READ_ERRORS, AccessLog, text_of
 from .replay.report import as_json, as_text
 from .replay.simulation import Key, ReplayReport, replay
 from .sessions import sessions
+from .text import parse_duration, write
+
+OnFull = Literal["reject", "evict"]
+"""What a replay can do at the limit; it has no store to passivate sessions to."""
 
 LONG = 20_000
-"""How many lines make a log long enough for a progress bar, and how many the bar moves on by."""
+"""A log of so many lines gets a progress bar, which moves every so many lines."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -66,7 +68,7 @@ sessionkit.add_command(sessions)
 )
 @click.option(
     "--on-full",
-    type=click.Choice(["reject", "evict"]),
+    type=click.Choice(get_args(OnFull)),
     default="reject",
     help="At the limit, reject the request or evict the longest idle session.",
 )
@@ -157,7 +159,7 @@ def _open(path: str) -> Iterator[BinaryIO]:
 
 
 class _Progress:
-    """A bar on stderr once a log proves long; `with` takes it away again. None unless all output is to a terminal."""
+    """A progress bar on stderr for a long log, while the `with` block runs; only if all output goes to a terminal."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -175,11 +177,11 @@ class _Progress:
             self._bar.stop()
 
     def reading(self, lines: Iterable[str]) -> Iterable[str]:
-        """The lines; the bar moves on as they are taken."""
+        """The same lines; the bar moves on as they are read."""
         return self._watched(lines) if self._wanted else lines
 
     def replaying(self, done: int, total: int) -> None:
-        """The bar moves on to the replay."""
+        """Show how far the replay is, if there is a bar."""
         if self._task is not None:
             self._bar.update(self._task, description="Replaying", completed=done, total=total)
 

@@ -15,21 +15,20 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from ..core.table import is_past
-from ..errors import RemovalCause, StoreError
-from ..persistence.codec import data_of
-from ..stores.base import Found, SessionRecord
-from .replay.report import format_duration
+from .. import RemovalCause
+from ..stores import Found, SessionRecord
+from ..util.clock import is_past
+from .text import format_duration
 
 WHY = {RemovalCause.IDLE: "idle for too long", RemovalCause.LIFETIME: "too old"}
 """The causes for which sessions expire, in words."""
 
-_AGES = 1e10  # in seconds; what takes longer is not worth writing out
+_LONGEST = 1e10  # in seconds; longer durations are shown as a power of ten
 _GAP = 2  # between columns
 
 
 class Expiry(NamedTuple):
-    """When a session expires, and of what."""
+    """When a session expires, and why."""
 
     at: float
     cause: RemovalCause
@@ -50,7 +49,7 @@ def as_json(record: SessionRecord, now: float) -> str:
 
 
 def found_as_json(found: Found, now: float) -> str:
-    """A record, its data, and which processes have it in memory, as a JSON object. Data that is damaged is a str."""
+    """A record, its data, and which instances have it in memory, as a JSON object. Damaged data is a string."""
     data, _, _ = _data(found.record)
     fields = _fields(found.record, now) | {
         "expired": expiry_of(found.record, now, found.lag).has_come,
@@ -86,7 +85,7 @@ class _Column(NamedTuple):
     heading: str
     cell: Callable[[SessionRecord, float], str]
     rank: int = 0
-    """Where the terminal is too narrow for all, those of the highest rank go first; 0 never goes."""
+    """On a terminal too narrow for all columns, those of the highest rank are left out first; rank 0 never is."""
     is_number: bool = False
 
 
@@ -105,7 +104,7 @@ _COLUMNS = (
 
 
 def as_table(records: Iterable[SessionRecord], now: float) -> str:
-    """A line for each record. A terminal that is too narrow gets fewer columns, and is told; nothing is cut off."""
+    """A line for each record. On a narrow terminal whole columns are left out, and named below; none is cut off."""
     console = Console(
         highlight=False, markup=False, emoji=False, color_system=None if os.environ.get("NO_COLOR") else "auto"
     )
@@ -121,11 +120,11 @@ def as_table(records: Iterable[SessionRecord], now: float) -> str:
     console.width = sum(columns.values())
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column, width in columns.items():
-        # Rich takes long to find the width by itself.
+        # Rich is slow at finding the width by itself.
         table.add_column(column.heading, justify="right" if column.is_number else "left", width=width - _GAP)
-    for is_over, cells in lines:
+    for is_expired, cells in lines:
         kept = (cell for column, cell in zip(_COLUMNS, cells, strict=True) if column in columns)
-        table.add_row(*kept, style="dim" if is_over else None)
+        table.add_row(*kept, style="dim" if is_expired else None)
     with console.capture() as capture:
         console.print(table)
     text = re.sub(r" +$", "", capture.get(), flags=re.MULTILINE)
@@ -136,7 +135,7 @@ def as_table(records: Iterable[SessionRecord], now: float) -> str:
 
 
 def as_page(found: Found, now: float) -> str:
-    """All of a record, its data below, and which processes have it in memory."""
+    """All of a record, which instances have it in memory, and its data below."""
     record = found.record
     _, data, remark = _data(record)
     lines = {
@@ -158,7 +157,7 @@ def as_page(found: Found, now: float) -> str:
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may have it: whatever is no visible character is escaped, as JSON does it."""
+    """The text, safe for a terminal: each character that is not printable is escaped, as in JSON."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)
@@ -195,13 +194,16 @@ def _expires_fully(found: Found, now: float) -> str:
 
 
 def _data(record: SessionRecord) -> tuple[Any, str, str]:
-    """The data, its text for people, and a remark; where it is no JSON object, its text as it is stored."""
+    """The data, its text for people, and a remark; if it is not a JSON object, its text as it is stored."""
     try:
-        data = data_of(record.data, record.id)
-        return data, json.dumps(data, indent=2, ensure_ascii=False), ""
-    # ValueError: Python reads no whole numbers of thousands of digits.
-    except (StoreError, ValueError, RecursionError):
-        return record.data, record.data, ", shown as it is stored: it is damaged, or nested too deep"
+        data = json.loads(record.data)
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+    # ValueError also means an integer of more digits than Python reads.
+    except (ValueError, RecursionError):
+        data, text = None, ""
+    if isinstance(data, dict):
+        return data, text, ""
+    return record.data, record.data, ", shown as it is stored: it is damaged, or nested too deep"
 
 
 def _size(record: SessionRecord) -> int:
@@ -209,7 +211,7 @@ def _size(record: SessionRecord) -> int:
 
 
 def _span(seconds: float) -> str:
-    return format_duration(max(seconds, 0.0)) if seconds < _AGES else f"{seconds:.0e}s"
+    return format_duration(max(seconds, 0.0)) if seconds < _LONGEST else f"{seconds:.0e}s"
 
 
 def _moment(instant: float) -> str:
@@ -223,7 +225,7 @@ def _iso(instant: float) -> str | None:
 
 
 def _time(instant: float) -> datetime | None:
-    """None if it is beyond all calendars."""
+    """None if the instant is beyond the calendar of `datetime`."""
     try:
         return datetime.fromtimestamp(instant, UTC)
     except (OverflowError, ValueError, OSError):

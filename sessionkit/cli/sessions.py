@@ -1,4 +1,4 @@
-"""The operators' commands, `sessionkit sessions list|show|close|cleanup STORE`. What they print is in `listing`."""
+"""The operators' commands, `sessionkit sessions list|show|close|cleanup STORE`; `render` has what they print."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ import click
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from ..errors import RemovalCause, StoreError
-from ..persistence.ownership import BATCH
-from ..stores.base import SessionRecord, Store
+from .. import RemovalCause, StoreError
+from ..stores import SessionRecord, Store
 from ..stores.open import open_store
 from ..util.validation import shown
-from .durations import parse_duration
-from .output import write
 from .render import WHY, as_json, as_page, as_table, expiry_of, found_as_json, printable
+from .text import parse_duration, write
 
 ROWS = 100
-"""How many sessions the table has unless told otherwise."""
+"""How many sessions the table shows unless `--limit` is given."""
+
+BATCH = 100
+"""How many records one call of the store reads or removes."""
 
 
 class TakesIds(click.Command):
-    """A command whose arguments may be ids: those that begin with a dash, as generated ones may, are no options."""
+    """A command that takes ids: an argument that begins with a dash is an id, as generated ones may, unless it is the
+    name of an option.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put what is an option first, and mark the rest as arguments."""
+        """Move the options to the front, and put `--` between them and the ids."""
         options = {name for param in self.get_params(ctx) if isinstance(param, click.Option) for name in param.opts}
         if "--" not in args:
             args = [*(arg for arg in args if arg in options), "--", *(arg for arg in args if arg not in options)]
@@ -40,7 +43,7 @@ class TakesIds(click.Command):
 
 @click.group("sessions")
 def sessions() -> None:
-    """Look after the sessions in a store, while servers use it or not.
+    """Look after the sessions in a store, whether or not servers use it.
 
     STORE is the path of a SQLite store, or a URL: sqlite:///relative.db, sqlite:////absolute.db, or one that RedisStore
     takes, such as redis://host:6379/0, with ?prefix=... if the store has a prefix of its own. A file must be there: no
@@ -68,9 +71,9 @@ def sessions() -> None:
 def list_command(where: str, limit: int | None, wants_json: bool) -> None:
     """Which sessions are in the store?
 
-    A line for each, in the order of their ids, and at the end how many there are. Those that have expired stay until a
-    server or the cleanup command removes them. What a server has noted in the last moments may not be in the store
-    yet; the show command says for how long.
+    A line for each, in the order of their ids, and at the end how many there are. Expired sessions stay listed until a
+    server or the cleanup command removes them. A server may not have written the latest activity yet; the show command
+    says how much may be missing.
 
     \b
     Examples:
@@ -89,7 +92,8 @@ def list_command(where: str, limit: int | None, wants_json: bool) -> None:
 def show_command(where: str, id_or_name: str, wants_json: bool) -> None:
     """What is known of a session?
 
-    All of its record and its data, and which processes have it in memory. The exit status is 1 if it is not there.
+    All of its record and its data, and which processes have it in memory. The exit status is 1 if it is not in the
+    store.
 
     \b
     Examples:
@@ -111,9 +115,9 @@ def show_command(where: str, id_or_name: str, wants_json: bool) -> None:
 def close_command(where: str, ids_or_names: tuple[str, ...], wants_json: bool) -> None:
     """End sessions for good: delete what the store has of them.
 
-    A server that has one in memory notices when it is looked at or checked out the next time, and then closes it
-    there; work on it that is under way goes on to its end, and cannot be saved. The exit status is 1 if one was not
-    there; the others are closed all the same.
+    A server that has such a session in memory notices when it gets or checks it out the next time, and then closes it
+    there; work that is under way goes on to its end, and cannot be saved. The exit status is 1 if one of the sessions
+    is not in the store; the others are closed all the same.
 
     \b
     Examples:
@@ -138,16 +142,17 @@ def close_command(where: str, ids_or_names: tuple[str, ...], wants_json: bool) -
     "--max-age",
     type=parse_duration,
     metavar="DURATION",
-    help="Also remove who has been idle for more than this.",
+    help="Also remove sessions that were idle for more than this.",
 )
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object instead.")
 def cleanup_command(where: str, max_age: float | None, dry_run: bool, wants_json: bool) -> None:
     """Remove expired sessions.
 
-    Servers do this themselves; it is for stores that no server uses at the moment, or to be rid of more. What a server
-    has checked out, or may have used and not written yet, stays. It can be interrupted: what is removed is removed,
-    and the next run goes on. A DURATION is written like 90s, 30m, 1h30m, 2d, or in plain seconds.
+    Servers do this themselves. The command is for a store that no server uses at the moment, or to remove more. A
+    session that a server has checked out, or may have used without having written that yet, stays. The command can be
+    interrupted: what is removed is removed, and the next run goes on. A DURATION is written like 90s, 30m, 1h30m, 2d,
+    or in plain seconds.
 
     \b
     Examples:
@@ -160,7 +165,7 @@ def cleanup_command(where: str, max_age: float | None, dry_run: bool, wants_json
 
 
 def list_sessions(store: Store, limit: int | None, wants_json: bool) -> None:
-    """What the list command does with an open store."""
+    """Do what the list command does, with an open store."""
     records, now = _records(store), _now(store)
     if wants_json:
         _write_array(as_json(record, now) for record in islice(records, limit))
@@ -175,8 +180,8 @@ def list_sessions(store: Store, limit: int | None, wants_json: bool) -> None:
 
 
 def clean_up(store: Store, max_age: float | None, dry_run: bool, wants_json: bool) -> None:
-    """What the cleanup command does with an open store."""
-    # One instant for all batches, or else a busy store would have no last one.
+    """Do what the cleanup command does, with an open store."""
+    # One instant for all batches: with a new one for each, more could be due without end.
     now = _now(store)
     if dry_run:
         count = store.count_expired(now, max_age=max_age)
@@ -195,7 +200,7 @@ def clean_up(store: Store, max_age: float | None, dry_run: bool, wants_json: boo
 
 
 def _remove_expired(store: Store, now: float, max_age: float | None) -> Counter[RemovalCause]:
-    """How many were removed, and why. Shows a bar on stderr if all output is to a terminal."""
+    """How many were removed, by cause. Shows a progress bar on stderr if all output goes to a terminal."""
     removed: Counter[RemovalCause] = Counter()
     console = Console(stderr=True)
     is_watched = sys.stdout.isatty() and sys.stderr.isatty() and console.is_interactive
@@ -212,7 +217,7 @@ def _remove_expired(store: Store, now: float, max_age: float | None) -> Counter[
 
 def _cause(record: SessionRecord, now: float) -> RemovalCause:
     expiry = expiry_of(record, now)
-    # Whoever has not expired was idle for --max-age.
+    # Not expired, so it was removed because of --max-age.
     return expiry.cause if expiry.has_come else RemovalCause.IDLE
 
 
@@ -232,12 +237,12 @@ def _opened(where: str) -> Iterator[Store]:
 
 
 def _failure(error: StoreError) -> click.ClickException:
-    # SQLite quotes what it cannot read.
+    # The message may quote bytes of a damaged record.
     return click.ClickException(printable(str(error)))
 
 
 def _now(store: Store) -> float:
-    """The time that the store goes by."""
+    """The time on the store's clock."""
     return time() + store.clock_offset()
 
 
@@ -259,7 +264,7 @@ def _absent(ids_or_names: Iterable[str]) -> click.ClickException:
 
 
 def _write_array(objects: Iterator[str]) -> None:
-    """Write a JSON array, bit by bit."""
+    """Write a JSON array in batches, so that a long one is never in memory as a whole."""
     before = "[\n  "
     while batch := list(islice(objects, BATCH)):
         write(before + ",\n  ".join(batch))

@@ -18,7 +18,7 @@ from typing import Any
 import cachetools
 
 from ..errors import Ending, RemovalCause
-from ..util.clock import SLACK
+from ..util.clock import is_past
 from .line import Line
 from .session import ManagedSession
 
@@ -323,11 +323,6 @@ class SessionTable(cachetools.Cache[str, Session]):
         if not line.ordered and not line.moved:
             # A line nobody stands in would be looked at for ever.
             del self._lines[session._timeout]
-
-
-def is_past(end: float, now: float) -> bool:
-    """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
-    return now - end > SLACK
 
 
 def idle_for_more(session: Session, age: float, now: float) -> bool:

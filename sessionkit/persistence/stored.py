@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..core.session import SessionState
-from ..core.table import is_past
 from ..errors import Ending, RemovalCause, StoreError
 from ..stores.base import Found, SessionRecord
+from ..util.clock import is_past
 
 
 def ending_of(found: Found, reading: float, wall: float) -> Ending | None:

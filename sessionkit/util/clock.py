@@ -20,6 +20,11 @@ freezegun ticks in microseconds and its readings are near 1.7e9, where neighbori
 _FRAMES_FREEZEGUN_LOOKS_AT = 5
 
 
+def is_past(end: float, now: float) -> bool:
+    """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
+    return now - end > SLACK
+
+
 def system_clock() -> float:
     """Read `time.monotonic`, in seconds; the default clock.
 

@@ -1,11 +1,10 @@
-"""The command line: what it prints, and how it ends."""
+"""The command line: what `sessionkit replay` prints, and the exit statuses of every command."""
 
 from __future__ import annotations
 
 import gzip
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -13,17 +12,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from sessionkit.__main__ import main
-from sessionkit.cli.main import parse_duration, sessionkit
-from sessionkit.cli.replay.report import format_duration
 
+from ..helpers.command import only_line, run_command, run_on_terminal, run_real, start
 from ..helpers.support import WAIT
 
-COMMAND = [sys.executable, "-m", "sessionkit"]
 AGENT = '"-" "Heron/12"'
 
 
@@ -34,52 +30,8 @@ def log_line(instant: int, address: str = "192.0.2.1") -> str:
 
 
 def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
-    """Run the command in this process."""
-    return CliRunner().invoke(sessionkit, ["replay", *map(str, arguments)], input=stdin)
-
-
-def run_real(*arguments: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own, with piped output unless told otherwise."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL} | more
-    return subprocess.run([*COMMAND, *map(str, arguments)], text=True, timeout=WAIT, check=False, **pipes)  # type: ignore[call-overload,no-any-return]  # noqa: S603
-
-
-def run_on_terminal(*arguments: str | Path, **environment: str) -> tuple[int, str]:
-    """Run the command on a terminal of 80 columns; its exit status, and all it wrote."""
-    reader, writer = pty.openpty()
-    fixed = {"TERM": "xterm-256color", "COLUMNS": "80", "PATH": os.environ["PATH"]} | environment
-    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    with subprocess.Popen(  # noqa: S603
-        [*COMMAND, *map(str, arguments)], stdin=writer, stdout=writer, stderr=writer, env=inherited | fixed
-    ) as process:
-        os.close(writer)
-        written = bytearray()
-        # A terminal whose other side has gone reads as an I/O error on Linux, and as empty elsewhere.
-        try:
-            while chunk := os.read(reader, 65536):
-                written += chunk
-        except OSError:
-            pass
-        status = process.wait(WAIT)
-    os.close(reader)
-    return status, written.decode()
-
-
-def start(*arguments: str | Path, code: str = "") -> subprocess.Popen[str]:
-    """The command in a process that obeys SIGINT even if the one who runs the tests ignores it."""
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
-    return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", f"{code}\nfrom sessionkit.__main__ import main\nmain()", *map(str, arguments)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def only_line(text: str) -> str:
-    """The one line that the text is; fails if it is more, or a traceback."""
-    assert text.endswith("\n")
-    assert text.count("\n") == 1
-    assert "Traceback" not in text
-    return text.removesuffix("\n")
+    """Run `sessionkit replay` in this process."""
+    return run_command("replay", *arguments, stdin=stdin)
 
 
 def interrupted(process: subprocess.Popen[str]) -> None:
@@ -183,35 +135,6 @@ def test_bytes_that_are_not_text(tmp_path: Path) -> None:
     result = run_real("replay", path, "--json")
     assert json.loads(result.stdout)["requests"] == 1
     assert result.stderr == "line 2 cannot be read: '\\udcff\\udcfe'\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2d", 172800), ("1d1h1m1s", 90061), ("45", 45), ("0.5", 0.5)],
-)
-def test_durations(text: str, seconds: float) -> None:
-    """Durations are read as days, hours, minutes and seconds, or as plain seconds."""
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30x", "m", "30m1h", "-5", "1e3", "nan", "inf", " 5", "5 m", "1_0", "1.5h", "٣"])
-def test_not_durations(text: str) -> None:
-    """Anything else is refused, with the value and what to write instead."""
-    with pytest.raises(click.BadParameter, match=re.escape(f"{text!r} is not a duration; write it like 90s")):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize("text", ["0", "0s", "0h0m", "9" * 400, "9" * 5000 + "d"])
-def test_durations_out_of_range(text: str) -> None:
-    """A duration is above 0 and finite."""
-    with pytest.raises(click.BadParameter, match="out of range; a duration must be above 0 and finite"):
-        parse_duration(text)
-
-
-def test_durations_are_shown_as_they_are_written() -> None:
-    """What is shown can be given as an option again."""
-    for seconds in (1, 59, 60, 3600, 86399, 90061, 100 * 86400):
-        assert parse_duration(format_duration(seconds)) == seconds
 
 
 @pytest.mark.parametrize(

@@ -5,73 +5,56 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import socket
 import sqlite3
 import subprocess
-import time
-from math import inf
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from sessionkit import CoordinatorConfig, SessionCoordinator, SessionNotFoundError, StoreError
-from sessionkit.cli.main import sessionkit
-from sessionkit.stores import SessionRecord, SQLiteStore
-from sessionkit.stores.open import open_store
+from sessionkit.stores import RedisStore, SessionRecord, SQLiteStore
 
+from ..helpers.command import COMMAND, only_line, run_command, run_on_terminal, run_real, start
+from ..helpers.records import IDLE, OLD, SUPPORT, ids_in, put
+from ..helpers.redis_server import redis_sentinel, redis_server, shared_server
 from ..helpers.support import WAIT
-from .test_main import COMMAND, only_line, run_on_terminal, run_real
 
-NOW = 1_768_348_800.0
-"""The 14th of January 2026, 00:00 UTC: what the clock shows in these tests."""
-
-SUPPORT = SessionRecord("s-1", "support", '{"lang":"en"}', "active", NOW - 3600, NOW - 600, 3, 1800.0, None, 2)
-IDLE = SessionRecord("s-2", "left", "{}", "waiting_for_input", NOW - 7200, NOW - 3600, 0, 1800.0, None)
-OLD = SessionRecord("s-3", None, "{}", "active", NOW - 90000, NOW - 60, 1200, 1800.0, 86400.0)
-RECORDS = (SUPPORT, IDLE, OLD)
-
-
-@pytest.fixture(autouse=True)
-def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sessionkit.cli.sessions.time", lambda: NOW)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A store with one session that is live, one that was idle for too long, and one that is too old."""
-    path = tmp_path / "sessions.db"
-    put(path, *RECORDS)
-    return path
-
-
-def put(path: Path, *records: SessionRecord) -> None:
-    """Put records into a store that no process has in memory."""
-    store = SQLiteStore(path)
-    instance = store.join(0.0, "other")
-    for record in records:
-        store.create(record, instance)
-    store.close()
-
-
-def ids_in(path: Path) -> list[str]:
-    """The ids of all records in a store."""
-    store = SQLiteStore(path)
-    ids = [record.id for record in store.page(None, 1000)]
-    store.close()
-    return ids
+pytestmark = pytest.mark.usefixtures("clock")
 
 
 def run(command: str, *arguments: str | Path) -> Result:
-    """Run a command in this process."""
-    result = CliRunner().invoke(sessionkit, ["sessions", command, *map(str, arguments)])
-    assert isinstance(result.exception, SystemExit | None), result.exception
-    return result
+    """Run one of the commands in this process."""
+    return run_command("sessions", command, *arguments)
 
 
 def words(result: Result) -> list[list[str]]:
     """The words of each line that a command wrote; it succeeded."""
     assert (result.exit_code, result.stderr) == (0, "")
     return [re.split(r"  +", line.strip()) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A real Redis server, for all tests of this file."""
+    with shared_server() as found:
+        yield found
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix that no other test's keys begin with."""
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def where(url: str, prefix: str) -> str:
+    """The URL of a Redis store, as an operator gives it to a command."""
+    return f"{url}{'&' if '?' in url else '?'}prefix={prefix}"
 
 
 # ---- list
@@ -139,7 +122,7 @@ def test_list_as_json(path: Path) -> None:
 
 def test_list_of_an_empty_store(tmp_path: Path) -> None:
     """A store without sessions has no table, and an empty array."""
-    put(tmp_path / "empty.db")
+    put(SQLiteStore(tmp_path / "empty.db"))
     assert run("list", tmp_path / "empty.db").stdout == "0 sessions: 0 live, 0 expired\n"
     assert run("list", tmp_path / "empty.db", "--json").stdout == "[]\n"
 
@@ -147,44 +130,21 @@ def test_list_of_an_empty_store(tmp_path: Path) -> None:
 def test_list_in_part(tmp_path: Path) -> None:
     """The table ends at its limit and says how many more there are; the array has all unless told otherwise."""
     path = tmp_path / "big.db"
-    put(path, *(SUPPORT._replace(id=f"s-{number:03}", name=None) for number in range(250)))
+    put(SQLiteStore(path), *(SUPPORT._replace(id=f"s-{number:03}", name=None) for number in range(250)))
     *_, last, counts = words(run("list", path))
     assert last[0] == "s-099"
     assert counts == ["250 sessions: 250 live, 0 expired; 100 shown, 150 more not shown (--limit N shows more)"]
     *_, last, counts = words(run("list", path, "--limit", "250"))
     assert last[0] == "s-249"
     assert counts == ["250 sessions: 250 live, 0 expired"]
-    assert [each["id"] for each in json.loads(run("list", path, "--json").stdout)] == ids_in(path)
+    assert [each["id"] for each in json.loads(run("list", path, "--json").stdout)] == ids_in(SQLiteStore(path))
     assert [each["id"] for each in json.loads(run("list", path, "--json", "--limit", "2").stdout)] == ["s-000", "s-001"]
-
-
-def test_a_narrow_terminal_gets_fewer_columns(tmp_path: Path) -> None:
-    """Ids and names are never cut off or folded; what has no room is named, and what is piped has all."""
-    # On the clock of the processes that are to show it: how wide a column is goes by how long ago something was.
-    path, later = tmp_path / "sessions.db", time.time() - NOW
-    put(path, *(r._replace(created_at=r.created_at + later, last_active=r.last_active + later) for r in RECORDS))
-    status, text = run_on_terminal("sessions", "list", path, COLUMNS="65", NO_COLOR="1")
-    heads, _, support, *_, left_out, _ = text.splitlines()
-    assert status == 0
-    assert heads.split() == ["id", "name", "state", "idle", "for", "expires"]
-    assert support.split()[:2] == ["s-1", "support"]
-    assert left_out.startswith("(no room for: created (UTC), last active (UTC), messages, bytes, version; a wider")
-    status, text = run_on_terminal("sessions", "list", path, COLUMNS="10", NO_COLOR="1")
-    assert text.splitlines()[0].split() == ["id", "name", "expires"]
-    assert "version" in run_on_terminal("sessions", "list", path, COLUMNS="150")[1].splitlines()[0]
-    assert "version" in run_real("sessions", "list", path, env=os.environ | {"COLUMNS": "10"}).stdout
-
-
-def test_colors_only_where_they_are_wanted(path: Path) -> None:
-    """The table has styles on a terminal; with NO_COLOR there is no escape sequence at all."""
-    assert "\x1b[2m" in run_on_terminal("sessions", "list", path)[1]
-    assert "\x1b" not in run_on_terminal("sessions", "list", path, NO_COLOR="1")[1]
 
 
 def test_when_nobody_reads_on(tmp_path: Path) -> None:
     """A long list into a pipe that is closed ends with one line and status 141, and lets go of the store."""
     path = tmp_path / "long.db"
-    put(path, *(SUPPORT._replace(id=f"s-{number:04}", name=None) for number in range(1000)))
+    put(SQLiteStore(path), *(SUPPORT._replace(id=f"s-{number:04}", name=None) for number in range(1000)))
     with subprocess.Popen(  # noqa: S603
         [*COMMAND, "sessions", "list", str(path), "--json"],
         stdout=subprocess.PIPE,
@@ -236,46 +196,6 @@ def test_show_as_json(path: Path) -> None:
     assert shown == listed | {"in_memory": False, "instances": [], "lag_seconds": 0.0, "data": {"lang": "en"}}
 
 
-@pytest.mark.parametrize(
-    ("lag", "name", "memory", "expires", "expired"),
-    [
-        (75.0, "support", "of b:1; activity of the last 1m15s may", "in 20m (idle for too long); later if", False),
-        (7200.0, "left", "of b:1; activity of the last 2h may", "expired 30m ago (idle for too long); unless", False),
-        (75.0, "left", "of b:1; activity of the last 1m15s may", "expired 30m ago (idle for too long); not yet", True),
-        (inf, "left", "of b:1; which has it checked out or has not", "expired 30m ago (idle for too long); un", False),
-        (0.0, "left", "of b:1\n", "expired 30m ago (idle for too long); not yet removed", True),
-    ],
-)
-def test_show_what_a_process_has_in_memory(
-    path: Path, lag: float, name: str, memory: str, expires: str, expired: bool
-) -> None:
-    """A session that a process has in memory may have been active later, and says by how much, and which process."""
-    store = SQLiteStore(path)
-    session_id = store.find(name)
-    assert session_id is not None
-    store.attach(session_id, store.join(lag, "b:1"))
-    text = run("show", path, name).stdout
-    assert f"in memory        {memory}" in text
-    assert expires in text
-    shown = json.loads(run("show", path, name, "--json").stdout)
-    assert (shown["in_memory"], shown["instances"], shown["expired"]) == (True, ["b:1"], expired)
-    assert shown["lag_seconds"] == (None if lag == inf else lag)
-    store.close()
-
-
-def test_show_what_several_processes_have_in_memory(path: Path) -> None:
-    """All are named, as a terminal may have it, and the figure is of the one that is latest."""
-    store = SQLiteStore(path)
-    for lag, instance in ((75.0, "b:1"), (30.0, "http://a b/\u202e")):
-        store.attach("s-1", store.join(lag, instance))
-    text = run("show", path, "s-1").stdout
-    assert "of b:1, http://a b/\\u202e; activity of the last 1m15s may not be written yet\n" in text
-    assert json.loads(run("show", path, "s-1", "--json").stdout)["instances"] == ["b:1", "http://a b/\u202e"]
-    store.attach("s-1", store.join(30.0, "c:1"), "exclusive")
-    assert "of b:1, c:1, http://a b/\\u202e; one of which has it checked out" in run("show", path, "s-1").stdout
-    store.close()
-
-
 def test_the_time_is_that_of_the_store(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A host whose clock is behind shows, and removes, what has expired by the store's clock."""
     monkeypatch.setattr(SQLiteStore, "clock_offset", lambda _: 86_400.0)
@@ -297,7 +217,7 @@ def test_show_who_is_not_there(path: Path) -> None:
 
 def test_an_id_is_found_before_a_name(path: Path) -> None:
     """Where one session has the name that is the id of another, that other is meant."""
-    put(path, SUPPORT._replace(id="s-4", name="s-1"))
+    put(SQLiteStore(path), SUPPORT._replace(id="s-4", name="s-1"))
     assert words(run("show", path, "s-1"))[0] == ["id", "s-1"]
 
 
@@ -308,10 +228,10 @@ def test_close(path: Path) -> None:
     """Sessions are closed by id or name, each once however often it is named, and counted."""
     result = run("close", path, "support", "s-1", "s-3", "s-3")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Closed 2 sessions\n", "")
-    assert ids_in(path) == ["s-2"]
+    assert ids_in(SQLiteStore(path)) == ["s-2"]
     result = run("close", path, "left", "--json")
     assert json.loads(result.stdout) == {"closed": ["s-2"], "not_found": []}
-    assert ids_in(path) == []
+    assert ids_in(SQLiteStore(path)) == []
 
 
 def test_close_who_is_not_there(path: Path) -> None:
@@ -319,7 +239,7 @@ def test_close_who_is_not_there(path: Path) -> None:
     result = run("close", path, "nobody", "support", "s-9")
     assert (result.exit_code, result.stdout) == (1, "Closed 1 session\n")
     assert only_line(result.stderr).startswith("Error: not in the store: 'nobody', 's-9'; ")
-    assert ids_in(path) == ["s-2", "s-3"]
+    assert ids_in(SQLiteStore(path)) == ["s-2", "s-3"]
     result = run("close", path, "support", "left", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout) == {"closed": ["s-2"], "not_found": ["support"]}
@@ -327,7 +247,7 @@ def test_close_who_is_not_there(path: Path) -> None:
 
 def test_ids_that_look_like_options(path: Path) -> None:
     """Generated ids may begin with dashes; options are still found, wherever they stand, and so is help."""
-    put(path, *(SUPPORT._replace(id=session_id, name=None) for session_id in ("-hjson", "--x", "-")))
+    put(SQLiteStore(path), *(SUPPORT._replace(id=session_id, name=None) for session_id in ("-hjson", "--x", "-")))
     assert words(run("show", path, "-hjson"))[0] == ["id", "-hjson"]
     assert json.loads(run("close", path, "--x", "--json", "-").stdout)["closed"] == ["-", "--x"]
     assert run("close", "--json", "--", path, "--json").stderr.startswith("Error: not in the store: '--json'")
@@ -356,7 +276,7 @@ def test_cleanup(path: Path) -> None:
     result = run("cleanup", path)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == "Removed 2 sessions (1 idle for too long, 1 too old); 1 left\n"
-    assert ids_in(path) == ["s-1"]
+    assert ids_in(SQLiteStore(path)) == ["s-1"]
     assert run("cleanup", path).stdout == "Removed 0 sessions (0 idle for too long, 0 too old); 1 left\n"
 
 
@@ -372,7 +292,7 @@ def test_a_dry_run_only_counts(path: Path) -> None:
     """With --dry-run nothing is removed."""
     assert run("cleanup", path, "--dry-run").stdout == "Would remove 2 sessions; 1 would be left\n"
     assert run("cleanup", path, "--dry-run", "--max-age", "9m").stdout == "Would remove 3 sessions; 0 would be left\n"
-    assert len(ids_in(path)) == 3
+    assert len(ids_in(SQLiteStore(path))) == 3
 
 
 def test_cleanup_of_who_was_idle_for_less(path: Path) -> None:
@@ -401,14 +321,14 @@ def test_a_wrong_duration(path: Path, text: str) -> None:
     result = run("cleanup", path, f"--max-age={text}")
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"Invalid value for '--max-age': '{text}' is" in result.stderr
-    assert len(ids_in(path)) == 3
+    assert len(ids_in(SQLiteStore(path))) == 3
 
 
 def test_progress_bar_on_a_terminal(tmp_path: Path) -> None:
     """A cleanup has a bar on a terminal, also with --json, and none elsewhere."""
     path = tmp_path / "big.db"
     for elsewhere in (True, False):
-        put(path, *(IDLE._replace(id=f"s-{number}", name=None) for number in range(250)))
+        put(SQLiteStore(path), *(IDLE._replace(id=f"s-{number}", name=None) for number in range(250)))
         if elsewhere:
             result = run_real("sessions", "cleanup", path)
             assert (result.stderr, result.stdout[:20]) == ("", "Removed 250 sessions")
@@ -423,7 +343,7 @@ def test_a_cleanup_that_is_interrupted(
 ) -> None:
     """What was removed until then is removed, and told where the store failed; the next run goes on."""
     path = tmp_path / "big.db"
-    put(path, *(IDLE._replace(id=f"s-{number}", name=None) for number in range(250)))
+    put(SQLiteStore(path), *(IDLE._replace(id=f"s-{number}", name=None) for number in range(250)))
     calls = []
 
     def delete_expired(*arguments: float, **more: float) -> list[SessionRecord]:
@@ -438,28 +358,8 @@ def test_a_cleanup_that_is_interrupted(
     assert (result.exit_code, result.stdout.strip()) == (1, "")
     if isinstance(interruption, StoreError):
         assert only_line(result.stderr) == "Error: the disk is gone (removed before that: 100 sessions)"
-    assert len(ids_in(path)) == 150
+    assert len(ids_in(SQLiteStore(path))) == 150
     assert "Removed 150 sessions" in run("cleanup", path).stdout
-
-
-# ---- What a record may have in it
-
-
-def test_what_a_terminal_must_not_get(path: Path) -> None:
-    """Control characters are escaped, and markup and emoji are shown as they are written."""
-    data = '{"bell":"\\u0007","csi":"\x9b31m","name":"\u20ac","key\x7f":1}'
-    put(path, SUPPORT._replace(id="\x1b[31m", name="[bold]:smile:\r\n\u202e", state="\x07", data=data))
-    for result in (run("list", path), run("show", path, "[bold]:smile:\r\n\u202e")):
-        assert "[bold]:smile:\\r\\n\\u202e" in result.stdout
-        assert "\\u001b[31m" in result.stdout
-        assert all(character.isprintable() or character == "\n" for character in result.stdout)
-    assert '"bell": "\\u0007"' in result.stdout
-    assert '"csi": "\\u009b31m"' in result.stdout
-    assert '"name": "\u20ac"' in result.stdout
-    assert '"key\\u007f": 1' in result.stdout
-    for result in (run("list", path, "--json"), run("show", path, "\x1b[31m", "--json")):
-        assert all(" " <= character <= "~" or character == "\n" for character in result.stdout)
-        json.loads(result.stdout)
 
 
 def test_what_an_error_must_not_bring(path: Path) -> None:
@@ -471,50 +371,6 @@ def test_what_an_error_must_not_bring(path: Path) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "\\u001b" in only_line(result.stderr)
     assert only_line(result.stderr).isprintable()
-
-
-def test_an_encoding_without_the_characters(path: Path) -> None:
-    """What the output's encoding has no character for is escaped."""
-    put(path, SUPPORT._replace(id="s-4", name=None, data='{"currency":"\u20ac"}'))
-    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    assert '"currency": "\\u20ac"' in run_real("sessions", "show", path, "s-4", env=environment).stdout
-    assert run_real("sessions", "list", path, env=environment).stdout.isascii()
-
-
-@pytest.mark.parametrize(
-    "data", ["no JSON", "[1]", '{"a":' + "1" * 5000 + "}", '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"]
-)
-def test_damaged_data_is_shown_as_it_is(path: Path, data: str) -> None:
-    """Data that is no JSON object, or none that Python reads, is shown as it is stored, with a remark."""
-    put(path, SUPPORT._replace(id="s-4", name=None, data=data))
-    *_, remark, text = run("show", path, "s-4").stdout.splitlines()
-    assert remark.endswith(f"{len(data):,} bytes, shown as it is stored: it is damaged, or nested too deep")
-    assert text == data
-    assert json.loads(run("show", path, "s-4", "--json").stdout)["data"] == data
-
-
-def test_data_that_is_nested_deep(path: Path) -> None:
-    """What a coordinator can store can be shown, at whatever depth."""
-    for depth in range(50, 1000, 50):
-        put(path, SUPPORT._replace(id=f"s-{depth}", name=None, data='{"a":' * depth + "1" + "}" * depth))
-        assert f"{6 * depth + 1:,} bytes" in run("show", path, f"s-{depth}").stdout
-        assert run("show", path, f"s-{depth}", "--json").exit_code == 0
-
-
-def test_times_beyond_all_calendars(path: Path) -> None:
-    """Instants and durations that nobody writes out are shown in short, and are null or a number in JSON."""
-    put(
-        path,
-        SUPPORT._replace(id="s-4", name=None, session_timeout=1e300),
-        SUPPORT._replace(id="s-5", name=None, created_at=-1e300, last_active=inf),
-    )
-    _, _, *_, forever, strange, _ = words(run("list", path))
-    assert "in 1e+300s" in forever
-    assert strange[2:6] == ["-1e+300", "inf", "0s", "in infs"]
-    assert run("show", path, "s-5").exit_code == 0
-    *_, forever, strange = json.loads(run("list", path, "--json").stdout)
-    assert (forever["session_timeout"], forever["expires_at"]) == (1e300, None)
-    assert (strange["created_at"], strange["last_active"], strange["expires_at"]) == (None, None, None)
 
 
 # ---- Which store
@@ -566,43 +422,137 @@ def test_a_store_that_fails(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "reason"),
+    ("where", "reason"),
     [
         ("mysql://:secret@localhost", "'mysql' is not a scheme of session stores, which are: sqlite, redis, rediss, "),
-        (
-            "sqlite://sessions.db",
-            "SQLite's URLs name files and no hosts: write sqlite:///relative.db or sqlite:////abs",
-        ),
-        ("sqlite:///sessions.db?timeout=3", "no settings for what comes after ? in '/sessions.db?timeout=3'; if it"),
-        ("sqlite:///sessions.db#1", "if it is part of the path, write %23"),
-        ("sqlite:///sessions%00.db", "null"),
+        ("redis://:secret@localhost:port/0", "it has no number for a port; write / ? # @ in a password as %2F %3F %23"),
     ],
 )
-def test_urls_that_cannot_be_read(url: str, reason: str) -> None:
-    """A URL of another kind is wrong usage, status 2; the message says what to write, and no password."""
-    result = run("list", url)
+def test_urls_that_cannot_be_read(where: str, reason: str) -> None:
+    """A URL that opens no store is wrong usage, status 2; the message says what to write, and no password."""
+    result = run("list", where)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Invalid value for 'STORE': " in result.stderr
     assert reason in result.stderr
     assert "secret" not in result.stderr
 
 
-def test_paths_and_urls(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store is opened by a path or a URL, relative or absolute, with what a URL must escape."""
-    monkeypatch.chdir(tmp_path)
-    strange = tmp_path / "a ?#%.db"
-    put(strange)
-    for where in ("sessions.db", str(path), "sqlite:///sessions.db", f"sqlite:///{path}", f"SQLite:///./{path.name}"):
-        store = open_store(where)
-        assert repr(store) == f"SQLiteStore({str(path.resolve())!r})"
-        store.close()
-    for where in (strange.name, "sqlite:///a%20%3F%23%25.db"):
-        store = open_store(where)
-        assert repr(store) == f"SQLiteStore({str(strange.resolve())!r})"
-        store.close()
-    (tmp_path / "1:").mkdir()
-    put(tmp_path / "1:" / "x.db")
-    open_store("1://x.db").close()
+# ---- A store on a Redis server
+
+
+def test_what_a_redis_store_has(url: str, where: str, prefix: str) -> None:
+    """Sessions on a Redis server are listed, shown, cleaned up and closed as those in a file are."""
+    put(RedisStore(url, prefix), SUPPORT, IDLE, OLD)
+    listed = json.loads(run("list", where, "--json").stdout)
+    assert [(each["id"], each["expired"]) for each in listed] == [("s-1", False), ("s-2", True), ("s-3", True)]
+    assert run("list", where).stdout.endswith("3 sessions: 1 live, 2 expired\n")
+    assert json.loads(run("show", where, "support", "--json").stdout)["data"] == {"lang": "en"}
+    assert run("cleanup", where, "--dry-run").stdout == "Would remove 2 sessions; 1 would be left\n"
+    assert run("cleanup", where).stdout == "Removed 2 sessions (1 idle for too long, 1 too old); 1 left\n"
+    assert run("close", where, "support").stdout == "Closed 1 session\n"
+    assert run("list", where).stdout == "0 sessions: 0 live, 0 expired\n"
+    absent = run("show", where, "support")
+    assert (absent.exit_code, absent.stdout) == (1, "")
+    assert only_line(absent.stderr).startswith("Error: not in the store: 'support'; ")
+
+
+def test_what_a_process_has_in_memory_on_a_redis_server(url: str, where: str, prefix: str) -> None:
+    """What a living process has in memory is shown as such, and no cleanup removes it."""
+    put(RedisStore(url, prefix), IDLE)
+    with closing(RedisStore(url, prefix)) as store:
+        store.attach("s-2", store.join(5.0, "web-1:4711"))
+        assert "of no process" not in run("show", where, "left").stdout
+        assert run("cleanup", where).stdout == "Removed 0 sessions (0 idle for too long, 0 too old); 1 left\n"
+    assert "of no process" in run("show", where, "left").stdout
+    assert run("cleanup", where).stdout.startswith("Removed 1 session ")
+
+
+def test_many_sessions_on_a_redis_server(url: str, where: str, prefix: str) -> None:
+    """More than one step takes are all listed and all removed; on a terminal with a bar."""
+    put(RedisStore(url, prefix), *(IDLE._replace(id=f"s-{number:03}", name=None) for number in range(250)))
+    assert len(json.loads(run("list", where, "--json").stdout)) == 250
+    assert run("list", where, "--limit", "3").stdout.endswith(
+        "250 sessions: 0 live, 250 expired; 3 shown, 247 more not shown (--limit N shows more)\n"
+    )
+    status, text = run_on_terminal("sessions", "cleanup", where, "--json")
+    assert (status, "Removing" in text, '"removed": 250' in text) == (0, True, True)
+
+
+def test_as_an_operator_would_on_a_redis_server(url: str, where: str, prefix: str) -> None:
+    """What a coordinator left on the server is there for commands in processes of their own."""
+    with SessionCoordinator(CoordinatorConfig(session_timeout=1e6), store=RedisStore(url, prefix)) as coordinator:
+        coordinator.create_session("support", data={"lang": "en"})
+        assert json.loads(run_real("sessions", "show", where, "support", "--json").stdout)["data"] == {"lang": "en"}
+    listed = json.loads(run_real("sessions", "list", where, "--json").stdout)
+    assert [each["name"] for each in listed] == ["support"]
+    assert run_real("sessions", "close", where, "support").stdout == "Closed 1 session\n"
+
+
+def test_nothing_is_written_by_looking() -> None:
+    """A server without sessions is a store without any; no command makes anything there."""
+    with redis_server() as server:
+        for command in ("list", "cleanup"):
+            assert run(command, server.url).exit_code == 0
+        for command in ("show", "close"):
+            assert run(command, server.url, "support").exit_code == 1
+        assert run("cleanup", server.url, "--dry-run").stdout == "Would remove 0 sessions; 0 would be left\n"
+        with server.client() as client:
+            assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("command", ["list", "show", "close", "cleanup"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+sentinel"])
+def test_a_server_that_cannot_be_reached(command: str, scheme: str) -> None:
+    """One line on stderr that says which and what to check, status 1, and no password."""
+    with socket.socket() as nobody:
+        # Bound, so that nobody else gets it, and not listening.
+        nobody.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{nobody.getsockname()[1]}"
+        more = ["support"] if command in ("show", "close") else []
+        result = run(command, f"{scheme}://user:secret@{place}/{'shop/' if 'sentinel' in scheme else ''}1", *more)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.match(
+        f"Error: the session store (shop of )?{place}/1 failed: .*Check that it runs", only_line(result.stderr)
+    )
+    assert "secret" not in result.stderr
+    assert len(result.stderr) < 250
+
+
+def test_passwords() -> None:
+    """One that is right opens the store, with what a URL must escape; a wrong one is one line, without it."""
+    with redis_server() as server:
+        with server.client() as client:
+            client.config_set("requirepass", "se/cr#e?t")
+        place = server.url.removeprefix("redis://")
+        assert run("list", f"redis://:se%2Fcr%23e%3Ft@{place}").stdout == "0 sessions: 0 live, 0 expired\n"
+        for login in ("", ":geheim@", "user:geheim@"):
+            result = run("list", f"redis://{login}{place}")
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "Check the user and the password in the URL" in only_line(result.stderr)
+            assert "geheim" not in result.stderr
+
+
+def test_behind_a_sentinel() -> None:
+    """redis+sentinel:// opens the store on the server that a Sentinel names; one that it does not know is an error."""
+    with redis_sentinel() as (server, where):
+        put(RedisStore(server.url, "shop"), SUPPORT)
+        assert run("list", f"{where}?prefix=shop").stdout.endswith("1 session: 1 live, 0 expired\n")
+        result = run("list", where.replace("/sessions/", "/strangers/"))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert only_line(result.stderr).startswith("Error: the session store strangers of 127.0.0.1:")
+        assert "No master found for 'strangers'. Check that it runs" in result.stderr
+
+
+def test_without_redis_py() -> None:
+    """One line that says what to install, status 1; files are opened all the same."""
+    without = "import sys; sys.modules['redis'] = None"
+    with start("sessions", "list", "redis://localhost", code=without) as process:
+        stdout, stderr = process.communicate(timeout=WAIT)
+    assert (process.returncode, stdout) == (1, "")
+    assert only_line(stderr) == "Error: RedisStore needs redis-py: pip install 'sessionkit[redis]'"
+    with start("sessions", "list", "nowhere.db", code=without) as process:
+        _, stderr = process.communicate(timeout=WAIT)
+    assert only_line(stderr).startswith("Error: no session store at 'nowhere.db'")
 
 
 # ---- As a whole
@@ -638,7 +588,7 @@ def test_as_an_operator_would(tmp_path: Path) -> None:
     coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=1e6), store=SQLiteStore(path))
     coordinator.create_session("support", data={"lang": "en"})
     coordinator.close()
-    put(path, IDLE)
+    put(SQLiteStore(path), IDLE)
     listed = json.loads(run_real("sessions", "list", path, "--json").stdout)
     assert {each["name"]: each["expired"] for each in listed} == {"support": False, "left": True}
     assert run_real("sessions", "cleanup", path).stdout.startswith("Removed 1 session (1 idle")

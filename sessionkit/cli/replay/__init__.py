@@ -1,1 +1,1 @@
-"""Which timeout, which limit: an access log replayed."""
+"""Replay an access log, to see what a session timeout and a limit would do."""

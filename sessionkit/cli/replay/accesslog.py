@@ -1,4 +1,4 @@
-"""An access log's lines: Common and Combined Log Format, as Apache and nginx write them."""
+"""Read an access log: Common and Combined Log Format, as Apache and nginx write them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import BinaryIO
 from ...util.validation import shown
 
 Entry = tuple[int, str, str]
-"""One request: its instant in seconds since 1970 (UTC), the client's address, and its agent (`""` if not told)."""
+"""One request: its instant in seconds since 1970 (UTC), the client's address, and its agent (`""` if unknown)."""
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """What reading the text of a log may raise; the last two for compressed logs that are cut off or damaged."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BUFFER = 1 << 17
-# Users may hold spaces and brackets, so whatever stands between the address and the time is skipped.
+# A user's name may hold spaces and brackets, so all that stands between the address and the time is skipped.
 _LINE = re.compile(r"(\S+) .*?\[(\d\d/[A-Z][a-z]{2}/[12]\d{3}:\d\d:\d\d:\d\d [+-]\d{4})\]", re.ASCII)
 # Not strptime: it reads the names of months in the language of the locale, and takes ten times as long.
 _MONTHS = {"Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6}
@@ -30,7 +30,7 @@ _EPOCH = date(1970, 1, 1).toordinal()
 
 
 def parse_line(line: str) -> Entry | None:
-    """The request that a line tells of, or None if the line cannot be read.
+    """The request that a line records, or None if the line cannot be read.
 
     The address and the time are required, whatever else is odd. The agent is the last quoted field of the Combined
     format; `"-"`, a field that is cut off, and the Common format's lack of one give `""`.
@@ -42,7 +42,7 @@ def parse_line(line: str) -> Entry | None:
     instant = _instant(stamp)
     if instant is None:
         return None
-    # Quotes inside of a field are escaped, or not, but a field hardly ever holds this.
+    # A quote inside a field may be escaped or not, but hardly any field holds these three characters.
     start = line.rfind('" "')
     agent = "" if start < 0 else line[start + 3 : line.rfind('"')]
     return instant, address, "" if agent == "-" else agent
@@ -73,7 +73,7 @@ def _midnight(day: str, offset: str) -> int | None:
 
 
 def text_of(stream: BinaryIO) -> io.TextIOWrapper:
-    """The text of a log, plain or gzip; which of them is told by its first bytes, not by its name.
+    """The text of a log, plain or gzip, as its first bytes tell; its name does not matter.
 
     Bytes that are not UTF-8 become lone surrogates. Reading raises one of `READ_ERRORS` if it fails. Closing the text
     closes a plain stream, but not a compressed one.
@@ -91,7 +91,7 @@ def text_of(stream: BinaryIO) -> io.TextIOWrapper:
 class AccessLog:
     """The entries of a log's lines, in their order, and a count of those that cannot be read.
 
-    Iterate over it once. Blank lines are no lines: they are numbered, but neither read nor counted.
+    Iterate over it once. A blank line has a number, but is not counted as unreadable.
     """
 
     def __init__(self, lines: Iterable[str], examples: int = 5) -> None:

@@ -15,25 +15,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...config import CoordinatorConfig
+from ... import CoordinatorConfig
+from ..text import DAY, format_duration
 from .simulation import SLICES, Key, ReplayReport
 
-_DAY = 86400
-
-UNITS = {"d": _DAY, "h": 3600, "m": 60, "s": 1}
-"""The units that durations are written in, longest first, and their seconds."""
-
-# The keys of the JSON object, which are promised.
+# The keys of the JSON object: users' programs read them.
 _JSON_KEYS = (
     *("requests", "unreadable", "created", "expired", "rejected", "evicted", "live_at_end"),
     *("peak_live", "peak_live_at", "cleanups", "session_seconds", "session_requests"),
 )
-# How far apart the ticks of the chart's two axes may stand.
+# The distances that ticks on the chart's two axes may have.
 _COUNT_STEPS = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
 _TIME_STEPS = [
     *(1, 5, 15, 30, 60, 300, 900, 1800, 3600, 10800, 21600, 43200),
-    *(_DAY * days for days in (1, 2, 7, 14, 28, 91, 365)),
-    *(_DAY * 365 * years for years in (2, 5, 10, 20, 50, 100, 200)),
+    *(DAY * days for days in (1, 2, 7, 14, 28, 91, 365)),
+    *(DAY * 365 * years for years in (2, 5, 10, 20, 50, 100, 200)),
 ]
 
 
@@ -61,17 +57,8 @@ def as_text(report: ReplayReport, unreadable: int, name: str, config: Coordinato
         console.print(_distributions(report))
         if report.first_at < report.last_at and not console.options.ascii_only:
             console.print(Text.from_ansi(_chart(report, max(40, console.width))), no_wrap=True, crop=True)
-    # The padding of the last column is no part of the text.
+    # Without the padding of the last column.
     return re.sub(r" +$", "", capture.get(), flags=re.MULTILINE)
-
-
-def format_duration(seconds: float) -> str:
-    """The duration in whole seconds, like `1h30m`."""
-    rest, parts = round(seconds), []
-    for unit, length in UNITS.items():
-        count, rest = divmod(rest, length)
-        parts += [f"{count}{unit}"] if count else []
-    return "".join(parts) or "0s"
 
 
 def _figures(report: ReplayReport, unreadable: int) -> Table:
@@ -109,7 +96,7 @@ def _chart(report: ReplayReport, width: int) -> str:
     """Live sessions over time, with terminal colors."""
     first, last, peak = report.first_at, report.last_at, report.peak_live
     length = (last - first) / SLICES
-    # Where nobody was live, nothing is drawn.
+    # While no session is live, nothing is drawn.
     points = [(first + number * length, live) for number, live in enumerate(report.live_over_time) if live]
     plotext.terminal.limit(False, False)
     figure = plotext.figure.clear().plot_size(width, 15).theme("simple").title("Live sessions (time in UTC)")
@@ -129,9 +116,9 @@ def _step(span: float, most: int, steps: list[int]) -> int:
 
 
 def _tick_label(at: int, step: int) -> str:
-    if step >= 365 * _DAY:
+    if step >= 365 * DAY:
         return f"{_time(at):%b %Y}"
-    if at % _DAY == 0:
+    if at % DAY == 0:
         return f"{_time(at):%d %b}"
     return f"{_time(at):%H:%M:%S}" if step < 60 else f"{_time(at):%H:%M}"
 

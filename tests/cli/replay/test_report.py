@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import pytest
 
 from sessionkit import CoordinatorConfig
-from sessionkit.cli.replay.report import as_json, as_text, format_duration
+from sessionkit.cli.replay.report import as_json, as_text
 from sessionkit.cli.replay.simulation import Distribution, ReplayReport
 
 DAY = 86400
@@ -120,11 +120,6 @@ def test_head(monkeypatch: pytest.MonkeyPatch) -> None:
         "standard input: 14 Jan 2026 00:00:00 to 14 Jan 2026 02:00:00 UTC",
         "session timeout 1m30s, cleanup every 1m, no limit, one session per address+agent",
     ]
-
-
-def test_durations() -> None:
-    """Durations are whole seconds in the largest units."""
-    assert [format_duration(seconds) for seconds in (0, 0.4, 5400, 59.6)] == ["0s", "0s", "1h30m", "1m"]
 
 
 def test_colors(monkeypatch: pytest.MonkeyPatch) -> None:

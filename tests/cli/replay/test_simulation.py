@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sessionkit import CoordinatorConfig
+from sessionkit.cli.main import OnFull
 from sessionkit.cli.replay.accesslog import Entry
 from sessionkit.cli.replay.simulation import SLICES, Distribution, ReplayReport, replay
-from sessionkit.config import OnFull
 
 MINUTE = 60
 TIMEOUT = 1800
