@@ -261,7 +261,14 @@ class SessionCoordinator(Engine[R]):
             now = self._clock.advance(reading)
             self._roster.touch(self._roster.find(session_id, now), now)
 
-    def checkout(self, session_id: str, *, exclusive: bool = True, timeout: Duration | None = None) -> Checkout[R]:
+    def checkout(
+        self,
+        session_id: str,
+        *,
+        exclusive: bool = True,
+        timeout: Duration | None = None,
+        holder: object | None = None,
+    ) -> Checkout[R]:
         """A context manager that holds the session: `with coordinator.checkout(session.id) as session: ...`.
 
         A session that is checked out is never expired for idleness or evicted, and is touched when taken and when
@@ -273,6 +280,9 @@ class SessionCoordinator(Engine[R]):
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
         gets `SessionBusyError` at once, because that wait could never end.
 
+        `holder`: any object that stands for a holder that is no thread, such as a request. Two checkouts with
+        different holders exclude each other also in one thread; the same holder may take the session again in any.
+
         With a store, exclusive between processes too (there, whoever asks at the right moment is served first), with
         the newest version. When the last checkout in this process is given back, what changed is saved. If that raises
         (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory, and the next one
@@ -281,7 +291,8 @@ class SessionCoordinator(Engine[R]):
         checked_str("session id", session_id)
         if exclusive is not True:
             checked_flag("exclusive", exclusive)
-        return Checkout(self, session_id, exclusive, None if timeout is None else checked_wait("timeout", timeout))
+        seconds = None if timeout is None else checked_wait("timeout", timeout)
+        return Checkout(self, session_id, exclusive, seconds, holder)
 
     def save_session(self, session_id: str) -> None:
         """Write to the store now what changed in a session, and not only when its last checkout is given back.

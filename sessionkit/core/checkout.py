@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from ..errors import SessionBusyError, SessionExpiredError, SessionNotFoundError
+from ..errors import SessionBusyError, SessionExpiredError, SessionNotFoundError, StoreError
 from ..persistence.archive import Archive
 from ..util.clock import Clock, SteadyClock
+from ..util.validation import checked_id
 from .hold import Hold, Waiter, this_thread
 from .roster import Roster
 from .session import ManagedSession, R
@@ -33,6 +36,10 @@ class Lender(Protocol):
     def _interrupted(self) -> bool: ...
 
     def _call_elsewhere(self, call: Callable[[], None]) -> None: ...
+
+    def _rename_held(self, session: ManagedSession[Any], new_id: str) -> None: ...
+
+    def close_session(self, session_id: str) -> None: ...
 
 
 class Checkout(Generic[R]):
@@ -120,6 +127,67 @@ class Checkout(Generic[R]):
             else:
                 self._give_back(session)
             raise
+
+    # ---- For the holder, within the block
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the store has confirmed the checkout; without a store, always.
+
+        False if the store failed and could not say whether another process has the session: then it is checked out in
+        this process only.
+        """
+        archive = self._lender._archive
+        return archive is None or archive.records.is_leased(self)
+
+    def save(self) -> None:
+        """Write to the store now what changed, and not only when the session is given back. No store: nothing.
+
+        Raises `StoreError`, `SessionConflictError`, `SessionNotFoundError` if the session was ended elsewhere, and
+        `InvalidSessionError` for data that cannot be stored.
+        """
+        session = self._held()
+        if self._lender._archive is not None:
+            self._lender._archive.leases.save(session)
+
+    def revert(self) -> None:
+        """Set the data back to what the store has of it, as it was last read or saved. No store: nothing."""
+        session = self._held()
+        if self._lender._archive is not None:
+            self._lender._archive.leases.revert(session)
+
+    def rotate(self, new_id: str) -> None:
+        """Give the session, which is checked out exclusively, another id. Raises as `rotate_session` does."""
+        self._lender._rename_held(self._held(), checked_id(new_id))
+
+    def close(self) -> None:
+        """End the session (cause `CLOSED`) and give it back. Does nothing if it has ended already.
+
+        Raises `StoreError` if the store has its record still: deleting it is tried again later.
+        """
+        session_id = self._held().id
+        try:
+            with contextlib.suppress(SessionNotFoundError):
+                self._lender.close_session(session_id)
+        finally:
+            with contextlib.suppress(SessionNotFoundError):
+                self.__exit__()
+        archive = self._lender._archive
+        if archive is not None and archive.records.is_ending(session_id):
+            raise StoreError(f"session {session_id!r} has ended here, but the store could not delete its record yet")
+
+    def give_back_later(self) -> None:
+        """Give the session back soon, with no I/O and no lock in this thread: for finalizers (`__del__`)."""
+        if not sys.is_finalizing():
+            with contextlib.suppress(RuntimeError):
+                self._lender._call_elsewhere(self.__exit__)
+
+    def _held(self) -> ManagedSession[R]:
+        if self._session is None:
+            raise RuntimeError(
+                f"this checkout does not hold session {self._session_id!r}: call this within its with block"
+            )
+        return self._session
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self._session_id!r}, for a with block>"
