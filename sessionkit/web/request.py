@@ -1,20 +1,21 @@
-"""A visit: one request's way to the session of whoever sent it."""
+"""`RequestSession`: one request's way to the session of the visitor that sent it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from threading import RLock
-from typing import Any
-from urllib.parse import quote
+from typing import Any, NoReturn
 
-from ..coordinator import SessionCoordinator
-from ..core.session import ManagedSession
-from ..errors import (
+from .. import (
+    Checkout,
     CoordinatorClosedError,
+    InvalidSessionError,
+    ManagedSession,
     SessionBusyError,
     SessionConflictError,
+    SessionCoordinator,
     SessionElsewhereError,
     SessionExpiredError,
     SessionLimitError,
@@ -22,9 +23,7 @@ from ..errors import (
     StoreError,
 )
 from ..util.log import report_failure
-from .cookie import SessionCookie
-from .tenure import Tenure
-from .tokens import id_of, new_token
+from .cookie import SessionCookie, id_of, new_token
 
 UNAVAILABLE = (
     SessionBusyError,
@@ -34,79 +33,85 @@ UNAVAILABLE = (
     StoreError,
     CoordinatorClosedError,
 )
-"""The errors for which a server cannot go on with a session now, and may later: 503."""
-
-RETRY_AFTER_SECONDS = 5
-"""What goes into `Retry-After` then."""
-
-REFUSAL = "The session is not available at the moment. Please try again in a few seconds.\n"
-"""What goes into the body then."""
-
-INSTANCE_HEADER = "Sessionkit-Instance"
-"""The header that names the process which has the session, where that is why this one cannot have it."""
+"""The errors after which a server answers 503: it cannot go on with the session now, and may be able to later."""
 
 
-def instance_headers(status: str, failure: BaseException | None) -> list[tuple[str, str]]:
-    """What a response says, besides, to whoever may send the request to another process.
+class RequestSession:
+    """Finds the session by the request's cookie, makes one when the application writes, and gives it back at the end.
 
-    Only a 503: with any other status, the application has made its own answer of the failure.
+    The first look checks the session out. The request is the holder of the checkout: requests exclude each other also
+    where one thread, or several greenlets of one, serve them, and any thread of the request may use the session and
+    give it back. With `shared=True`, requests of one visitor have the session at the same time. `timeout`: how many
+    seconds to wait for other requests. With a store, a session is used only if the store has confirmed the checkout:
+    the session in memory may have been ended by another instance.
+
+    An error that is in `UNAVAILABLE` is `failure` from then on, and each later look raises it again. `translate` makes
+    of it the error that the application sees instead; default: it sees the error itself. After any other error, the
+    next look tries again, because no visitor may be taken for a new one because of an error.
+
+    A request that is dropped without `finish` gives its session back when it is collected; a new session whose token
+    was not sent yet is left to expire then.
     """
-    if not (isinstance(failure, SessionElsewhereError) and status.startswith("503")):
-        return []
-    return [(INSTANCE_HEADER, quote(failure.instance_name, safe="".join(map(chr, range(0x20, 0x7F)))))]
 
+    # Most requests leave these as they are.
+    session: ManagedSession[Any] | None = None
+    """The session, while this request has it checked out."""
+    looked_at = False
+    """Whether the application asked for the session: only then does the response depend on the cookie."""
+    left: dict[str, Any] | None = None
+    """The data that the session had when it was given back; None before that, {} if there was no session."""
+    headers_sent = False
+    """Whether it is too late to send the client another token. Set by the caller that sends the headers."""
+    new = False
+    """Whether the session was made in this request."""
+    ended: SessionExpiredError | None = None
+    """How the visitor's last session ended, if it ended and that is known."""
+    failure: Exception | None = None
+    """Why this request cannot have the session, or could not save it."""
 
-class Visit:
-    """Finds the session by the request's cookie when somebody looks, makes one when somebody writes, and gives it back.
-
-    For one request, in whatever threads, and whatever sends its response. What is in `UNAVAILABLE` and raised once is
-    raised again by the next look; after any other error, the next look tries again: no visitor is to be taken for a new
-    one because of an error.
-    """
+    _checkout: Checkout[Any] | None = None
+    # Whether the cookie was searched for a session.
+    _searched = False
+    # The token that the session has now, and the token that the client has sent.
+    _token: str | None = None
+    _clients_token: str | None = None
 
     def __init__(
-        self, coordinator: SessionCoordinator[Any], cookie: SessionCookie, header: str, *, shared: bool, timeout: float
+        self,
+        coordinator: SessionCoordinator[Any],
+        cookie: SessionCookie,
+        header: str,
+        *,
+        shared: bool,
+        timeout: float,
+        translate: Callable[[Exception], Exception] | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._cookie = cookie
         self._header = header
-        self._tenure = Tenure(coordinator, shared=shared, timeout=timeout)
+        self._shared = shared
+        self._timeout = timeout
+        self._translate = translate
+        # Stands for this request. Were it the request itself, its checkout would keep it from being collected.
+        self._holder = object()
+        # Guards what is above where a request has several threads.
         self._lock = RLock()
 
-    # What most requests leave as it is. First: whether it is known by now if there is a session.
-    _found_out = False
-    # The token that the session has now, and the one by which the client has it.
-    _token: str | None = None
-    _clients_token: str | None = None
-    looked_at = False
-    """Whether anybody asked for the session: only then does the response depend on the cookie."""
-    left: dict[str, Any] | None = None
-    """What the session had when it was given back; None before that."""
-    headers_sent = False
-    """Whether it is too late to give the client another token. For whoever sends them to say."""
-    new = False
-    """Whether the session was made in this request."""
-    ended: SessionExpiredError | None = None
-    """How the visitor's last session ended, if it did and that is known."""
-    failure: Exception | None = None
-    """Why there is no session to be had, or to be saved, in this request."""
-
-    @property
-    def session(self) -> ManagedSession[Any] | None:
-        """The session, while it is checked out."""
-        return self._tenure.session
+    # ---- For the application
 
     def look(self) -> ManagedSession[Any] | None:
         """The session, checked out; None if there is none, or if it was given back."""
         if self.failure is not None:
             raise self.failure
-        if not self._found_out:
-            self.looked_at = True
-            self._find_out()
+        if not self._searched:
+            self._search()
         return self.session
 
     def create(self, data: dict[str, Any]) -> None:
-        """Write to the session, and make it first, where a look found none."""
+        """Write to the session; if a look found none, make it first.
+
+        Raises `RuntimeError` if the headers were sent.
+        """
         with self._lock:
             if self.session is not None:
                 # Another thread of this request was faster.
@@ -114,50 +119,66 @@ class Visit:
                 return
             self._check_headers("the first write to a session")
             token = new_token()
-            with self.noting_failure():
-                self._coordinator.create_session(session_id=id_of(token), data=data)
-                try:
-                    self._tenure.take(id_of(token))
-                except BaseException as error:
-                    # Nobody has its token.
-                    with suppress(SessionNotFoundError):
-                        self._coordinator.close_session(id_of(token))
-                    if not isinstance(error, SessionNotFoundError):
-                        raise
-                    raise SessionLimitError("the new session was evicted at once: all others are in use") from error
+            try:
+                self._create(id_of(token), data)
+            except UNAVAILABLE as error:
+                self._fail(error)
             self._token = token
             self.new = True
 
     def rotate(self) -> None:
-        """Give the session another token; if somebody has ended it meanwhile, there is none any more."""
+        """Give the session another token. If the session has ended meanwhile, this request has none from then on.
+
+        Does nothing if this request has no session. Raises `RuntimeError` if the headers were sent.
+        """
         self._check_headers("rotate()")
-        token = new_token()
-        with self._lock, self.noting_failure():
+        with self._lock:
+            if self.session is None or self._checkout is None:
+                return
             try:
-                self._tenure.rotate(id_of(token))
-                # First: should it not be had again, the client needs the new one all the same.
-                self._token = token
-                if self.session is None:
-                    self._tenure.take(id_of(token))
-            except SessionNotFoundError:
-                self._forget()
+                try:
+                    self._rotate(self.session.id, self._checkout)
+                except SessionNotFoundError:
+                    self._forget()
+            except UNAVAILABLE as error:
+                self._fail(error)
 
     def end(self) -> None:
-        """End the session."""
-        with self._lock, self.noting_failure():
+        """End the session. Does nothing if this request has no session."""
+        with self._lock:
+            if self._checkout is None:
+                return
             try:
-                self._tenure.end()
-            finally:
-                self._forget()
+                try:
+                    self._checkout.close()
+                finally:
+                    self._forget()
+            except UNAVAILABLE as error:
+                self._fail(error)
+
+    # ---- For the response
 
     def save(self) -> None:
-        """Write to the store what changed so far, before the client is told that it was done."""
-        if self.session is not None and self.failure is None:
-            with self.noting_failure():
-                self._tenure.save()
+        """Write to the store what changed, before the client is told that it was done.
+
+        Raises `InvalidSessionError` for data that cannot be stored. The data are then what was stored last: else each
+        later request would fail, too. Does nothing if the session was ended elsewhere.
+        """
+        checkout = self._checkout
+        if checkout is None or self.failure is not None:
+            return
+        try:
+            checkout.save()
+        except InvalidSessionError:
+            checkout.revert()
+            raise
+        except SessionNotFoundError:
+            pass
+        except UNAVAILABLE as error:
+            self._fail(error)
 
     def leave(self) -> None:
-        """Give the session back, and keep what it had. Leaving again does nothing."""
+        """Save the session and give it back; `left` has its data. Leaving again does nothing."""
         with self._lock:
             if self.left is not None:
                 return
@@ -165,13 +186,15 @@ class Visit:
             try:
                 self.save()
             finally:
-                with self.noting_failure():
-                    self._tenure.give_back()
+                try:
+                    self._give_back()
+                except UNAVAILABLE as error:
+                    self._fail(error)
 
     def finish(self) -> None:
-        """The request is over: leave. Doing it again does nothing; what fails is logged.
+        """The request is over: leave. Finishing again does nothing, and an error is logged.
 
-        A session whose token never got out is ended: nobody could ever ask for it.
+        A session whose token was not sent is ended: no client could ever ask for it.
         """
         if not self.looked_at:
             self.left = {}
@@ -181,55 +204,93 @@ class Visit:
             if session is not None and self.has_news and not self.headers_sent:
                 self.end()
             self.leave()
-        except Exception:  # noqa: BLE001  nobody could handle it: the response is out
+        except Exception:  # noqa: BLE001  no caller could handle it: the response is out
             report_failure("the last changes of session %r are not saved", None if session is None else session.id)
-
-    def __del__(self) -> None:
-        # A server may forget to close a body, and a test to send a response. Elsewhere, because the thread that
-        # collects this may be in the middle of anything; at the very end of a program, that is too late.
-        if self.session is not None:
-            with suppress(RuntimeError):
-                self._coordinator._call_elsewhere(self.finish)
 
     @property
     def has_news(self) -> bool:
-        """Whether the client has to be told of another token, or of none."""
+        """Whether the client has to be told of another token, or that it has none any more."""
         return self._token != self._clients_token
 
     def set_cookie(self, expires: datetime | None = None) -> str:
-        """The value of the `Set-Cookie` header that tells the client of its token, or of none."""
+        """The value of the `Set-Cookie` header that tells the client of its token, or takes it away."""
         return self._cookie.removal() if self._token is None else self._cookie.holding(self._token, expires)
 
-    @contextmanager
-    def noting_failure(self) -> Iterator[None]:
-        """Around what may be unavailable."""
-        try:
-            yield
-        except UNAVAILABLE as error:
-            self.failure = error
-            raise
+    def __del__(self) -> None:
+        # A server may forget to close a body, and a test to send a response.
+        if self._checkout is not None:
+            self._checkout.give_back_later()
 
-    def _find_out(self) -> None:
+    # ---- Steps
+
+    def _search(self) -> None:
+        self.looked_at = True
         with self._lock:
-            # Another thread of this request may have been at it, or the request may be over.
-            if self._found_out or self.left is not None:
+            # Another thread of this request may have searched, or the request may be over.
+            if self._searched or self.left is not None:
                 return
             token = self._cookie.token_in(self._header)
             if token is not None:
-                self._find(token)
-            self._found_out = True
+                try:
+                    self._check_out(id_of(token), exclusive=not self._shared)
+                    self._token = self._clients_token = token
+                except SessionNotFoundError as error:
+                    # The client keeps its cookie: another request may have been given a new one meanwhile.
+                    self.ended = error if isinstance(error, SessionExpiredError) else None
+                except UNAVAILABLE as error:
+                    self._fail(error)
+            self._searched = True
 
-    def _find(self, token: str) -> None:
+    def _check_out(self, session_id: str, *, exclusive: bool) -> Checkout[Any]:
+        checkout = self._coordinator.checkout(
+            session_id, exclusive=exclusive, timeout=self._timeout, holder=self._holder
+        )
+        session = checkout.__enter__()
+        self._checkout, self.session = checkout, session
+        if not checkout.confirmed:
+            # An earlier change that is not saved yet is no failure of this request.
+            with suppress(StoreError):
+                self._give_back()
+            raise StoreError(f"the store cannot say whether session {session_id!r} is live, or who else has it")
+        return checkout
+
+    def _give_back(self) -> None:
+        checkout, self._checkout, self.session = self._checkout, None, None
+        if checkout is not None:
+            # The session may have been ended elsewhere.
+            with suppress(SessionNotFoundError):
+                checkout.__exit__()
+
+    def _create(self, session_id: str, data: dict[str, Any]) -> None:
+        self._coordinator.create_session(session_id=session_id, data=data)
         try:
-            with self.noting_failure():
-                self._tenure.take(id_of(token))
-            self._token = self._clients_token = token
-        except SessionNotFoundError as error:
-            # Its cookie is not taken away: another request may have been given a new one since.
-            self.ended = error if isinstance(error, SessionExpiredError) else None
+            self._check_out(session_id, exclusive=not self._shared)
+        except BaseException as error:
+            # No client has its token.
+            with suppress(SessionNotFoundError):
+                self._coordinator.close_session(session_id)
+            if not isinstance(error, SessionNotFoundError):
+                raise
+            raise SessionLimitError("the new session was evicted at once: all others are in use") from error
+
+    def _rotate(self, session_id: str, checkout: Checkout[Any]) -> None:
+        token = new_token()
+        if not self._shared:
+            checkout.rotate(id_of(token))
+            self._token = token
+            return
+        # Other requests have the session, too. Once they have given it back, this one has it alone.
+        self._give_back()
+        try:
+            self._check_out(session_id, exclusive=True).rotate(id_of(token))
+            # Should the session not be had again, the client needs the new token all the same.
+            self._token = token
+        finally:
+            self._give_back()
+        self._check_out(id_of(token), exclusive=False)
 
     def _forget(self) -> None:
-        self._tenure.give_back()
+        self._give_back()
         self._token = None
         self.new = False
 
@@ -238,3 +299,10 @@ class Visit:
             raise RuntimeError(
                 f"{what} needs a cookie, and the response's headers were sent: do it before the first part of the body"
             )
+
+    def _fail(self, error: Exception) -> NoReturn:
+        if self._translate is None:
+            self.failure = error
+            raise error
+        self.failure = self._translate(error)
+        raise self.failure from error

@@ -1,4 +1,4 @@
-"""What a process that serves requests does for a coordinator."""
+"""`Service`: a coordinator at work in a server."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 from weakref import WeakSet
 
-from ..coordinator import SessionCoordinator
+from .. import SessionCoordinator
 from ..util.log import report_failure, report_problem
 from ..util.validation import Duration, checked_wait, shown
 
 TIMEOUT_SECONDS = 10.0
-"""How long a request waits for others of the same visitor, unless told otherwise."""
+"""How many seconds a request waits for other requests of the same visitor, unless the application says otherwise."""
 
 _served: WeakSet[SessionCoordinator[Any]] = WeakSet()
 
 
 def checked_timeout(value: Duration) -> float:
-    """How long a request waits, in seconds: 0 or more."""
+    """How many seconds a request waits: 0 or more. Raises `TypeError` or `ValueError` for anything else."""
     seconds = checked_wait("timeout", value)
     if seconds is None:
         raise TypeError("timeout must be seconds as a number, or a timedelta: a server has to answer some time")
@@ -26,10 +26,10 @@ def checked_timeout(value: Duration) -> float:
 
 
 class Service:
-    """A coordinator at work in a server: its cleanup task runs, and it is closed when the interpreter exits.
+    """Starts a coordinator's cleanup task, and closes the coordinator when the interpreter exits.
 
-    Also in every process that is forked from this one. Without a store, sessions stay in the process that made them: a
-    service says so, once in each process, where a server has more of them.
+    So it does in every process that is forked from this one. Without a store, sessions stay in the process that made
+    them: if the server has several processes, the service logs a warning, once in each.
     """
 
     def __init__(self, coordinator: SessionCoordinator[Any]) -> None:
@@ -38,12 +38,12 @@ class Service:
         self.coordinator = coordinator
         coordinator.start_cleanup_task()
         _served.add(coordinator)
-        self._is_alone = coordinator.store is None
+        self._may_warn = coordinator.store is None
 
-    def look_at(self, environ: Mapping[str, Any]) -> None:
-        """See from a request whether the server has several processes."""
-        if self._is_alone and environ.get("wsgi.multiprocess"):
-            self._is_alone = False
+    def check_server(self, environ: Mapping[str, Any]) -> None:
+        """Warn if a request's WSGI environment says that the server has several processes, and there is no store."""
+        if self._may_warn and environ.get("wsgi.multiprocess"):
+            self._may_warn = False
             report_problem(
                 "this server has several worker processes and no session store: each worker keeps sessions of its own, "
                 "so that a visitor whose next request goes to another worker has no session there. Give the "
@@ -53,7 +53,7 @@ class Service:
 
 
 def is_served(coordinator: SessionCoordinator[Any]) -> bool:
-    """Whether a service has the coordinator, and sees to its end."""
+    """Whether a service has the coordinator, and will close it."""
     return coordinator in _served
 
 
@@ -62,5 +62,5 @@ def _close_all() -> None:
     for coordinator in list(_served):
         try:
             coordinator.close()
-        except Exception:  # noqa: BLE001  the others are closed all the same
+        except Exception:  # noqa: BLE001  the other coordinators are closed all the same
             report_failure("%r could not be closed as the interpreter exits", coordinator)

@@ -1,37 +1,38 @@
-"""The session of one request, as the application sees it."""
+"""`WebSession`: the session of one request, as the application sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Self
 
-from ..core.session import ManagedSession
-from ..errors import SessionExpiredError
-from .request import Visit
+from .. import ManagedSession, SessionExpiredError
+from .request import RequestSession
 
 
 class WebSession(MutableMapping[str, Any]):
-    """A dict that is kept for one visitor from request to request, and the session it is kept in.
+    """A dict that is kept for one visitor from request to request, and the session that keeps it.
 
-    Nothing happens until it is looked at. The first look checks the session out, until the response's body is closed
-    or `release` is called. Reading never makes a session: while there is none, it is an empty dict. The first write
-    makes one, whose token goes out with the response's headers: write before the first part of the body.
+    Nothing happens until the application looks at it. The first look checks the session out, until the response's body
+    is closed or `release` is called. Reading never makes a session: while there is none, the dict is empty. The first
+    write makes one, whose token is sent with the response's headers: write before the first part of the body.
 
     What was written before an error stays written. For the thread, or threads, of one request.
 
     The first look raises `SessionBusyError` if other requests of this visitor had the session for all of the time
-    limit, `StoreError` if the store cannot be read, `SessionElsewhereError` if another process has it in memory (only
-    with `affinity=True`), and the first write `SessionLimitError` if there is no room for one more; what raised once
-    raises again. An application that does not handle these answers 503.
+    limit, `StoreError` if the store cannot be read, and `SessionElsewhereError` if another instance has the session in
+    memory (only with `affinity=True`). The first write raises `SessionLimitError` if there is no room for another
+    session. Each of these errors is raised again by later looks. If the application does not handle it, the client
+    gets 503.
     """
 
-    def __init__(self, visit: Visit) -> None:
-        self._visit = visit
+    def __init__(self, request: RequestSession) -> None:
+        self._request = request
 
     def __repr__(self) -> str:
         # Does not look, and shows no token.
-        visit = self._visit
-        what = repr(visit.session.id) if visit.session is not None else "none" if visit.looked_at else "not looked at"
+        request = self._request
+        session = request.session
+        what = repr(session.id) if session is not None else "none" if request.looked_at else "not looked at"
         return f"<{type(self).__name__} {what}>"
 
     # ---- The dict
@@ -49,7 +50,11 @@ class WebSession(MutableMapping[str, Any]):
         return key in self._readable()
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self.update({key: value})
+        data = self._writable()
+        if data is None:
+            self._request.create({key: value})
+        else:
+            data[key] = value
 
     def __delitem__(self, key: str) -> None:
         data = self._writable()
@@ -58,15 +63,15 @@ class WebSession(MutableMapping[str, Any]):
         del data[key]
 
     def update(self, *others: Any, **values: Any) -> None:
-        """As a dict's `update`. If this makes the session, its `resource_factory` finds all of it in the data."""
+        """As a dict's `update`. If it makes the session, `resource_factory` finds all of these values in its data."""
         changes = dict(*others, **values)
         data = self._writable()
         if data is not None:
             data.update(changes)
         elif changes:
-            self._visit.create(changes)
+            self._request.create(changes)
 
-    # These two at once, where requests share the session.
+    # Each of these two is one call of the dict: a mixin's two calls would let another request come between them.
 
     def pop(self, key: str, *default: Any) -> Any:
         """As a dict's `pop`."""
@@ -78,7 +83,7 @@ class WebSession(MutableMapping[str, Any]):
         data = self._writable()
         if data is not None:
             return data.setdefault(key, default)
-        self._visit.create({key: default})
+        self._request.create({key: default})
         return default
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,28 +108,28 @@ class WebSession(MutableMapping[str, Any]):
     @property
     def id(self) -> str | None:
         """The session's id, which is no secret; None while there is no session, and once it was given back."""
-        session = self._visit.look()
+        session = self._request.look()
         return None if session is None else session.id
 
     @property
     def resource(self) -> Any:
         """The live object that the session owns; None if it has none, and where `id` is None."""
-        session = self._visit.look()
+        session = self._request.look()
         return None if session is None else session.resource
 
     @property
     def new(self) -> bool:
-        """Whether it was made in this request."""
-        return self._visit.new
+        """Whether the session was made in this request."""
+        return self._request.new
 
     @property
     def ended(self) -> SessionExpiredError | None:
-        """How the visitor's last session ended, if it did and that is known: `.cause` and `.limit` can be told."""
-        self._visit.look()
-        return self._visit.ended
+        """How the visitor's last session ended, with `.cause` and `.limit`; None if that is not known, or if it lives."""
+        self._request.look()
+        return self._request.ended
 
     def touch(self) -> None:
-        """Note activity, in the middle of a long response: taking and giving back do so anyway.
+        """Note activity in the middle of a long response: the checkout does so at its beginning and its end.
 
         Does nothing while there is no session.
         """
@@ -133,38 +138,42 @@ class WebSession(MutableMapping[str, Any]):
             session.touch()
 
     def rotate(self) -> None:
-        """Give the session a new token, and the client with it: do so whenever somebody logs in, or gets more rights.
+        """Give the session a new token, and send it to the client: do so when a user logs in, or gets more rights.
 
-        The old token is dead at once, for requests that wait for the session too. Data, resource and age stay. Does
+        The old token is dead at once, also for requests that wait for the session. Data, resource and age stay. Does
         nothing while there is no session: the first write makes a new token anyway. Raises `RuntimeError` once the
         headers were sent, and `SessionBusyError` if, in shared mode, other requests have the session for all of the
         time limit.
         """
         if self._changeable() is not None:
-            self._visit.rotate()
+            self._request.rotate()
 
     def close(self) -> None:
-        """End the session, as somebody logs out, and take the token from the client.
+        """End the session, as when a user logs out, and take the token from the client.
 
-        Other requests that have it finish; what they write is gone with it. The next write makes another session. Does
-        nothing while there is no session. Raises `StoreError` if another process may find it yet.
+        Other requests that have the session go on to their end; what they write is gone with it. The next write makes
+        another session. Does nothing while there is no session. Raises `StoreError` if the store could not delete the
+        record, so that another instance may still find the session.
         """
         if self._changeable() is not None:
-            self._visit.end()
+            self._request.end()
 
     def release(self) -> None:
-        """Save the session and give it back, before the response's body is closed: for a long download.
+        """Save the session and give it back before the response's body is closed, such as for a long download.
 
         From then on it can be read as it was, and changing it raises `RuntimeError`. Releasing again does nothing.
-        Raises as a checkout does that is given back and cannot be saved.
+        Raises as `SessionCoordinator.checkout` does when a session is given back and cannot be saved.
         """
-        self._visit.look()
-        self._visit.leave()
+        self._request.look()
+        self._request.leave()
+
+    # ---- The data. A framework's own session may have another way to them.
 
     def _readable(self) -> dict[str, Any]:
-        if self._visit.left is not None:
-            return self._visit.left
-        session = self._visit.look()
+        request = self._request
+        if request.left is not None:
+            return request.left
+        session = request.look()
         return {} if session is None else session.data
 
     def _writable(self) -> dict[str, Any] | None:
@@ -172,9 +181,14 @@ class WebSession(MutableMapping[str, Any]):
         return None if session is None else session.data
 
     def _changeable(self) -> ManagedSession[Any] | None:
-        if self._visit.left is not None:
+        if self._request.left is not None:
             raise RuntimeError(
                 "this session was given back, and can only be read: change it before release(), or before the end of "
                 "the response's body"
             )
-        return self._visit.look()
+        return self._request.look()
+
+
+def request_of(session: WebSession) -> RequestSession:
+    """The request that a session belongs to. For what stands between an application and its server."""
+    return session._request

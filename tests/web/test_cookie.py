@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.sansio.http import parse_cookie
 
-from sessionkit.web.cookie import SessionCookie
-from sessionkit.web.tokens import id_of, is_token, new_token
+from sessionkit.web.cookie import SessionCookie, id_of, is_token, new_token
 
 TOKEN = "A" * 42 + "_"
 

@@ -20,7 +20,7 @@ from sessionkit.flask import SessionCookie, session
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.web.tokens import id_of
+from sessionkit.web.cookie import id_of
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 

@@ -24,7 +24,7 @@ from sessionkit import (
 )
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.web.tokens import id_of
+from sessionkit.web.cookie import id_of
 from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sessionkit.web.tokens import id_of
+from sessionkit.web.cookie import id_of
 
 from ..helpers.support import WAIT, in_thread, records_in
 
