@@ -124,7 +124,7 @@ class WebSession(MutableMapping[str, Any]):
 
     @property
     def ended(self) -> SessionExpiredError | None:
-        """How the visitor's last session ended, with `.cause` and `.limit`; None if that is not known, or if it lives."""
+        """How the last session of the visitor ended: its `.cause` and `.limit`; None if none is known to have ended."""
         self._request.look()
         return self._request.ended
 

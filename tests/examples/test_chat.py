@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
@@ -32,6 +31,7 @@ from examples.chat.sessions import adventure_of
 from examples.chat.visitor import CHAT_LIMIT, TRANSCRIPT_LIMIT, Visitor
 from sessionkit import (
     CoordinatorClosedError,
+    CoordinatorConfig,
     RemovalCause,
     SessionBusyError,
     SessionConflictError,
@@ -50,6 +50,7 @@ from ..helpers.support import WAIT, in_thread
 
 ROOT = Path(__file__).parents[2]
 JETTY = "Wet planks, a rowing boat called Probably"
+COOKIE = "candlelight"
 AWAY = "This chat ended because you were away for 10 minutes."
 
 
@@ -76,6 +77,13 @@ def text_of(response: TestResponse) -> str:
     """What a page says, without its markup."""
     body = re.sub(r"(?s)<head>.*?</head>|<svg.*?</svg>|<[^>]+>", " ", response.text)
     return " ".join(html.unescape(body).split())
+
+
+def give_cookie(visitor: FlaskClient, other: FlaskClient) -> None:
+    """Have another client send the visitor's cookie, as the same browser does to another server."""
+    cookie = visitor.get_cookie(COOKIE)
+    assert cookie is not None
+    other.set_cookie(COOKIE, cookie.value)
 
 
 def begin(client: FlaskClient, story: str = "lighthouse") -> str:
@@ -129,7 +137,7 @@ def test_the_cookie(room: Chatroom, tmp_path: Path, clock: ManualClock) -> None:
     """It is kept for as long as the visitor's session, from scripts and other sites; Secure where there is HTTPS."""
     client = room.app.test_client()
     cookie = client.post("/chats", data={"story": "library"}).headers["Set-Cookie"]
-    assert cookie.startswith("candlelight=")
+    assert cookie.startswith(f"{COOKIE}=")
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookie.split("; "))
     for again in (cookie, client.get("/").headers["Set-Cookie"]):
         expires = re.search("Expires=([^;]+)", again)
@@ -269,7 +277,7 @@ def test_why_a_chat_ended_is_known_days_later(
         clock.advance(away)
         with chatroom(tmp_path, clock) as room:
             again = room.app.test_client()
-            again._cookies = visitor._cookies
+            give_cookie(visitor, again)
             assert AWAY in text_of(again.get(chat))
 
 
@@ -356,7 +364,7 @@ def test_another_visitor_cannot_reach_a_chat(visitor: FlaskClient, room: Chatroo
 def test_a_cookie_that_was_deleted(visitor: FlaskClient) -> None:
     """Without it, a visitor is a new one, and is told so where the chat was."""
     chat = begin(visitor)
-    visitor.delete_cookie("candlelight")
+    visitor.delete_cookie(COOKIE)
     page = visitor.get(chat)
     assert page.status_code == 404
     assert "it has forgotten your chats" in text_of(page)
@@ -500,7 +508,7 @@ def test_a_store_that_fails(visitor: FlaskClient, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as broken:
         broken.setattr(SQLiteStore, "save", fail)
-        broken.setattr(SQLiteStore, "release", fail)
+        broken.setattr(SQLiteStore, "give_back", fail)
         page = visitor.post(chat, data={"message": "north", "turn": "0"})
     assert page.status_code == 503
     assert "please try again in a few seconds" in text_of(page)
@@ -519,7 +527,7 @@ def test_a_visitor_who_cannot_be_found_now(
 
     with chatroom(tmp_path, clock) as restarted:
         client = restarted.app.test_client()
-        client._cookies = visitor._cookies
+        give_cookie(visitor, client)
         with monkeypatch.context() as broken:
             broken.setattr(SQLiteStore, "attach", fail)
             page = client.get(chat)
@@ -557,7 +565,7 @@ def test_nothing_is_lost_by_a_restart(tmp_path: Path, clock: ManualClock) -> Non
         before = say(visitor, chat, "take herring").text
     with chatroom(tmp_path, clock) as room:
         again = room.app.test_client()
-        again._cookies = visitor._cookies
+        give_cookie(visitor, again)
         assert again.get(chat).text == before
         clock.advance(300)
         assert "about 5 minutes left" in text_of(again.get(chat))
@@ -572,7 +580,7 @@ def test_a_chat_that_left_memory_comes_back(
     say(visitor, chat, "north")
     session_id = chat.rpartition("/")[2]
     room.chats.close()
-    config = replace(room.chats.config, max_active_sessions=1)
+    config = CoordinatorConfig(TIMEOUT, max_active_sessions=1, on_full="passivate")
     store = SQLiteStore(tmp_path / "chats.db")
     with SessionCoordinator(config, clock=clock, store=store, resource_factory=adventure_of) as chats:
         first = chats.get_session(session_id).resource
@@ -588,7 +596,7 @@ def test_two_servers_tell_one_story(visitor: FlaskClient, tmp_path: Path, clock:
     chat = begin(visitor)
     with chatroom(tmp_path, clock) as elsewhere:
         other = elsewhere.app.test_client()
-        other._cookies = visitor._cookies
+        give_cookie(visitor, other)
         for client, message in (
             (other, "north"),
             (visitor, "take herring"),

@@ -46,6 +46,14 @@ def all_at_once(*functions: Callable[[], Any]) -> list[Any]:
         return [future.exception(WAIT) or future.result(WAIT) for future in futures]
 
 
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Ask until it is so; fail if it is not so within `WAIT` seconds."""
+    end = time.perf_counter() + WAIT
+    while not is_so():
+        assert time.perf_counter() < end, f"it did not come to that in {WAIT} seconds"
+        threading.Event().wait(0.001)
+
+
 def lock_is_free(coordinator: SessionCoordinator[Any]) -> bool:
     """Whether another thread could take the coordinator's lock now."""
 

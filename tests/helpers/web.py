@@ -1,14 +1,41 @@
-"""A visitor of a WSGI application, who keeps cookies as a browser does and reads a body when told to."""
+"""A small WSGI application, and a visitor who keeps cookies as a browser does and reads a body when told to."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http.cookies import SimpleCookie
 from typing import Any
 
+from sessionkit import CoordinatorConfig
+from sessionkit.wsgi import KEY, WebSession
+
+CONFIG = CoordinatorConfig(60, 10, max_active_sessions=100)
 COOKIE = "__Host-session"
+
+View = Callable[[WebSession], object]
+
+
+class Site:
+    """An application whose pages are functions of the session; what they return is the text."""
+
+    def __init__(self, **pages: View) -> None:
+        self.pages = pages
+        self.headers = [("Content-Type", "text/plain")]
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        text = str(self.pages[environ["PATH_INFO"].strip("/") or "index"](environ[KEY]))
+        start_response("200 OK", list(self.headers))
+        return [text.encode()]
+
+
+def count(session: WebSession) -> int:
+    session["n"] = session.get("n", 0) + 1
+    return int(session["n"])
+
+
+SITE = Site(index=count, look=lambda session: dict(session), nothing=lambda _: "nothing")
 
 
 class Answer:
@@ -20,7 +47,8 @@ class Answer:
         self.headers: list[tuple[str, str]] = []
         self.written: list[bytes] = []
         self.starts = 0
-        self._parts: Iterable[bytes] = app(environ, self.start_response)
+        self.body: Iterable[bytes] = app(environ, self.start_response)
+        """What the application gave the server."""
 
     def start_response(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Any:
         self.starts += 1
@@ -34,17 +62,17 @@ class Answer:
 
     def parts(self) -> Any:
         """The body's parts, one by one."""
-        return iter(self._parts)
+        return iter(self.body)
 
     def read(self) -> bytes:
         """The whole body; closes it, as a server does."""
         try:
-            return b"".join(self.written) + b"".join(self._parts)
+            return b"".join(self.written) + b"".join(self.body)
         finally:
             self.close()
 
     def close(self) -> None:
-        close = getattr(self._parts, "close", None)
+        close = getattr(self.body, "close", None)
         if close is not None:
             close()
 
