@@ -10,7 +10,6 @@ import pytest
 
 from sessionkit import (
     CoordinatorClosedError,
-    CoordinatorConfig,
     RemovalCause,
     SessionBusyError,
     SessionCoordinator,
@@ -22,7 +21,7 @@ from sessionkit.core.hold import Hold, Holder, Waiter
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, in_thread, system_time
+from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
 
 @pytest.fixture
@@ -32,9 +31,7 @@ def closings() -> Closings:
 
 @pytest.fixture
 def coordinator(session_coordinator: CoordinatorFactory, closings: Closings) -> SessionCoordinator[Any]:
-    return session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=1000), on_close=closings
-    )
+    return session_coordinator(one_minute(max_lifetime=1000), on_close=closings)
 
 
 def take_and_leave(coordinator: SessionCoordinator[Any], session_id: str, **options: Any) -> str:
@@ -124,9 +121,7 @@ def test_a_session_that_was_held_for_longer_than_its_timeout_goes_on(
     clock = ManualClock()
     with (
         system_time(clock),
-        SessionCoordinator(
-            CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=clock if given else None
-        ) as coordinator,
+        SessionCoordinator(one_minute(), clock=clock if given else None) as coordinator,
     ):
         session = coordinator.create_session()
         if switched:

@@ -16,7 +16,7 @@ from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask, Cleanu
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, in_thread
+from ..helpers.support import WAIT, Closings, in_thread, one_minute
 
 EVERY_MILLISECOND = CoordinatorConfig(session_timeout=60, cleanup_interval=0.001)
 
@@ -30,7 +30,7 @@ def test_cleanup_removes_what_is_due_and_says_how_many(
 ) -> None:
     """One pass removes each session past its own timeout, least recently active first, and returns the number."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
+    coordinator = session_coordinator(one_minute(), on_close=closings)
     for name, timeout in (("a", None), ("b", 600), ("c", None), ("d", 30)):
         coordinator.create_session(name, session_timeout=timeout)
         session_clock.advance(1)
@@ -49,7 +49,7 @@ def test_max_age_removes_those_idle_for_more(
 ) -> None:
     """max_age removes those idle for more than that as well; dry_run only counts; the checked-out stay."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
+    coordinator = session_coordinator(one_minute(), on_close=closings)
     for name in ("expired", "old", "held", "young"):
         session = coordinator.create_session(name, session_timeout=5 if name == "expired" else None)
         session_clock.advance(10)
@@ -69,7 +69,7 @@ def test_a_max_age_above_the_timeout_spares_nobody(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """A session past its own timeout is gone, whatever max_age says."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     coordinator.create_session()
     session_clock.advance(61)
 
@@ -80,7 +80,7 @@ def test_many_sessions_take_several_batches(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Counting and removing more sessions than one batch holds gets them all."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     for _ in range(350):
         coordinator.create_session()
     session_clock.advance(61)
@@ -316,9 +316,7 @@ def test_rule_7_without_a_thread_callers_clean_up(
     closings = Closings()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
-        with SessionCoordinator(
-            CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock, on_close=closings
-        ) as coordinator:
+        with SessionCoordinator(one_minute(), clock=session_clock, on_close=closings) as coordinator:
             assert "could not be started" in caplog.text
             coordinator.create_session("a")
             session_clock.advance(5)
@@ -340,7 +338,7 @@ def test_the_thread_is_started_as_soon_as_that_is_possible(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When there are threads again, the next cleanup by a caller starts the task, and callers clean up no more."""
-    coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock)
+    coordinator = SessionCoordinator(one_minute(), clock=session_clock)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         coordinator.start_cleanup_task()
@@ -377,7 +375,7 @@ def test_the_touch_of_a_caller_that_cleaned_up_buys_a_full_timeout(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a caller cleans up and a close callback takes long, the caller's touch counts from after that."""
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
+    config = one_minute()
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     with SessionCoordinator(
         config, clock=session_clock, on_close=lambda session, cause: session_clock.advance(20)

@@ -15,11 +15,12 @@ import pytest
 
 from sessionkit import Checkout, CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
 from sessionkit.core.creation import Creation
+from sessionkit.core.events import TURN, EventBus, EventKind
 from sessionkit.core.finalizer import Finalizer
 from sessionkit.core.sweep import Sweep
 from sessionkit.testing import ManualClock
 
-from ..helpers.support import WAIT, Closings, in_thread, system_time
+from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
 Coordinator = SessionCoordinator[Any]
 
@@ -102,7 +103,7 @@ def test_rule_4_ctrl_c_loses_no_close_callback(way: str) -> None:
     def prepare() -> Coordinator:
         closings.clear()
         coordinator = Coordinator(
-            CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3, on_full="evict"),
+            one_minute(max_active_sessions=3, on_full="evict"),
             clock=clock,
             on_close=closings,
         )
@@ -129,9 +130,7 @@ def test_rule_3_ctrl_c_leaves_nothing_checked_out(end: str, locked: bool) -> Non
     clock = ManualClock()
 
     def prepare() -> Coordinator:
-        coordinator = Coordinator(
-            CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=clock if locked else None
-        )
+        coordinator = Coordinator(one_minute(), clock=clock if locked else None)
         coordinator.create_session(session_id="it")
         return coordinator
 
@@ -209,6 +208,37 @@ def test_a_signal_handler_may_check_out_what_the_interrupted_thread_waits_for() 
             signal.signal(signal.SIGUSR1, before)
         assert order == ["handler", "block"]
         assert coordinator.stats().checked_out == 0
+
+
+def test_ctrl_c_between_two_turns_of_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It strikes while nobody delivers: the rest is brought by whoever comes next."""
+
+    def interrupt(_: float) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    clock = ManualClock()
+    with Coordinator(CoordinatorConfig(max_active_sessions=None), clock=clock) as coordinator:
+        channel = coordinator.subscribe(1000)
+        for number in range(TURN + 1):
+            coordinator._bus.post(EventKind.CREATED, str(number), 0)
+        monkeypatch.setattr("sessionkit.core.events.time.sleep", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            coordinator.create_session()
+        coordinator.create_session()
+        assert len([*iter(lambda: channel.get(0), None)]) == TURN + 3
+
+
+def test_ctrl_c_does_not_end_the_delivery_of_events() -> None:
+    """Wherever it strikes, at most one event is lost, and those after it come."""
+    clock = ManualClock()
+    for coordinator, ctrl_c in everywhere(codes(EventBus), lambda: Coordinator(clock=clock)):
+        channel = coordinator.subscribe()
+        with ctrl_c():
+            coordinator.create_session()
+        later = coordinator.create_session()
+        assert later.id in {event.session_id for event in iter(lambda channel=channel: channel.get(0), None)}
+        assert not coordinator._bus.posted
 
 
 class InterruptedLock:

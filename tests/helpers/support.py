@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from sessionkit import ManagedSession, RemovalCause, SessionCoordinator, StoreError
+from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, StoreError
 from sessionkit.stores import SessionRecord, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
@@ -54,17 +54,22 @@ def wait_until(is_so: Callable[[], object]) -> None:
         threading.Event().wait(0.001)
 
 
+LOCK_PROBE = "lock probe"
+"""The name of the threads that ask for the lock: a clock that looks whether it is free gives them a reading at once."""
+
+
 def lock_is_free(coordinator: SessionCoordinator[Any]) -> bool:
-    """Whether another thread could take the coordinator's lock now."""
+    """Whether another thread could take the coordinator's lock now: it can count the sessions."""
+    counted = threading.Event()
+    # Should the lock never be free, nobody waits for this thread.
+    probe = threading.Thread(target=lambda: (len(coordinator), counted.set()), name=LOCK_PROBE, daemon=True)
+    probe.start()
+    return counted.wait(WAIT)
 
-    def take() -> bool:
-        taken = coordinator._lock.acquire(blocking=False)
-        if taken:
-            coordinator._lock.release()
-        return taken
 
-    with in_thread(take) as future:
-        return bool(future.result(WAIT))
+def one_minute(**settings: Any) -> CoordinatorConfig:
+    """A minute of session timeout, a cleanup every ten seconds, and these settings."""
+    return CoordinatorConfig(session_timeout=60, cleanup_interval=10, **settings)
 
 
 class Closings(list[tuple[str, RemovalCause]]):
@@ -98,6 +103,7 @@ class HeldUpClock(ManualClock):
 @contextmanager
 def system_time(clock: ManualClock) -> Iterator[None]:
     """Make the clock the system's own, which coordinators also read on their paths without the lock."""
+    # freezegun, the public way to set the system's time, freezes it: then every call takes the lock.
     with patch.object(time, "monotonic", clock), patch.dict(BUILTIN_CLOCKS, {system_clock: clock}):
         yield
 

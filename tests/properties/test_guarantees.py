@@ -29,9 +29,9 @@ from sessionkit.core.table import SessionTable
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, HeldUpClock, all_at_once, in_thread, lock_is_free
+from ..helpers.support import WAIT, Closings, HeldUpClock, all_at_once, in_thread, lock_is_free, one_minute
 
-CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
+CONFIG = one_minute()
 
 
 # ---- Rule 1: expiry is a fact about time, not about when cleanup ran
@@ -197,9 +197,7 @@ def test_rule_3_a_checked_out_session_is_never_expired(
 
     However long it is held, and however often cleanup runs, it is there; then it has a full timeout.
     """
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
-    )
+    coordinator = session_coordinator(one_minute(max_active_sessions=1, on_full="evict"))
     session = coordinator.create_session()
     with coordinator.checkout(session.id):
         session_clock.advance(1e6)
@@ -219,9 +217,7 @@ def test_rule_3_what_ends_a_checked_out_session(
 ) -> None:
     """An explicit close, or the maximum lifetime, ends a checked-out session when it is given back."""
     closings = Closings()
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100), on_close=closings
-    )
+    coordinator = session_coordinator(one_minute(max_lifetime=100), on_close=closings)
     session = coordinator.create_session("support")
     with coordinator.checkout(session.id):
         if cause is RemovalCause.CLOSED:
@@ -258,9 +254,7 @@ def test_rule_3_a_session_that_goes_from_holder_to_waiter_is_never_at_rest_in_be
     session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between a give-back and the waiter's first step, the session cannot be evicted or expired."""
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
-    )
+    coordinator = session_coordinator(one_minute(max_active_sessions=1, on_full="evict"))
     session = coordinator.create_session()
     go_on = threading.Event()
     waiting = threading.Event()
@@ -311,9 +305,7 @@ def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: Co
     clock = ManualClock()
     left: list[str] = []
     coordinator = session_coordinator(
-        CoordinatorConfig(
-            session_timeout=60, cleanup_interval=10, max_active_sessions=20, max_lifetime=200, on_full="evict"
-        ),
+        one_minute(max_active_sessions=20, max_lifetime=200, on_full="evict"),
         clock=clock,
         on_close=lambda session, cause: left.append(session.id),
     )
@@ -356,7 +348,7 @@ def test_rule_4_a_session_leaves_everything_behind(
 ) -> None:
     """After the end: no resource, no name, no active mark, no place in any order, one event and one count."""
     coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=1000),
+        one_minute(max_lifetime=1000),
         resource_factory=lambda _: object(),
     )
     session = coordinator.create_session("support", session_timeout=30)
@@ -401,9 +393,7 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
             free["log"].append(lock_is_free(coordinator))
 
     monkeypatch.setattr(logging.getLogger("sessionkit"), "handlers", [Handler()])
-    config = CoordinatorConfig(
-        session_timeout=60, cleanup_interval=10, max_active_sessions=2, max_lifetime=100, on_full="evict"
-    )
+    config = one_minute(max_active_sessions=2, max_lifetime=100, on_full="evict")
     coordinator = SessionCoordinator(config, clock=clock, resource_factory=factory, on_close=on_close)
     with coordinator, coordinator.subscribe():
         first, second = coordinator.create_session(), coordinator.create_session()
@@ -540,9 +530,7 @@ def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
     alive: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
 ) -> None:
     """The number of sessions that a cleanup looks at does not grow with the number alive."""
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=None, max_lifetime=1000)
-    )
+    coordinator = session_coordinator(one_minute(max_active_sessions=None, max_lifetime=1000))
     for _ in range(7):
         coordinator.create_session()
     session_clock.advance(50)
@@ -636,7 +624,7 @@ def test_rule_10_last_active_never_moves_back_between_threads() -> None:
         assert session.metadata.last_active == 30
 
 
-# ---- Rules 7 and 11 have their tests in test_cleanup.py and test_fork_and_exit.py
+# ---- Rules 7 and 11 have their tests in test_cleanup.py and test_fork.py
 
 
 def test_limits_hold_on_every_interleaving_of_two_creations() -> None:

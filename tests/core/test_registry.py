@@ -27,12 +27,12 @@ from sessionkit import (
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import Closings
+from ..helpers.support import Closings, one_minute
 
 
 @pytest.fixture
 def coordinator(session_coordinator: CoordinatorFactory) -> SessionCoordinator[Any]:
-    return session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    return session_coordinator(one_minute())
 
 
 def test_defaults_are_those_of_the_docs() -> None:
@@ -466,9 +466,7 @@ def test_after_close_every_call_says_so(coordinator: SessionCoordinator[Any]) ->
 def test_closing_expired_sessions_says_that_they_were_idle(session_clock: ManualClock) -> None:
     """close() gives a session that had expired before its true cause."""
     closings = Closings()
-    coordinator = SessionCoordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock, on_close=closings
-    )
+    coordinator = SessionCoordinator(one_minute(), clock=session_clock, on_close=closings)
     coordinator.create_session("a")
     session_clock.advance(30)
     coordinator.create_session("b")

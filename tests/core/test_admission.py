@@ -14,7 +14,7 @@ from sessionkit.core.sweep import BATCH
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import Closings, all_at_once, system_time
+from ..helpers.support import Closings, all_at_once, one_minute, system_time
 
 
 def test_reject_refuses_the_session_that_is_too_many(session_coordinator: CoordinatorFactory) -> None:
@@ -33,9 +33,7 @@ def test_reject_refuses_the_session_that_is_too_many(session_coordinator: Coordi
 def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
     """A session past its time makes room at once, cleanup or not, and is finalized on the way."""
     closings = Closings()
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=2), on_close=closings
-    )
+    coordinator = session_coordinator(one_minute(max_active_sessions=2), on_close=closings)
     coordinator.create_session("first")
     session_clock.advance(30)
     coordinator.create_session("second")
@@ -52,7 +50,7 @@ def test_expired_sessions_never_count(session_coordinator: CoordinatorFactory, s
 def test_an_expired_session_makes_room_wherever_it_stands(on_full: OnFull) -> None:
     """It need not be the one that the order of sessions has first: those before it may have moved on unnoticed."""
     clock, closings, limit = ManualClock(), Closings(), 2 * BATCH
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=limit, on_full=on_full)
+    config = one_minute(max_active_sessions=limit, on_full=on_full)
     with system_time(clock), closing(SessionCoordinator[Any](config, on_close=closings)) as coordinator:
         sessions = [coordinator.create_session(f"{number}") for number in range(limit)]
         clock.advance(30)
@@ -70,7 +68,7 @@ def test_memory_is_bounded_by_the_limit_without_any_cleanup(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """With expired sessions that nobody cleans up, the table never holds more than the limit."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=5))
+    coordinator = session_coordinator(one_minute(max_active_sessions=5))
     for _ in range(20):
         coordinator.create_session()
         session_clock.advance(25)
@@ -85,7 +83,7 @@ def test_evict_removes_the_least_recently_active(
     """With on_full="evict" the session that was active least recently goes, whatever its own timeout."""
     closings = Closings()
     coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3, on_full="evict"),
+        one_minute(max_active_sessions=3, on_full="evict"),
         on_close=closings,
     )
     sessions = {}

@@ -22,7 +22,7 @@ from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 from sessionkit.util.clock import system_clock
 
-from ..helpers.support import WAIT
+from ..helpers.support import WAIT, one_minute
 
 ODD_INSTANT = "2026-03-29 01:59:59.123457"
 
@@ -158,7 +158,7 @@ def test_rule_10_time_moved_back_neither_expires_nor_revives(
 
     The expired stay expired, the live stay live, and last_active never moves back.
     """
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     expired = coordinator.create_session()
     session_clock.advance(50)
     live = coordinator.create_session()
@@ -196,7 +196,7 @@ def test_a_lifetime_ends_a_session_however_busy(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """max_lifetime is exact too, and is the cause if it is reached before the timeout."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100))
+    coordinator = session_coordinator(one_minute(max_lifetime=100))
     session = coordinator.create_session()
     for _ in range(2):
         session_clock.advance(50)
@@ -250,9 +250,7 @@ def test_any_callable_can_be_a_clock() -> None:
     with SessionCoordinator[Any](clock=Unhashable()) as coordinator:
         assert coordinator.create_session().metadata.created_at == 5
     clock = Mock(return_value=100.0)
-    with SessionCoordinator[Any](
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=clock
-    ) as coordinator:
+    with SessionCoordinator[Any](one_minute(), clock=clock) as coordinator:
         session = coordinator.create_session()
         clock.return_value = 200.0
         assert "nobody" not in coordinator

@@ -26,7 +26,7 @@ from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, in_thread, lock_is_free
+from ..helpers.support import WAIT, Closings, in_thread, lock_is_free, one_minute
 
 
 def test_the_factory_makes_the_resource_of_each_session(session_coordinator: CoordinatorFactory) -> None:
@@ -66,7 +66,7 @@ def test_a_factory_that_raises_leaves_nothing_behind(
 def test_a_refused_creation_finalizes_whom_it_found_expired(session_clock: ManualClock) -> None:
     """Who has the name no more leaves, and channels are told, though another session has the id still."""
     closings = Closings()
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
+    config = one_minute()
     with SessionCoordinator[Any](config, clock=session_clock, on_close=closings) as coordinator:
         coordinator.create_session("support")
         coordinator.create_session(session_id="taken", session_timeout=1000)
@@ -111,7 +111,7 @@ def test_a_slow_factory_takes_nothing_from_the_session(
 ) -> None:
     """The session's time begins when its resource is ready, however long that took."""
     coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100),
+        one_minute(max_lifetime=100),
         resource_factory=lambda _: session_clock.advance(500),
     )
     session = coordinator.create_session()
@@ -137,7 +137,7 @@ def test_a_name_is_kept_for_a_session_that_is_made_for_longer_than_the_lifetime(
 
     closings = Closings()
     coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100),
+        one_minute(max_lifetime=100),
         resource_factory=factory,
         on_close=closings,
     )
@@ -154,7 +154,7 @@ def test_a_slow_close_of_the_evicted_takes_nothing_from_the_new_session(
 ) -> None:
     """The close callback of whoever made room may take long; the new session has its full timeout after it."""
     coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict"),
+        one_minute(max_active_sessions=1, on_full="evict"),
         on_close=lambda session, cause: session_clock.advance(1000),
     )
     coordinator.create_session()
@@ -236,9 +236,7 @@ def test_lifetimes_end_in_order_of_readiness(
             started.set()
             assert go_on.wait(WAIT)
 
-    coordinator = session_coordinator(
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100), resource_factory=factory
-    )
+    coordinator = session_coordinator(one_minute(max_lifetime=100), resource_factory=factory)
     with in_thread(coordinator.create_session, "slow"):
         assert started.wait(WAIT)
         session_clock.advance(10)
@@ -266,9 +264,7 @@ def test_on_close_is_called_once_with_the_cause_outside_the_lock(
 
     passivates = cause is RemovalCause.PASSIVATED
     coordinator = session_coordinator(
-        CoordinatorConfig(
-            session_timeout=60,
-            cleanup_interval=10,
+        one_minute(
             max_active_sessions=1,
             max_lifetime=100,
             on_full="passivate" if passivates else "evict",
@@ -307,7 +303,7 @@ def test_an_on_close_that_raises_is_logged_and_counted_and_the_rest_goes_on(
         if session.name == "b":
             raise OSError("the agent hangs")
 
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=on_close)
+    coordinator = session_coordinator(one_minute(), on_close=on_close)
     names = ["a", "b", "c"]
     failing_id = [coordinator.create_session(name).id for name in names][1]
     session_clock.advance(61)
@@ -334,7 +330,7 @@ def test_an_interrupted_on_close_is_counted_and_not_repeated(
         if session.name == "b":
             raise KeyboardInterrupt
 
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=on_close)
+    coordinator = session_coordinator(one_minute(), on_close=on_close)
     for name in ("a", "b", "c", "d"):
         coordinator.create_session(name)
     session_clock.advance(61)
@@ -360,7 +356,7 @@ def test_an_id_that_waits_for_its_cleanup_can_be_used_again(
         if session.id == "first":
             raise KeyboardInterrupt
 
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=on_close)
+    coordinator = session_coordinator(one_minute(), on_close=on_close)
     for session_id in ("first", "second"):
         coordinator.create_session(session_id=session_id)
     session_clock.advance(61)
