@@ -3,80 +3,42 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from sessionkit import Checkout, CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
-from sessionkit.core.creation import Creation
-from sessionkit.core.events import TURN, EventBus, EventKind
-from sessionkit.core.finalizer import Finalizer
-from sessionkit.core.sweep import Sweep
+from sessionkit import CoordinatorClosedError, RemovalCause, SessionBusyError, SessionCoordinator
 from sessionkit.testing import ManualClock
 
+from ..helpers.moments import Interruption, interruptions, telling_decisions
 from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
 Coordinator = SessionCoordinator[Any]
 
 
-class CtrlC:
-    """Raises KeyboardInterrupt before one of the lines of some functions, counted over all of them."""
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
 
-    def __init__(self, coordinator: Coordinator, codes: set[CodeType], at: int) -> None:
-        self._coordinator = coordinator
-        self._codes = codes
-        self._lines_to_go = at
-        self.struck = False
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._trace)
-        try:
+@contextmanager
+def struck(once: Interruption, coordinator: Coordinator) -> Iterator[None]:
+    """Ctrl-C in the block, at a line of the library that runs while the lock is free."""
+    try:
+        with once.outside_decisions(coordinator, ctrl_c):
             yield
-        except KeyboardInterrupt:
-            assert self.struck
-        finally:
-            sys.settrace(before)
-
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        if frame.f_code not in self._codes:
-            return None
-        if event == "line" and not self.struck and not self._coordinator._lock_is_owned():
-            self._lines_to_go -= 1
-            if self._lines_to_go < 0:
-                self.struck = True
-                raise KeyboardInterrupt
-        return self._trace
+    except KeyboardInterrupt:
+        assert once.came
 
 
-def codes(*instances: type | Callable[..., Any]) -> set[CodeType]:
-    """The code of functions, and of all methods of classes."""
-    members = [vars(instance).values() if isinstance(instance, type) else [instance] for instance in instances]
-    return {member.__code__ for group in members for member in group if hasattr(member, "__code__")}
-
-
-def everywhere(where: set[CodeType], prepare: Callable[[], Coordinator]) -> Iterator[tuple[Coordinator, CtrlC]]:
-    """A new coordinator for each line at which Ctrl-C can strike."""
-    at = 0
-    struck = True
-    while struck:
+def everywhere(prepare: Callable[[], Coordinator]) -> Iterator[tuple[Coordinator, Any]]:
+    """A new coordinator for each line at which Ctrl-C can strike, and the block in which it does."""
+    for once in interruptions():
         coordinator = prepare()
-        ctrl_c = CtrlC(coordinator, where, at)
-        yield coordinator, ctrl_c
+        yield coordinator, struck(once, coordinator)
         coordinator.close()
-        struck = ctrl_c.struck
-        at += 1
-    assert at > 10
-
-
-CLOSING = codes(Finalizer, Sweep, Coordinator.close_session, Coordinator.close, Creation)
 
 
 def close_all(coordinator: Coordinator) -> None:
@@ -102,178 +64,220 @@ def test_rule_4_ctrl_c_loses_no_close_callback(way: str) -> None:
 
     def prepare() -> Coordinator:
         closings.clear()
-        coordinator = Coordinator(
-            one_minute(max_active_sessions=3, on_full="evict"),
-            clock=clock,
-            on_close=closings,
-        )
+        coordinator = Coordinator(one_minute(max_active_sessions=3, on_full="evict"), clock=clock, on_close=closings)
         for name in "abc":
             coordinator.create_session(name)
         clock.advance(61 if way == "cleanup" else 1)
         return coordinator
 
-    for coordinator, ctrl_c in everywhere(CLOSING, prepare):
-        with ctrl_c():
+    for coordinator, strike in everywhere(prepare):
+        with strike:
             ENDS[way](coordinator)
         coordinator.close()
         closed = [name for name, _ in closings]
         assert len(closed) == len(set(closed))
         stats = coordinator.stats()
         assert len(closed) + stats.close_interruptions >= stats.created
-        assert stats.close_interruptions <= ctrl_c.struck
+        assert stats.close_interruptions <= 1
 
 
-@pytest.mark.parametrize("locked", [False, True])
+def test_rule_4_ctrl_c_while_a_closed_session_leaves() -> None:
+    """It is closed once, or counts as interrupted; the next cleanup does what is left."""
+    closings = Closings()
+
+    def prepare() -> Coordinator:
+        closings.clear()
+        coordinator = Coordinator(clock=ManualClock(), on_close=closings)
+        coordinator.create_session(session_id="it")
+        return coordinator
+
+    for coordinator, strike in everywhere(prepare):
+        with strike:
+            coordinator.close_session("it")
+        coordinator.cleanup_inactive_sessions()
+        if "it" in coordinator:
+            # It struck before anything was decided.
+            coordinator.close_session("it")
+        stats = coordinator.stats()
+        assert len(closings) <= 1 <= len(closings) + stats.close_interruptions
+        assert stats.removed[RemovalCause.CLOSED] <= 1
+
+
+@pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("end", ["enter", "leave"])
-def test_rule_3_ctrl_c_leaves_nothing_checked_out(end: str, locked: bool) -> None:
+def test_rule_3_ctrl_c_leaves_nothing_checked_out(end: str, given: bool) -> None:
     """A session that was being taken, or given back, is free: leaving the block again is enough, and harmless."""
     clock = ManualClock()
 
     def prepare() -> Coordinator:
-        coordinator = Coordinator(one_minute(), clock=clock if locked else None)
+        coordinator = Coordinator(one_minute(), clock=clock if given else None)
         coordinator.create_session(session_id="it")
         return coordinator
 
     with system_time(clock):
-        for coordinator, ctrl_c in everywhere(codes(Checkout), prepare):
+        for coordinator, strike in everywhere(prepare):
             checkout = coordinator.checkout("it", timeout=0)
             if end == "enter":
-                with ctrl_c():
+                with strike:
                     checkout.__enter__()
             else:
                 checkout.__enter__()
-                with ctrl_c():
+                with strike:
                     checkout.__exit__()
             checkout.__exit__()
             assert coordinator.stats().checked_out == 0
-            session = coordinator.get_session("it")
-            assert (session._checkout, session._hold) == (None, None)
+            with in_thread(coordinator.checkout("it", timeout=0).__enter__) as taken:
+                assert taken.result(WAIT) is coordinator.get_session("it")
 
 
-def test_an_interrupted_checkout_that_came_into_the_books_is_given_back() -> None:
-    """Who asks for a session puts the one that is just taking it in the books: it is given back from there."""
-    with system_time(ManualClock()), Coordinator() as coordinator:
-        session = coordinator.create_session()
+def test_an_interrupted_checkout_that_another_thread_asked_for_meanwhile_is_given_back() -> None:
+    """It makes no difference that another thread was refused the session while it was being taken."""
 
-        def ask() -> None:
-            with suppress(SessionBusyError):
-                coordinator.checkout(session.id, timeout=0).__enter__()
+    def prepare() -> Coordinator:
+        coordinator = Coordinator()
+        coordinator.create_session(session_id="it")
+        return coordinator
 
-        class Interrupting(set[Any]):
-            def add(self, _: object) -> None:
-                coordinator._roster.out = set()
-                # Without the GIL this is under the lock.
-                if not coordinator._lock_is_owned():
-                    with in_thread(ask) as asked:
-                        asked.result(WAIT)
-                raise KeyboardInterrupt
+    def ask(coordinator: Coordinator) -> None:
+        with suppress(SessionBusyError), coordinator.checkout("it", timeout=0):
+            pass
 
-        coordinator._roster.out = Interrupting()
-        with pytest.raises(KeyboardInterrupt):
-            coordinator.checkout(session.id).__enter__()
-        assert (session._checkout, session._hold, coordinator.stats().checked_out) == (None, None, 0)
+    def ask_and_strike(coordinator: Coordinator) -> None:
+        with in_thread(ask, coordinator) as asked:
+            asked.result(WAIT)
+        raise KeyboardInterrupt
+
+    with system_time(ManualClock()):
+        for once in interruptions():
+            with prepare() as coordinator:
+                with suppress(KeyboardInterrupt):
+                    with once.outside_decisions(coordinator, lambda c=coordinator: ask_and_strike(c)):
+                        checkout = coordinator.checkout("it")
+                        checkout.__enter__()
+                    checkout.__exit__()
+                assert coordinator.stats().checked_out == 0
+                with in_thread(coordinator.checkout("it", timeout=0).__enter__) as taken:
+                    assert taken.exception(WAIT) is None
+
+
+class Holder:
+    """Another thread that has the session "it" for the length of a block, or until it is told to leave."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._leave = threading.Event()
+        self._has_left = threading.Event()
+
+    def leave(self) -> None:
+        self._leave.set()
+        assert self._has_left.wait(WAIT)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        inside = threading.Event()
+
+        def hold() -> None:
+            with self._coordinator.checkout("it"):
+                inside.set()
+                assert self._leave.wait(WAIT)
+            self._has_left.set()
+
+        with in_thread(hold) as held:
+            assert inside.wait(WAIT)
+            try:
+                yield
+            finally:
+                self._leave.set()
+        held.result()
+
+
+@contextmanager
+def signal_once_queued(coordinator: Coordinator, act: Callable[[], object]) -> Iterator[None]:
+    """In the block, a signal handler interrupts this thread once it waits for a session, or is about to."""
+    queued, handled = threading.Event(), threading.Event()
+
+    def handle(*_: object) -> None:
+        if not handled.is_set():
+            handled.set()
+            act()
+
+    def send() -> None:
+        assert queued.wait(WAIT)
+        # One that comes right before the thread begins to wait does not wake it.
+        while not handled.wait(0.005):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with in_thread(send), telling_decisions(coordinator, queued.set):
+            yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("granted", [False, True])
+def test_an_interrupted_waiter_leaves_the_queue(granted: bool) -> None:
+    """A wait that is interrupted leaves nothing behind, whether or not the session was granted to it meanwhile."""
+    with Coordinator() as coordinator:
+        coordinator.create_session(session_id="it")
+        holder = Holder(coordinator)
+
+        def interrupt() -> None:
+            if granted:
+                holder.leave()
+            raise KeyboardInterrupt
+
+        with holder(), pytest.raises(KeyboardInterrupt), signal_once_queued(coordinator, interrupt):
+            coordinator.checkout("it", timeout=WAIT).__enter__()
+        assert coordinator.stats().checked_out == 0
+        with coordinator.checkout("it", timeout=0), in_thread(coordinator.checkout("it", timeout=0).__enter__) as other:
+            assert isinstance(other.exception(WAIT), SessionBusyError)
 
 
 def test_a_signal_handler_may_check_out_what_the_interrupted_thread_waits_for() -> None:
     """A thread takes again what it has, also if it came to have it by a wait that the handler interrupted."""
-    taken = threading.Event()
-    give_back = threading.Event()
     order = []
 
-    def hold() -> None:
-        with coordinator.checkout("it"):
-            taken.set()
-            assert give_back.wait(WAIT)
-
-    def interrupt() -> None:
-        while not (session._hold and session._hold._waiters):
-            time.sleep(0)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    def handler(*_: object) -> None:
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        give_back.set()
-        with coordinator.checkout("it", timeout=WAIT):
-            order.append("handler")
-
     with Coordinator() as coordinator:
-        session = coordinator.create_session(session_id="it")
-        before = signal.signal(signal.SIGUSR1, handler)
-        try:
-            with in_thread(hold):
-                assert taken.wait(WAIT)
-                with in_thread(interrupt), coordinator.checkout("it", timeout=WAIT):
-                    order.append("block")
-        finally:
-            signal.signal(signal.SIGUSR1, before)
+        coordinator.create_session(session_id="it")
+        holder = Holder(coordinator)
+
+        def interrupt() -> None:
+            holder.leave()
+            with coordinator.checkout("it", timeout=WAIT):
+                order.append("handler")
+
+        with holder(), signal_once_queued(coordinator, interrupt), coordinator.checkout("it", timeout=WAIT):
+            order.append("block")
         assert order == ["handler", "block"]
         assert coordinator.stats().checked_out == 0
 
 
-def test_ctrl_c_between_two_turns_of_delivery(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It strikes while nobody delivers: the rest is brought by whoever comes next."""
-
-    def interrupt(_: float) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    clock = ManualClock()
-    with Coordinator(CoordinatorConfig(max_active_sessions=None), clock=clock) as coordinator:
-        channel = coordinator.subscribe(1000)
-        for number in range(TURN + 1):
-            coordinator._bus.post(EventKind.CREATED, str(number), 0)
-        monkeypatch.setattr("sessionkit.core.events.time.sleep", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            coordinator.create_session()
-        coordinator.create_session()
-        assert len([*iter(lambda: channel.get(0), None)]) == TURN + 3
-
-
 def test_ctrl_c_does_not_end_the_delivery_of_events() -> None:
-    """Wherever it strikes, at most one event is lost, and those after it come."""
+    """Wherever it strikes, at most one event is lost, and those after it come, and the end of the channel."""
     clock = ManualClock()
-    for coordinator, ctrl_c in everywhere(codes(EventBus), lambda: Coordinator(clock=clock)):
+    for coordinator, strike in everywhere(lambda: Coordinator(clock=clock)):
         channel = coordinator.subscribe()
-        with ctrl_c():
+        with strike:
             coordinator.create_session()
-        later = coordinator.create_session()
-        assert later.id in {event.session_id for event in iter(lambda channel=channel: channel.get(0), None)}
-        assert not coordinator._bus.posted
+        later, _ = coordinator.create_session(), coordinator.create_session()
+        assert later.id in {event.session_id for event in iter(lambda c=channel: c.get(0), None)}
+        coordinator.close()
+        assert channel.closed
 
 
-class InterruptedLock:
-    """A lock that Ctrl-C strikes once, right before it is taken or right after it was let go."""
-
-    def __init__(self, lock: Any, when: str) -> None:
-        self._lock = lock
-        self._when = when
-
-    def __enter__(self) -> None:
-        self._strike("before")
-        self._lock.acquire()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._lock.release()
-        self._strike("after")
-
-    def _strike(self, when: str) -> None:
-        if self._when == when:
-            self._when = "never"
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_ctrl_c_while_a_closed_session_leaves(when: str) -> None:
-    """It is counted once, and its id is free."""
-    closings = Closings()
-    with Coordinator(clock=ManualClock(), on_close=closings) as coordinator:
-        coordinator.create_session(session_id="it")
-        coordinator._finalizer._lock = InterruptedLock(coordinator._lock, when)  # type: ignore[assignment]  # as good as one
-        with pytest.raises(KeyboardInterrupt):
-            coordinator.close_session("it")
-        assert (len(closings), coordinator.stats().removed[RemovalCause.CLOSED]) == (1, 1)
-        assert not coordinator._finalizer.leaving
-        coordinator.create_session(session_id="it")
+def test_a_handler_that_closes_the_coordinator_while_its_task_is_started() -> None:
+    """A signal handler that closes the coordinator in the middle of start_cleanup_task: no deadlock, no thread."""
+    for once in interruptions():
+        coordinator = Coordinator(clock=ManualClock())
+        with suppress(CoordinatorClosedError), once.outside_decisions(coordinator, coordinator.close):
+            coordinator.start_cleanup_task()
+        coordinator.close()
+        assert not coordinator.stats().cleanup.alive
+        for thread in threading.enumerate():
+            if thread.name == "sessionkit-cleanup":
+                thread.join(WAIT)
+                assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])

@@ -6,6 +6,7 @@ test can tell at each line whether its thread has the lock.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import threading
@@ -52,11 +53,16 @@ def before_each_line(act: Callable[[], object], *files: str) -> Iterator[None]:
         return trace
 
     before = sys.gettrace()
+    # What is collected in the block is no part of what is done in it.
+    collects = gc.isenabled()
+    gc.disable()
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        if collects:
+            gc.enable()
 
 
 class Interruption:
