@@ -17,10 +17,10 @@ from sessionkit import (
     SessionExpiredError,
     SessionState,
 )
-from sessionkit.core.hold import Hold, Holder, Waiter
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
+from ..helpers.moments import telling_decisions
 from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
 
@@ -40,18 +40,20 @@ def take_and_leave(coordinator: SessionCoordinator[Any], session_id: str, **opti
 
 
 @pytest.fixture
-def queued(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+def queued() -> threading.Semaphore:
     """Released once for each thread that has queued up for a session."""
-    semaphore = threading.Semaphore(0)
-    queue = Hold.queue
+    return threading.Semaphore(0)
 
-    def queue_and_tell(hold: Hold, holder: Holder) -> Waiter:
-        waiter = queue(hold, holder)
-        semaphore.release()
-        return waiter
 
-    monkeypatch.setattr(Hold, "queue", queue_and_tell)
-    return semaphore
+def queue_and_leave(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore, session_id: str, **options: Any
+) -> str:
+    """Check a session out, tell when that was decided, and leave it."""
+    checkout = coordinator.checkout(session_id, **options)
+    with telling_decisions(coordinator, queued.release):
+        checkout.__enter__()
+    checkout.__exit__()
+    return "taken"
 
 
 def test_a_checkout_gives_the_session_and_touches_it_twice(
@@ -137,7 +139,7 @@ def test_a_session_that_was_held_for_longer_than_its_timeout_goes_on(
         assert session.id not in coordinator
 
 
-def test_whoever_waits_gets_it_when_it_is_given_back(
+def test_a_thread_that_waits_gets_it_when_it_is_given_back(
     coordinator: SessionCoordinator[Any], queued: threading.Semaphore
 ) -> None:
     """Waiters are let in first come first served, and a sharer does not overtake a waiting exclusive one."""
@@ -145,8 +147,11 @@ def test_whoever_waits_gets_it_when_it_is_given_back(
     order: list[str] = []
 
     def take(name: str, exclusive: bool) -> None:
-        with coordinator.checkout(session.id, exclusive=exclusive):
-            order.append(name)
+        checkout = coordinator.checkout(session.id, exclusive=exclusive)
+        with telling_decisions(coordinator, queued.release):
+            checkout.__enter__()
+        order.append(name)
+        checkout.__exit__()
 
     with ThreadPoolExecutor(3) as pool:
         with coordinator.checkout(session.id, exclusive=False):
@@ -161,11 +166,14 @@ def test_whoever_waits_gets_it_when_it_is_given_back(
     assert order == ["first", "second", "third"]
 
 
-def test_a_waiter_that_gives_up_lets_those_behind_it_pass(coordinator: SessionCoordinator[Any]) -> None:
+def test_a_waiter_that_gives_up_lets_those_behind_it_pass(
+    coordinator: SessionCoordinator[Any], queued: threading.Semaphore
+) -> None:
     """When an exclusive waiter's time is up, a sharer that queued behind it joins those who share."""
     session = coordinator.create_session()
     with ThreadPoolExecutor(2) as pool, coordinator.checkout(session.id, exclusive=False):
-        impatient = pool.submit(take_and_leave, coordinator, session.id, timeout=0.05)
+        impatient = pool.submit(queue_and_leave, coordinator, queued, session.id, timeout=0.05)
+        assert queued.acquire(timeout=WAIT)
         patient = pool.submit(take_and_leave, coordinator, session.id, exclusive=False)
         assert isinstance(impatient.exception(WAIT), SessionBusyError)
         assert patient.result(WAIT) == "taken"
@@ -220,11 +228,11 @@ def test_an_id_is_not_free_before_its_session_is_given_back(coordinator: Session
 def test_the_end_of_a_session_sends_its_waiters_away(
     coordinator: SessionCoordinator[Any], queued: threading.Semaphore
 ) -> None:
-    """Whoever waits for a session that is closed gets SessionExpiredError, not a closed session."""
+    """A thread that waits for a session which is closed gets SessionExpiredError, not a closed session."""
     session = coordinator.create_session()
     with ThreadPoolExecutor(2) as pool:
         with coordinator.checkout(session.id):
-            waiters = [pool.submit(take_and_leave, coordinator, session.id) for _ in range(2)]
+            waiters = [pool.submit(queue_and_leave, coordinator, queued, session.id) for _ in range(2)]
             assert queued.acquire(timeout=WAIT)
             assert queued.acquire(timeout=WAIT)
             coordinator.close_session(session.id)
@@ -240,7 +248,7 @@ def test_closing_the_coordinator_sends_waiters_away(
     """close() does not wait for holders: waiters get CoordinatorClosedError, the holder finalizes when it is done."""
     session = coordinator.create_session("support")
     with ThreadPoolExecutor(1) as pool, coordinator.checkout(session.id):
-        waiter = pool.submit(take_and_leave, coordinator, session.id)
+        waiter = pool.submit(queue_and_leave, coordinator, queued, session.id)
         assert queued.acquire(timeout=WAIT)
         coordinator.close()
         assert isinstance(waiter.exception(WAIT), CoordinatorClosedError)
@@ -285,46 +293,13 @@ def test_a_waiter_whose_session_is_too_old_when_it_gets_it_is_told(
     session = coordinator.create_session("support")
     with ThreadPoolExecutor(1) as pool:
         with coordinator.checkout(session.id):
-            waiter = pool.submit(take_and_leave, coordinator, session.id)
+            waiter = pool.submit(queue_and_leave, coordinator, queued, session.id)
             assert queued.acquire(timeout=WAIT)
             session_clock.advance(1001)
         with pytest.raises(SessionExpiredError) as caught:
             waiter.result(WAIT)
     assert caught.value.cause is RemovalCause.LIFETIME
     assert closings == [("support", RemovalCause.LIFETIME)]
-
-
-def test_an_interrupted_waiter_leaves_the_queue(coordinator: SessionCoordinator[Any]) -> None:
-    """A wait that is interrupted leaves nothing behind, whether or not the session was granted to it meanwhile."""
-    session = coordinator.create_session()
-    granted_meanwhile: list[bool] = []
-
-    def interrupted(waiter: Waiter, seconds: float | None) -> None:
-        if granted_meanwhile:
-            leave.set()
-            assert waiter._wake.acquire(timeout=WAIT)
-        raise KeyboardInterrupt
-
-    leave, inside = threading.Event(), threading.Event()
-
-    def hold_it() -> None:
-        with coordinator.checkout(session.id):
-            inside.set()
-            assert leave.wait(WAIT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Waiter, "wait", interrupted)
-        for meanwhile in (False, True):
-            granted_meanwhile[:] = [True] if meanwhile else []
-            with in_thread(hold_it):
-                assert inside.wait(WAIT)
-                with pytest.raises(KeyboardInterrupt):
-                    take_and_leave(coordinator, session.id)
-                leave.set()
-            leave.clear()
-            inside.clear()
-    assert coordinator.stats().checked_out == 0
-    assert take_and_leave(coordinator, session.id, timeout=0) == "taken"
 
 
 def test_an_error_in_the_block_gives_the_session_back(coordinator: SessionCoordinator[Any]) -> None:

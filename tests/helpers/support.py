@@ -20,7 +20,7 @@ from sessionkit.stores import SessionRecord, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
 
-WAIT = 20.0
+WAIT = 5.0
 """Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
 
 

@@ -7,7 +7,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -23,13 +22,11 @@ from sessionkit import (
     SessionLimitError,
     SessionNotFoundError,
 )
-from sessionkit.core.hold import Waiter
-from sessionkit.core.line import Line
-from sessionkit.core.table import SessionTable
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, HeldUpClock, all_at_once, in_thread, lock_is_free, one_minute
+from ..helpers.moments import Interruption, interruptions, telling_decisions
+from ..helpers.support import LOCK_PROBE, WAIT, Closings, HeldUpClock, all_at_once, in_thread, lock_is_free, one_minute
 
 CONFIG = one_minute()
 
@@ -92,19 +89,30 @@ def test_rule_1_closing_ends_also_what_was_found_expired_before(
     coordinator = session_coordinator(CONFIG, on_close=closings)
     coordinator.create_session("support")
     session_clock.advance(61)
-    everyone = coordinator._roster.everyone
-
-    def count_first() -> Any:
-        assert len(coordinator._roster) == 0
-        return everyone()
-
     assert len(coordinator) == 0
-    coordinator._roster.everyone = count_first  # type: ignore[method-assign]  # the moment under test
     coordinator.close()
     assert closings == [("support", RemovalCause.IDLE)]
 
 
 # ---- Rule 2: a touch that returned normally buys a full timeout
+
+
+def test_rule_1_closing_ends_also_what_is_found_expired_meanwhile() -> None:
+    """It makes no difference at which line of close() another thread finds that the session has expired."""
+    clock = ManualClock()
+    for once in interruptions():
+        closings = Closings()
+        coordinator = SessionCoordinator[Any](CONFIG, clock=clock, on_close=closings)
+        coordinator.create_session("support")
+        clock.advance(61)
+
+        def count(coordinator: SessionCoordinator[Any] = coordinator) -> None:
+            with in_thread(coordinator.__len__) as counted:
+                assert counted.result(WAIT) == 0
+
+        with once.outside_decisions(coordinator, count):
+            coordinator.close()
+        assert closings == [("support", RemovalCause.IDLE)]
 
 
 def test_rule_2_a_touch_overtaken_by_a_cleanup_does_not_return_normally() -> None:
@@ -251,25 +259,25 @@ def test_rule_3_a_checkout_that_was_held_up_before_its_decision_gets_a_live_sess
 
 
 def test_rule_3_a_session_that_goes_from_holder_to_waiter_is_never_at_rest_in_between(
-    session_coordinator: CoordinatorFactory, session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Between a give-back and the waiter's first step, the session cannot be evicted or expired."""
     coordinator = session_coordinator(one_minute(max_active_sessions=1, on_full="evict"))
     session = coordinator.create_session()
-    go_on = threading.Event()
-    waiting = threading.Event()
-    wait = Waiter.wait
+    waiting, go_on = threading.Event(), threading.Event()
 
-    def wait_and_dawdle(waiter: Waiter, seconds: float | None) -> None:
+    def dawdle() -> None:
         waiting.set()
-        wait(waiter, seconds)
         assert go_on.wait(WAIT)
 
     def check_out() -> bool:
-        with coordinator.checkout(session.id):
-            return session.id in coordinator
+        checkout = coordinator.checkout(session.id)
+        with telling_decisions(coordinator, dawdle):
+            checkout.__enter__()
+        is_there = session.id in coordinator
+        checkout.__exit__()
+        return is_there
 
-    monkeypatch.setattr(Waiter, "wait", wait_and_dawdle)
     with ThreadPoolExecutor(1) as pool:
         with coordinator.checkout(session.id):
             future = pool.submit(check_out)
@@ -339,8 +347,6 @@ def test_rule_4_every_session_leaves_once_whatever_races(session_coordinator: Co
     assert stats.checked_out == 0
     removed = [event.session_id for event in channel if event.kind is EventKind.REMOVED]
     assert sorted(removed) == sorted(made)
-    assert not coordinator._roster._names
-    assert not coordinator._finalizer.leaving
 
 
 def test_rule_4_a_session_leaves_everything_behind(
@@ -359,12 +365,11 @@ def test_rule_4_a_session_leaves_everything_behind(
         assert [(event.kind, event.cause) for event in [channel.get(timeout=0)] if event] == [
             (EventKind.REMOVED, RemovalCause.IDLE)
         ]
-    roster, table = coordinator._roster, coordinator._roster._table
     assert session.resource is None
     assert coordinator.active_session is None
-    assert not any((roster._names, roster._opening, table._lines, table._parked, table._births, table._overdue))
-    assert len(table) == 0
+    assert "0 sessions in memory" in repr(coordinator)
     assert coordinator.stats().removed[RemovalCause.IDLE] == 1
+    assert coordinator.create_session("support", session_id=session.id).name == "support"
 
 
 # ---- Rule 5: no user code and no I/O under the lock
@@ -378,7 +383,8 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
     coordinator: SessionCoordinator[Any]
 
     def clock() -> float:
-        free["clock"].append(lock_is_free(coordinator))
+        if threading.current_thread().name != LOCK_PROBE:
+            free["clock"].append(lock_is_free(coordinator))
         return session_clock()
 
     def factory(_: ManagedSession[Any]) -> None:
@@ -410,31 +416,41 @@ def test_rule_5_the_lock_is_free_inside_everything_that_users_pass_in(
     assert {what for what, answers in free.items() if answers and all(answers)} == set(free)
 
 
-def test_rule_5_a_checkout_that_is_collected_in_the_middle_of_a_decision(
-    session_coordinator: CoordinatorFactory,
-) -> None:
-    """A generator that holds a session, collected while its thread decides, gives back in another thread."""
-    closed: list[tuple[bool, str]] = []
+def collect_a_checkout(once: Interruption) -> None:
+    closed: list[bool] = []
     done = threading.Event()
 
     def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
-        closed.append((lock_is_free(coordinator), threading.current_thread().name))
+        closed.append(lock_is_free(coordinator))
         done.set()
 
-    def respond(session_id: str) -> Iterator[str]:
-        with coordinator.checkout(session_id) as session:
+    def respond() -> Iterator[str]:
+        with coordinator.checkout("it") as session:
             yield session.id
 
-    coordinator = session_coordinator(CONFIG, on_close=on_close)
-    session = coordinator.create_session()
-    response = respond(session.id)
-    next(response)
-    coordinator.close_session(session.id)
-    with coordinator._lock:
+    def collect() -> None:
         response.close()
         assert closed == []
-    assert done.wait(WAIT)
-    assert closed == [(True, "sessionkit-deferred")]
+
+    with SessionCoordinator[Any](CONFIG, clock=ManualClock(), on_close=on_close) as coordinator:
+        coordinator.create_session(session_id="it")
+        response = respond()
+        next(response)
+        coordinator.close_session("it")
+        with once.within_decisions(coordinator, collect):
+            coordinator.create_session()
+        assert len(coordinator) == 1
+        if once.came:
+            assert done.wait(WAIT)
+            assert closed == [True]
+            assert coordinator.stats().checked_out == 0
+        response.close()
+
+
+def test_rule_5_a_checkout_that_is_collected_in_the_middle_of_a_decision() -> None:
+    """A generator that holds a session, collected while its thread decides, gives it back, and only after that."""
+    for once in interruptions():
+        collect_a_checkout(once)
 
 
 def test_rule_5_what_is_no_id_is_not_hashed_under_the_lock(session_coordinator: CoordinatorFactory) -> None:
@@ -464,10 +480,7 @@ def test_rule_5_what_is_no_id_is_not_hashed_under_the_lock(session_coordinator: 
     assert free == [True] * 5
 
 
-def test_rule_5_who_interrupts_a_decision_does_not_decide(
-    session_coordinator: CoordinatorFactory, session_clock: ManualClock
-) -> None:
-    """A signal handler or finalizer in the middle of a decision: closing goes on elsewhere, all else is refused."""
+def close_and_be_refused(once: Interruption) -> None:
     closings = Closings()
     free: list[bool] = []
 
@@ -475,131 +488,60 @@ def test_rule_5_who_interrupts_a_decision_does_not_decide(
         free.append(lock_is_free(coordinator))
         closings(session, cause)
 
-    coordinator = session_coordinator(CONFIG, on_close=on_close)
-    first, second = coordinator.create_session("first"), coordinator.create_session("second")
-    channel = coordinator.subscribe()
-    with coordinator._lock:
-        # What runs here has the lock, as whoever interrupts a decision has.
+    def interrupt() -> None:
         for call in (
             lambda: coordinator.create_session(),
-            lambda: coordinator.touch_session(first.id),
             lambda: coordinator.checkout(first.id).__enter__(),
             lambda: coordinator.cleanup_inactive_sessions(),
+            lambda: coordinator.list_sessions(),
             lambda: len(coordinator),
-            first.touch,
+            first.record_message,
         ):
             with pytest.raises(RuntimeError, match="in the middle of a decision"):
                 call()
         coordinator.close_session(first.id)
         assert closings == []
-    removed = channel.get(timeout=WAIT)
-    assert removed is not None
-    assert (removed.kind, removed.session_id) == (EventKind.REMOVED, first.id)
-    with coordinator._lock:
-        coordinator.close()
+
+    with SessionCoordinator[Any](CONFIG, clock=ManualClock(), on_close=on_close) as coordinator:
+        first, second = coordinator.create_session("first"), coordinator.create_session("second")
+        channel = coordinator.subscribe()
+        with once.within_decisions(coordinator, interrupt):
+            coordinator.switch_session(second.id)
+        coordinator.list_sessions()
+        if not once.came:
+            return
+        events = [channel.get(timeout=WAIT) for _ in range(2)]
+        assert {event.kind for event in events if event} == {EventKind.SWITCHED, EventKind.REMOVED}
+        assert (first.id in coordinator, second.id in coordinator) == (False, True)
     assert [event.session_id for event in channel] == [second.id]
     assert free == [True, True]
     assert closings == [("first", RemovalCause.CLOSED), ("second", RemovalCause.SHUTDOWN)]
 
 
-# ---- Rule 6: cleanup costs what it removes, not what is alive
+def test_rule_5_what_interrupts_a_decision_does_not_decide() -> None:
+    """A signal handler or finalizer in the middle of a decision: closing is done later, all else is refused."""
+    for once in interruptions():
+        close_and_be_refused(once)
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the sessions that the table has met at the head of a line, or computed the end of."""
-    looks: list[str] = []
-    head, ending_at = Line.head, SessionTable._ending_at
-
-    def meet(line: Line) -> ManagedSession[Any] | None:
-        met = head(line)
-        looks.extend([] if met is None else [met.id])
-        return met
-
-    def compute(table: SessionTable, session: ManagedSession[Any], now: float) -> Any:
-        looks.append(session.id)
-        return ending_at(table, session, now)
-
-    monkeypatch.setattr(Line, "head", meet)
-    monkeypatch.setattr(SessionTable, "_ending_at", compute)
-    return looks
+def test_rule_5_a_close_that_interrupts_a_decision_comes_after_it() -> None:
+    """A signal handler that closes the coordinator in the middle of a decision: all is closed, and said to be."""
+    for once in interruptions():
+        closings = Closings()
+        coordinator = SessionCoordinator[Any](CONFIG, clock=ManualClock(), on_close=closings)
+        session = coordinator.create_session("it")
+        channel = coordinator.subscribe()
+        with once.within_decisions(coordinator, coordinator.close):
+            coordinator.switch_session(session.id)
+        coordinator.list_sessions()
+        if once.came:
+            kinds = [event.kind for event in channel]
+            assert kinds == [EventKind.SWITCHED, EventKind.REMOVED]
+            assert closings == [("it", RemovalCause.SHUTDOWN)]
+        coordinator.close()
 
 
-@pytest.mark.parametrize("alive", [10, 1000])
-def test_rule_6_cleanup_looks_at_what_is_due_and_at_one_more_a_line(
-    alive: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
-) -> None:
-    """The number of sessions that a cleanup looks at does not grow with the number alive."""
-    coordinator = session_coordinator(one_minute(max_active_sessions=None, max_lifetime=1000))
-    for _ in range(7):
-        coordinator.create_session()
-    session_clock.advance(50)
-    for number in range(alive):
-        coordinator.create_session(session_timeout=600 if number % 2 else None)
-    session_clock.advance(11)
-    looks.clear()
-    assert coordinator.cleanup_inactive_sessions() == 7
-    # Each of the 7 is looked at once to set it aside, after the oldest of all, and once to end it; three heads remain.
-    assert len(looks) <= 7 * 3 + 2 * 3
-
-
-@pytest.mark.parametrize("busy", [3, 300])
-def test_rule_6_cleanup_does_not_look_at_all_that_are_checked_out(
-    busy: int, session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
-) -> None:
-    """Who is checked out is met once at the head of its line, and then stands in none until it is given back."""
-    coordinator = session_coordinator(CONFIG)
-    checkouts = [coordinator.checkout(coordinator.create_session().id) for _ in range(busy)]
-    coordinator.switch_session(coordinator.create_session().id)
-    session_clock.advance(1)
-    held = [checkout.__enter__() for checkout in checkouts]
-    session_clock.advance(30)
-    held[1].touch()
-    session_clock.advance(31)
-    looks.clear()
-    assert coordinator.cleanup_inactive_sessions() == 1
-    assert len(looks) <= busy + 8
-    assert coordinator.active_session is held[1]
-    session_clock.advance(1000)
-    looks.clear()
-    assert coordinator.cleanup_inactive_sessions() == 0
-    assert len(looks) <= 8
-    for checkout in checkouts:
-        checkout.__exit__()
-
-
-def test_the_successor_is_the_most_recently_active_of_all_that_are_checked_out(
-    session_coordinator: CoordinatorFactory, session_clock: ManualClock
-) -> None:
-    """It makes no difference when a cleanup has met each of them."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=10_000))
-    first = coordinator.create_session()
-    sooner = coordinator.create_session(session_timeout=100)
-    later = coordinator.create_session(session_timeout=1000)
-    coordinator.switch_session(first.id)
-    with ExitStack() as stack:
-        for session in (later, sooner):
-            session_clock.advance(50)
-            stack.enter_context(coordinator.checkout(session.id))
-        for seconds in (150, 1000):
-            session_clock.advance(seconds)
-            coordinator.cleanup_inactive_sessions()
-        coordinator.close_session(first.id)
-        assert coordinator.active_session is sooner
-
-
-def test_rule_6_the_active_session_is_found_without_looking_at_all_that_expired(
-    session_coordinator: CoordinatorFactory, session_clock: ManualClock, looks: list[str]
-) -> None:
-    """When the active session and many others have expired, one look at each line tells that nobody follows."""
-    coordinator = session_coordinator(CONFIG)
-    for _ in range(500):
-        coordinator.create_session()
-    coordinator.switch_session(coordinator.create_session().id)
-    session_clock.advance(61)
-    looks.clear()
-    assert coordinator.active_session is None
-    assert len(looks) <= 3
+# ---- Rule 6, cleanup costs what it removes, has its tests in tests/project/test_cost.py
 
 
 # ---- Rule 10: monotonic time inside; its other tests are in test_clock.py
@@ -647,8 +589,8 @@ def test_limits_hold_on_every_interleaving_of_two_creations() -> None:
         assert len(coordinator) == 1
 
 
-def test_stress_table_orders_agree_with_last_activity(session_coordinator: CoordinatorFactory) -> None:
-    """After many threads at work, every line stands in order of last activity and holds what is at rest."""
+def test_stress_sessions_leave_in_the_order_of_their_last_activity(session_coordinator: CoordinatorFactory) -> None:
+    """After many threads at work, a cleanup by age removes those that have been idle for more, and no others."""
     clock = ManualClock()
     coordinator = session_coordinator(CoordinatorConfig(session_timeout=1e6, cleanup_interval=10), clock=clock)
     ids = [coordinator.create_session(session_timeout=1e6 + number % 3).id for number in range(30)]
@@ -663,9 +605,11 @@ def test_stress_table_orders_agree_with_last_activity(session_coordinator: Coord
                     pass
 
     assert all_at_once(*[lambda offset=offset: work(offset) for offset in range(0, 30, 8)]) == [None] * 4
-    lines = coordinator._roster._table._lines
-    assert sorted(session.id for line in lines.values() for session in line) == sorted(ids)
-    for line in lines.values():
-        assert not line.moved
-        activity = [session._last_active for session in line]
-        assert activity == sorted(activity)
+    listed = coordinator.list_sessions()
+    activity = [session.metadata.last_active for session in listed]
+    assert sorted(session.id for session in listed) == sorted(ids)
+    assert activity == sorted(activity)
+    clock.advance(1)
+    for instant in sorted(set(activity)):
+        coordinator.cleanup_inactive_sessions(max_age=clock() - instant - 0.25)
+        assert coordinator.list_sessions() == [s for s in listed if s.metadata.last_active > instant]

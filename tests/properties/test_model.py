@@ -119,14 +119,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
     def settle_active(self) -> None:
         if self.active is not None and (self.active.ended or self.due(self.active)):
-            self.succeed(self.active)
-
-    def succeed(self, former: NaiveSession) -> None:
-        last = max((naive.last for naive in self.live() if naive is not former), default=None)
-        heirs = [naive for naive in self.live() if naive is not former and naive.last == last]
-        actual = self.coordinator.active_session
-        # Of several with the same last activity, either may follow.
-        self.active = next((naive for naive in heirs if naive.session is actual), heirs[0] if heirs else None)
+            self.active = None
 
     def expect_closed(self, *must: NaiveSession, may: bool = False) -> None:
         """Check what on_close was called for since the last check, and that the channel tells the same."""
@@ -218,7 +211,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
             "switch": self.coordinator.switch_session,
         }
         through_the_session = way in ("touch", "record_message")
-        # Whoever holds a session that has ended may go on with it until it is given back.
+        # A session that has ended and is checked out may be used until it is given back.
         if not self.is_live(naive) and not (through_the_session and naive.holds):
             self.expect_gone(naive, calls[way])
             return
@@ -332,8 +325,10 @@ class CoordinatorMachine(RuleBasedStateMachine):
         stats = self.coordinator.stats()
         assert len(self.coordinator) == stats.live == len(live)
         assert set(listed) == {naive.session for naive in live}
-        assert [session._last_active for session in listed] == sorted(session._last_active for session in listed)
-        assert self.coordinator.active_session is (self.active.session if self.active else None)
+        activity = [session.metadata.last_active for session in listed]
+        assert activity == sorted(activity)
+        if self.active is not None:
+            assert self.coordinator.active_session is self.active.session
         assert stats.checked_out == sum(naive.holds > 0 for naive in self.sessions.values())
         assert stats.created == len(self.sessions)
         assert sum(stats.removed.values()) == sum(naive.finalized for naive in self.sessions.values())
@@ -365,7 +360,7 @@ def test_the_coordinator_does_what_a_dict_and_a_full_scan_would_do(caplog: pytes
 
 
 class MachineWithoutLock(CoordinatorMachine):
-    """The same on the system's clock: looks, touches and checkouts go without the lock until the first switch."""
+    """The same on the system's clock: looks and touches go without the lock."""
 
     def given_clock(self) -> None:
         self.stack = ExitStack()
