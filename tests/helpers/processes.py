@@ -1,16 +1,32 @@
-"""Coordinators that stand for processes, with live resources on one store, and what is asked of them."""
+"""Coordinators that stand for processes, with live resources on one store; what is asked of them; real processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.synchronize import Barrier
 from typing import Any, NamedTuple
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator
-from sessionkit.stores import SQLiteStore
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from .support import WatchedStore
+from .support import WAIT, WatchedStore
+
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
+"""What most tests with a store go by."""
+
+
+def config(**options: Any) -> CoordinatorConfig:
+    """The same with other settings besides."""
+    return CoordinatorConfig(session_timeout=60, cleanup_interval=10, **options)
+
+
+OpenStore = Callable[..., WatchedStore]
+Restart = Callable[..., SessionCoordinator[Any]]
+Pair = tuple[SessionCoordinator[Any], SessionCoordinator[Any]]
 
 
 class Agent:
@@ -29,18 +45,18 @@ class Closing(NamedTuple):
 
 
 class Process:
-    """A coordinator that stands for a process: it has a store of its own on the common file."""
+    """A coordinator that stands for a process: it has a store of its own on the common file, and live resources."""
 
     def __init__(
-        self, make: CoordinatorFactory, path: Path, name: str, *, resources: bool = True, **options: Any
+        self, make: CoordinatorFactory, store: WatchedStore, name: str | None, *, resources: bool = True, **options: Any
     ) -> None:
         self.made: list[Agent] = []
         self.closed: list[Closing] = []
         self.while_letting_go: Callable[[ManagedSession[Any]], object] = lambda session: None
         self.while_making: Callable[[ManagedSession[Any]], object] = lambda session: None
-        self.store = WatchedStore(SQLiteStore(path))
+        self.store = store
         self.sessions: SessionCoordinator[Any] = make(
-            CoordinatorConfig(session_timeout=60, cleanup_interval=10, instance_name=name, **options),
+            config(instance_name=name, **options),
             store=self.store,
             resource_factory=self._make if resources else None,
             on_close=self._close,
@@ -63,19 +79,19 @@ class Process:
             return session.resource  # type: ignore[no-any-return]  # Any
 
     def instances(self, session_id: str) -> tuple[str, ...]:
-        """Who else has it in memory, as this one sees it."""
-        found = self.store.store.load(session_id, self.sessions._records.instance)  # type: ignore[union-attr]  # it has a store
+        """The names of the other instances that have the session in memory, as this one sees it."""
+        found = self.store.store.load(session_id, self.store.instance)
         assert found is not None
         return found.elsewhere
 
 
 Maker = Callable[..., Process]
-Pair = tuple[Process, Process]
+Processes = tuple[Process, Process]
 Call = Callable[[SessionCoordinator[Any], str], Any]
 
 
 def checked_out(**options: Any) -> Call:
-    """Check it out and give it back."""
+    """Check the session out and give it back."""
 
     def call(sessions: SessionCoordinator[Any], session_id: str) -> Any:
         with sessions.checkout(session_id, **options) as session:
@@ -93,10 +109,49 @@ LOOKS: dict[str, Call] = {
     "by name": lambda sessions, _: sessions.switch_session("support"),
     "rotate_session": lambda sessions, session_id: sessions.rotate_session(session_id, "another-id", timeout=0),
 }
-"""What sees how a session stands in the store."""
+"""The calls that compare the session with its record."""
 
 TOUCHES: dict[str, Call] = {
     "touch_session": lambda sessions, session_id: sessions.touch_session(session_id),
     "save_session": lambda sessions, session_id: sessions.save_session(session_id),
 }
-"""What does not."""
+"""The calls that do not."""
+
+
+# ---- Real processes
+
+
+@contextmanager
+def processes(number: int, target: Callable[..., Any], *arguments: Any) -> Iterator[list[Any]]:
+    """Run a function in several new processes, started at once, and give their results."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(number)
+    with ExitStack() as stack:
+        pipes = []
+        for index in range(number):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_report, args=(sender, barrier, target, index, *arguments))
+            process.start()
+            stack.callback(process.join, WAIT)
+            sender.close()
+            pipes.append(receiver)
+        yield [receiver.recv() for receiver in pipes]
+
+
+def _report(sender: Any, barrier: Barrier, target: Callable[..., Any], *arguments: Any) -> None:
+    sender.send(target(barrier, *arguments))
+
+
+@contextmanager
+def killed_when_ready(work: Callable[..., None], *arguments: Any) -> Iterator[None]:
+    """Run work in a child until it says that it is ready, then the block, and then kill the child."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        work(*arguments, writer)
+    os.close(writer)
+    assert os.read(reader, 1) == b"!"
+    yield
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(reader)

@@ -20,25 +20,30 @@ from sessionkit import (
     RemovalCause,
     SessionCoordinator,
     SessionElsewhereError,
-    SessionError,
     SessionExistsError,
     SessionExpiredError,
     SessionNotFoundError,
 )
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
-from sessionkit.testing.pytest_plugin import CoordinatorFactory
 from sessionkit.wsgi import KEY, SessionMiddleware
 
-from ..helpers.processes import LOOKS, TOUCHES, Maker, Pair, Process
-from ..helpers.support import all_at_once
+from ..helpers.processes import (
+    LOOKS,
+    TOUCHES,
+    Maker,
+    Pair,
+    Process,
+)
+from ..helpers.support import (
+    DETACH,
+    FIND,
+    JOIN,
+    LEASE,
+    LOAD,
+    all_at_once,
+)
 from ..helpers.web import Visitor
-
-
-@pytest.fixture
-def process(session_coordinator: CoordinatorFactory, tmp_path: Path) -> Maker:
-    """Makes processes, of a name and of options."""
-    return lambda name, **options: Process(session_coordinator, tmp_path / "sessions.db", name, **options)
 
 
 @pytest.fixture
@@ -56,7 +61,7 @@ def test_whoever_asks_elsewhere_is_told_where_it_is(apart: Pair, way: str) -> No
         (LOOKS | TOUCHES)[way](here.sessions, session.id)
     assert (caught.value.session_id, caught.value.instance_name) == (session.id, "http://10.0.0.8:8000")
     assert there.instances(session.id) == ()
-    assert set(here.store.calls) <= {"join", "load", "find"}
+    assert set(here.store.calls) <= {JOIN, LOAD, FIND}
     assert (len(here.sessions), here.made, here.sessions.stats().checked_out) == (0, [], 0)
     there.sessions.cleanup_inactive_sessions()
     assert there.sessions.get_session(session.id) is session
@@ -166,7 +171,7 @@ def test_another_one_that_was_faster(process: Maker, apart: Pair, fails: bool) -
         here.store.store.load = load  # type: ignore[method-assign]  # once only
         found = load(*arguments)
         there.sessions.get_session(session_id)
-        here.store.failing = {"detach"} if fails else set()
+        here.store.failing = {DETACH} if fails else set()
         return found
 
     here.store.store.load = load_late  # type: ignore[method-assign]  # comes in between
@@ -387,6 +392,6 @@ def test_no_other_503_names_an_instance(process: Maker) -> None:
     here = process("here", affinity=True)
     visitor = Visitor(wsgi_site(here.sessions))
     visitor.get()
-    here.store.failing = {"lease"}
+    here.store.failing = {LEASE}
     answer = visitor.get()
     assert (answer.status, answer["Sessionkit-Instance"]) == ("503 Service Unavailable", None)

@@ -12,7 +12,6 @@ from unittest.mock import patch
 import pytest
 
 from sessionkit import (
-    CoordinatorConfig,
     EventKind,
     InvalidSessionError,
     RemovalCause,
@@ -27,14 +26,19 @@ from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, HeldUpClock, WatchedStore, in_thread, records_in, system_time
-
-CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
+from ..helpers.processes import (
+    CONFIG,
+    config,
+)
+from ..helpers.support import (
+    DELETE,
+    RENAME,
+    WAIT,
+    Closings,
+    WatchedStore,
+    in_thread,
+    records_in,
+)
 
 
 def waits_for(coordinator: SessionCoordinator[Any], session: Any) -> bool:
@@ -88,7 +92,7 @@ def test_rotation_touches_and_keeps_the_limits(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Its idle time starts again; its maximum lifetime, and its turn among the others, do not."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_lifetime=100))
+    coordinator = session_coordinator(config(max_lifetime=100))
     sessions = [coordinator.create_session(session_id=name) for name in "abc"]
     session_clock.advance(50)
     for name in "bc":
@@ -255,7 +259,7 @@ def test_an_id_that_is_taken_in_the_store_is_refused(session_coordinator: Coordi
         other.create_session(session_id="stored")
     for session_id in ("old", "here", "ended"):
         coordinator.create_session(session_id=session_id)
-    store.failing.add("delete")
+    store.failing.add(DELETE)
     coordinator.close_session("ended")
     for taken in ("stored", "here", "ended", "old"):
         with pytest.raises(SessionExistsError) as caught:
@@ -270,7 +274,7 @@ def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorF
     store = WatchedStore(SQLiteStore(path))
     coordinator = session_coordinator(CONFIG, store=store)
     session = coordinator.create_session(session_id="old")
-    store.failing.add("rename")
+    store.failing.add(RENAME)
     with pytest.raises(StoreError):
         coordinator.rotate_session("old", "new")
     store.failing.clear()
@@ -285,7 +289,7 @@ def test_a_session_ended_elsewhere_cannot_be_rotated(session_coordinator: Coordi
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
     with coordinator.checkout("old"):
-        store.delete({"old": None})
+        store.delete(["old"])
         with pytest.raises(SessionNotFoundError):
             coordinator.rotate_session("old", "new")
     assert len(coordinator) == 0
@@ -299,7 +303,7 @@ def test_a_session_ended_elsewhere_at_the_last_moment(session_coordinator: Coord
     rename = store.store.rename
 
     def rename_late(*arguments: Any) -> bool:
-        store.store.delete({"old": None})
+        store.store.delete(["old"])
         return rename(*arguments)
 
     with patch.object(store.store, "rename", rename_late), pytest.raises(SessionNotFoundError):

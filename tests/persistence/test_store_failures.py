@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sessionkit import (
-    CoordinatorConfig,
     RemovalCause,
     SessionBusyError,
     SessionCoordinator,
@@ -20,28 +19,31 @@ from sessionkit import (
     SessionNotFoundError,
     SessionState,
     StoreError,
+    StoreStats,
 )
-from sessionkit.core.stats import StoreStats
-from sessionkit.stores import Changes, SQLiteStore, Touch
+from sessionkit.stores import SQLiteStore, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import Closings, WatchedStore
-
-CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sessions.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[WatchedStore]:
-    store = WatchedStore(SQLiteStore(path, timeout=0.01))
-    yield store
-    # The coordinator may need it still: its fixture ends later.
-    store.store._database.rest()  # type: ignore[attr-defined]  # it is a SQLiteStore
+from ..helpers.processes import (
+    CONFIG,
+    config,
+)
+from ..helpers.support import (
+    CREATE,
+    DELETE,
+    DELETE_IF_DUE,
+    EVERYTHING,
+    GIVE_BACK,
+    LEAVE,
+    LOAD,
+    RELEASE,
+    SAVE,
+    SET_WRITE_INTERVAL,
+    TOUCH,
+    Closings,
+    WatchedStore,
+)
 
 
 @pytest.fixture
@@ -74,8 +76,8 @@ def test_a_creation_that_cannot_be_saved_leaves_nothing(
     coordinator: SessionCoordinator[Any], store: WatchedStore
 ) -> None:
     """It raises with the cause chained; name, id and place are free, and nothing was made for it."""
-    store.failing = {"create"}
-    with pytest.raises(StoreError, match="no create today") as caught:
+    store.failing = {CREATE}
+    with pytest.raises(StoreError, match=f"no {CREATE} today") as caught:
         coordinator.create_session("support", session_id="s-1")
     assert isinstance(caught.value.__cause__, OSError)
     assert (len(coordinator), figures(coordinator).failures) == (0, 1)
@@ -90,12 +92,12 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     given back saves it, unless another process has saved the session first. The session is free meanwhile.
     """
     session = coordinator.create_session()
-    store.failing = {"give_back", "create"}
+    store.failing = {GIVE_BACK, CREATE}
     with pytest.raises(StoreError):
         coordinator.create_session()
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
-    with pytest.raises(StoreError, match="no give_back today"):
+    with pytest.raises(StoreError, match=f"no {GIVE_BACK} today"):
         checkout.__exit__()
     assert coordinator.get_session(session.id).data == {"step": 1}
     assert (coordinator.stats().checked_out, data_in(path, session.id)) == (0, "{}")
@@ -104,13 +106,13 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
         pass
     assert data_in(path, session.id) == '{"step":1}'
 
-    store.failing = {"give_back"}
+    store.failing = {GIVE_BACK}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 2
     with pytest.raises(StoreError):
         checkout.__exit__()
     store.failing.clear()
-    store.store.save(session.id, Changes(2, '{"by":"another process"}', Touch(0.0)))
+    store.store.save(session.id, 2, '{"by":"another process"}', Touch(0.0))
     with coordinator.checkout(session.id) as held:
         assert held.data == {"by": "another process"}
 
@@ -120,7 +122,7 @@ def test_messages_that_could_not_be_written_are_counted_once(
 ) -> None:
     """Whatever failed in between, by whichever way, the count and the state are right in the end."""
     session = coordinator.create_session()
-    store.failing = {"touch", "give_back"}
+    store.failing = {TOUCH, GIVE_BACK}
     session.record_message()
     session.set_state(SessionState.PROCESSING)
     with pytest.raises(StoreError):
@@ -146,7 +148,7 @@ def test_a_session_in_memory_stays_usable(
 ) -> None:
     """While the store fails, sessions in memory can be looked at, touched and checked out, within their process."""
     session = coordinator.create_session("support")
-    store.failing = {"*"}
+    store.failing = {EVERYTHING}
     assert coordinator.get_session(session.id) is session
     coordinator.touch_session(session.id)
     assert coordinator.switch_session("support") is session
@@ -168,23 +170,23 @@ def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinat
     session = coordinator.create_session()
     other = SQLiteStore(store.store.path)
     instance = other.join(1.0, "other")
-    store.failing = {"give_back", "release"}
+    store.failing = {GIVE_BACK, RELEASE}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
     coordinator.save_session(session.id)
-    with pytest.raises(StoreError, match="no release today"):
+    with pytest.raises(StoreError, match=f"no {RELEASE} today"):
         checkout.__exit__()
     assert store.load(session.id).record.data == '{"step":1}'
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 2
-    with pytest.raises(StoreError, match="no release today"):
+    with pytest.raises(StoreError, match=f"no {RELEASE} today"):
         checkout.__exit__()
     with pytest.raises(SessionBusyError):
-        other.attach(session.id, instance, "exclusive")
+        other.lease(session.id, instance, True)
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    found = other.attach(session.id, instance, "exclusive")
+    found = other.lease(session.id, instance, True)
     assert found is not None
     assert found.record.data == '{"step":2}'
     other.close()
@@ -195,7 +197,7 @@ def test_a_failed_load_raises(session_coordinator: CoordinatorFactory, path: Pat
     with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
         session = former.create_session("support", data={"lang": "en"})
     coordinator = session_coordinator(CONFIG, store=store)
-    store.failing = {"*"}
+    store.failing = {EVERYTHING}
     calls: list[Callable[[], Any]] = [
         lambda: coordinator.get_session(session.id),
         lambda: coordinator.touch_session(session.id),
@@ -210,7 +212,7 @@ def test_a_failed_load_raises(session_coordinator: CoordinatorFactory, path: Pat
         with pytest.raises(StoreError):
             call()
     assert len(coordinator) == 0
-    store.failing = {"delete"}
+    store.failing = {DELETE}
     with pytest.raises(StoreError):
         coordinator.close_session(session.id)
     store.failing.clear()
@@ -225,7 +227,7 @@ def test_a_restoration_that_fails_half_way_leaves_the_session_in_the_store(
         session = former.create_session()
 
     def factory(_: Any) -> str:
-        store.failing = {"*"}
+        store.failing = {EVERYTHING}
         raise OSError("no agent today")
 
     coordinator = session_coordinator(CONFIG, store=store, resource_factory=factory)
@@ -245,10 +247,10 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
     cause: RemovalCause,
 ) -> None:
     """A failed delete is retried, and its id refuses to load meanwhile. Whoever ended stays ended, for every caller."""
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="evict")
-    coordinator = session_coordinator(config, store=store, on_close=closings)
+    settings = config(max_active_sessions=1, on_full="evict")
+    coordinator = session_coordinator(settings, store=store, on_close=closings)
     session = coordinator.create_session("support")
-    store.failing = {"delete"}
+    store.failing = {DELETE, DELETE_IF_DUE}
     match cause:
         case RemovalCause.CLOSED:
             coordinator.close_session(session.id)
@@ -283,7 +285,7 @@ def test_a_creation_of_the_same_name_or_id_retries_the_delete(
     """The record in the way is one that has ended: it is deleted now, or the creation raises what the store did."""
     for options in ({"name": "support"}, {"session_id": "s-1"}):
         session = coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
-        store.failing = {"delete"}
+        store.failing = {DELETE}
         coordinator.close_session(session.id)
         with pytest.raises(StoreError):
             coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
@@ -297,14 +299,14 @@ def test_a_failed_passivation_keeps_the_session_in_memory(
     session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, session_clock: ManualClock
 ) -> None:
     """The creation that wanted its place raises; nothing is closed, and nobody was touched by it."""
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
-    coordinator = session_coordinator(config, store=store, on_close=closings)
+    settings = config(max_active_sessions=1, on_full="passivate")
+    coordinator = session_coordinator(settings, store=store, on_close=closings)
     session = coordinator.create_session("first")
     session_clock.advance(5)
     session.touch()
     session_clock.advance(5)
-    store.failing = {"touch"}
-    with pytest.raises(StoreError, match="no touch today"):
+    store.failing = {TOUCH}
+    with pytest.raises(StoreError, match=f"no {TOUCH} today"):
         coordinator.create_session("second")
     assert closings == []
     assert coordinator.get_session(session.id) is session
@@ -322,10 +324,10 @@ def test_what_a_passivated_session_could_not_write_last_is_logged(
     def on_close(session: Any, cause: RemovalCause) -> None:
         if cause is RemovalCause.PASSIVATED:
             session.data["last"] = "words"
-            store.failing = {"save"}
+            store.failing = {SAVE}
 
-    config = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=1, on_full="passivate")
-    coordinator = session_coordinator(config, store=store, on_close=on_close)
+    settings = config(max_active_sessions=1, on_full="passivate")
+    coordinator = session_coordinator(settings, store=store, on_close=on_close)
     first = coordinator.create_session("first", data={"kept": True})
     coordinator.create_session("second")
     assert f"the last changes of session {first.id!r} are not in the store" in caplog.text
@@ -340,7 +342,7 @@ def test_touches_that_cannot_be_written_are_written_later(
     session_clock.advance(5)
     session.touch()
     other.touch()
-    store.failing = {"touch"}
+    store.failing = {TOUCH}
     for _ in range(2):
         with pytest.raises(StoreError):
             coordinator.cleanup_inactive_sessions()
@@ -358,7 +360,7 @@ def test_expiry_goes_on_while_the_store_fails(
 ) -> None:
     """Sessions expire for every caller, and their resources are closed, whatever the store does; once each."""
     sessions = [coordinator.create_session() for _ in range(3)]
-    store.failing = {"*"}
+    store.failing = {EVERYTHING}
     session_clock.advance(61)
     for session in sessions:
         with pytest.raises(StoreError):
@@ -378,7 +380,7 @@ def test_the_cleanup_task_goes_on_and_retries(
     session = coordinator.create_session()
     session.touch()
     task = coordinator._cleanup_task
-    store.failing = {"*"}
+    store.failing = {EVERYTHING}
     assert task._fire()
     assert "a cleanup run failed; the next one will come" in caplog.text
     assert coordinator.stats().cleanup.failures == 1
@@ -399,14 +401,14 @@ def test_close_ends_everything_and_then_says_what_was_not_written(
         session.data["unsaved"] = True
     sessions[3].touch()
     store.calls.clear()
-    store.failing = {"*"}
+    store.failing = {EVERYTHING}
     with pytest.raises(StoreError, match="the last changes of 4 sessions could not be written") as caught:
         coordinator.close()
     assert isinstance(caught.value.__cause__, StoreError)
     assert len(closings) == 5
     assert channel.closed
     assert caplog.text.count("the last changes of session") == 4
-    assert store.calls["save"] == 1
+    assert store.calls[SAVE] == 1
     assert figures(coordinator).failures > 0
     store.failing.clear()
     coordinator.close()
@@ -418,8 +420,8 @@ def test_close_says_that_it_could_not_leave_the_store(
     """With nothing lost, the store's own error; closing again does nothing."""
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session()
-    store.failing = {"leave"}
-    with pytest.raises(StoreError, match="no leave today"):
+    store.failing = {LEAVE}
+    with pytest.raises(StoreError, match=f"no {LEAVE} today"):
         coordinator.close()
     coordinator.close()
 
@@ -428,10 +430,10 @@ def test_close_names_how_many_were_lost(session_coordinator: CoordinatorFactory,
     """With only saves failing, it leaves the store all the same."""
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session().data["unsaved"] = True
-    store.failing = {"save"}
+    store.failing = {SAVE}
     with pytest.raises(StoreError, match="the last changes of 1 sessions"):
         coordinator.close()
-    assert store.calls["leave"] == 1
+    assert store.calls[LEAVE] == 1
 
 
 def test_the_cleanup_task_starts_and_stops_while_the_store_fails(
@@ -439,9 +441,9 @@ def test_the_cleanup_task_starts_and_stops_while_the_store_fails(
 ) -> None:
     """It starts all the same; it stops only once others can be told that touches are not written any more."""
     coordinator.create_session()
-    store.failing = {"set_write_interval"}
+    store.failing = {SET_WRITE_INTERVAL}
     coordinator.start_cleanup_task()
-    with pytest.raises(StoreError, match="no set_write_interval today"):
+    with pytest.raises(StoreError, match=f"no {SET_WRITE_INTERVAL} today"):
         coordinator.stop_cleanup_task()
     assert coordinator.stats().cleanup.alive
     store.failing.clear()
@@ -466,7 +468,7 @@ def test_callers_clean_up_without_a_thread_and_with_a_failing_store(
         patch.setattr("sessionkit.core.cleanup.CleanupTimer.start", no_thread)
         coordinator.start_cleanup_task()
         session_clock.advance(61)
-        store.failing = {"*"}
+        store.failing = {EVERYTHING}
         assert len(coordinator) == 0
     assert closings == [("support", RemovalCause.IDLE)]
     store.failing.clear()
@@ -520,7 +522,7 @@ def test_somebody_in_the_way_whom_the_store_cannot_tell_of(
 ) -> None:
     """Whoever has the name keeps it, also where the store cannot say whether he is gone."""
     coordinator.create_session("support")
-    store.failing = {"load"}
+    store.failing = {LOAD}
     with pytest.raises(SessionExistsError):
         coordinator.create_session("support")
     store.failing.clear()
@@ -536,15 +538,15 @@ def test_an_expired_record_that_is_used_elsewhere_at_that_moment(
         former.create_session("support", session_id="s-1")
     session_clock.advance(61)
     coordinator = session_coordinator(CONFIG, store=store)
-    original = store.store.delete
-    store.store.delete = lambda *_: set()
+    original = store.store.delete_unless_used
+    store.store.delete_unless_used = lambda *_: set()
     with pytest.raises(SessionExistsError):
         coordinator.create_session("support")
-    store.store.delete = original
+    store.store.delete_unless_used = original
     load = store.store.load
 
     def gone_by_then(*arguments: Any) -> Any:
-        original({"s-1": None})
+        store.store.delete(["s-1"])
         return load(*arguments)
 
     store.store.load = gone_by_then

@@ -1,15 +1,13 @@
-"""One session in several processes, each with a live resource: whose is out of use, and is let go."""
+"""One session in several processes, each with a live resource: whose copy is stale, and is let go."""
 
 from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,16 +21,23 @@ from sessionkit import (
     SessionLimitError,
     StoreError,
 )
-from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.processes import LOOKS, TOUCHES, Call, Closing, Maker, Pair, Process, checked_out
-from ..helpers.support import WAIT, all_at_once, in_thread
-
-
-@pytest.fixture
-def process(session_coordinator: CoordinatorFactory, tmp_path: Path) -> Maker:
-    """Makes processes, of a name and of options."""
-    return lambda name, **options: Process(session_coordinator, tmp_path / "sessions.db", name, **options)
+from ..helpers.processes import (
+    LOOKS,
+    TOUCHES,
+    Call,
+    Closing,
+    Maker,
+    Pair,
+    Process,
+    checked_out,
+)
+from ..helpers.support import (
+    LEASE,
+    WAIT,
+    all_at_once,
+    in_thread,
+)
 
 
 @pytest.fixture
@@ -387,46 +392,6 @@ def test_a_look_that_was_late_lets_nothing_go(pair: Pair) -> None:
     assert (len(here.made), len(here.closed)) == (2, 1)
 
 
-def test_a_time_limit_is_for_all_of_the_wait(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the session leaves memory meanwhile, and whoever waited for it has to wait for it once more."""
-    here, _ = pair
-    old = here.sessions.create_session()
-    archive = here.sessions._archive
-    assert archive is not None
-    waits: list[float] = []
-    held: list[Any] = []
-
-    def have_it_held() -> None:
-        checkout = here.sessions.checkout(old.id)
-        with in_thread(checkout.__enter__) as entering:
-            entering.result(WAIT)
-        held.append(checkout)
-
-    def wait(_: Any, seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 1:
-            time.sleep(0.001)
-            archive.standing.end_here(old)
-        held.pop().__exit__()
-
-    bring = archive.bring
-
-    def bring_and_have_it_held(session_id: str) -> Any:
-        brought = bring(session_id)
-        if brought is not old:
-            monkeypatch.setattr(archive, "bring", bring)
-            have_it_held()
-        return brought
-
-    have_it_held()
-    monkeypatch.setattr("sessionkit.core.hold.Waiter.wait", wait)
-    monkeypatch.setattr(archive, "bring", bring_and_have_it_held)
-    with here.sessions.checkout(old.id, timeout=5) as new:
-        assert new is not old
-    assert len(waits) == 2
-    assert waits[1] < waits[0] == 5
-
-
 # ---- When something fails on the way
 
 
@@ -473,82 +438,13 @@ def test_a_checkout_interrupted_while_it_lets_go(pair: Pair, comes_back: bool) -
         there.add(session_id, "and again", timeout=0)
 
 
-@pytest.mark.parametrize("late", ["on its way to the store", "before that"])
-def test_a_lease_that_is_given_back_late_is_not_that_of_another_checkout(process: Maker, late: str) -> None:
-    """A cleanup run gives back what an interrupted checkout left; the session leaves memory meanwhile, and is had
-    again."""
-    here = process("here", max_active_sessions=1, on_full="passivate")
-    there = process("there")
-    session_id = here.sessions.create_session().id
-    there.add(session_id, "there")
-
-    def interrupt(_: ManagedSession[Any]) -> None:
-        here.while_letting_go = lambda _: None
-        raise KeyboardInterrupt
-
-    here.while_letting_go = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        here.add(session_id, "here")
-    written = here.sessions._records.written(here.sessions.get_session(session_id))  # type: ignore[union-attr]  # it has a store
-    assert written is not None
-    lock, release, detach = written.lock, here.store.store.release, here.store.store.detach
-    detaches, releases = threading.Event(), threading.Event()
-
-    def check_out_again() -> Any:
-        here.sessions.create_session()
-        checkout = here.sessions.checkout(session_id)
-        checkout.__enter__()
-        return checkout
-
-    def detach_late(*arguments: Any) -> None:
-        here.store.store.detach = detach  # type: ignore[method-assign]  # once only
-        detaches.set()
-        assert releases.wait(WAIT)
-        detach(*arguments)
-
-    def release_late(*arguments: Any) -> None:
-        here.store.store.release = release  # type: ignore[method-assign]  # once only
-        releases.set()
-        # As it should, it waits for this one.
-        with suppress(TimeoutError):
-            moving[0].result(0.1)
-        release(*arguments)
-
-    class LateLock:
-        """Had only when all is done."""
-
-        def __enter__(self) -> None:
-            written.lock = lock
-            moving.append(pool.submit(check_out_again))
-            moving[0].result(WAIT)
-            lock.acquire()
-
-        def __exit__(self, *_: object) -> None:
-            lock.release()
-
-    moving: list[Any] = []
-    with ThreadPoolExecutor(1) as pool:
-        if late == "before that":
-            written.lock = LateLock()  # type: ignore[assignment]  # it is one
-        else:
-            here.store.store.detach = detach_late  # type: ignore[method-assign]  # comes in between
-            here.store.store.release = release_late  # type: ignore[method-assign]  # comes in between
-            moving.append(pool.submit(check_out_again))
-            assert detaches.wait(WAIT)
-        here.sessions.cleanup_inactive_sessions()
-        checkout = moving[0].result(WAIT)
-    _assert_is_busy(there, session_id)
-    checkout.__exit__()
-    there.add(session_id, "there", timeout=0)
-
-
 def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair: Pair) -> None:
     """Though another process had the session before; whoever comes in meanwhile shares it, and then it is let go."""
     here, there = pair
     session = here.sessions.create_session()
     for joined in (False, True):
         there.add(session.id, "there")
-        here.store.failing = {"lease"}
+        here.store.failing = {LEASE}
         with here.sessions.checkout(session.id) as held:
             assert held is session
             here.store.failing.clear()
@@ -603,7 +499,7 @@ def test_a_store_that_fails_while_another_thread_lets_go(pair: Pair) -> None:
 
     records.go_without_lease = go_late  # type: ignore[method-assign]  # comes in between
     looking: list[Any] = []
-    here.store.failing = {"lease"}
+    here.store.failing = {LEASE}
     with ThreadPoolExecutor(1) as pool:
         with here.sessions.checkout(old.id, timeout=WAIT) as held:
             assert held is looking[0].result(WAIT)
