@@ -20,6 +20,7 @@ from sessionkit import (
     RemovalCause,
     SessionCoordinator,
     SessionElsewhereError,
+    SessionError,
     SessionExistsError,
     SessionExpiredError,
     SessionNotFoundError,
@@ -32,8 +33,7 @@ from ..helpers.processes import (
     LOOKS,
     TOUCHES,
     Maker,
-    Pair,
-    Process,
+    Processes,
 )
 from ..helpers.support import (
     DETACH,
@@ -47,13 +47,13 @@ from ..helpers.web import Visitor
 
 
 @pytest.fixture
-def apart(process: Maker) -> tuple[Process, Process]:
+def apart(process: Maker) -> Processes:
     """Two processes that leave each other's sessions alone."""
     return process("http://10.0.0.7:8000", affinity=True), process("http://10.0.0.8:8000", affinity=True)
 
 
 @pytest.mark.parametrize("way", LOOKS | TOUCHES)
-def test_whoever_asks_elsewhere_is_told_where_it_is(apart: Pair, way: str) -> None:
+def test_whoever_asks_elsewhere_is_told_where_it_is(apart: Processes, way: str) -> None:
     """`SessionElsewhereError` names the other process; nothing is made or written, and the session stays as it is."""
     here, there = apart
     session = there.sessions.create_session("support")
@@ -91,19 +91,19 @@ def test_once_its_process_has_let_go_it_is_had_here(process: Maker, way: str, en
     assert session.resource is here.made[0]
 
 
-def test_a_session_whose_process_died_is_had_here(process: Maker, tmp_path: Path) -> None:
-    """At once: nobody has to notice first."""
+def test_a_session_whose_process_died_is_had_here(process: Maker, path: Path) -> None:
+    """At once: no process has to notice first."""
     here = process("here", affinity=True)
     pid = os.fork()
     if pid == 0:
-        dying = SessionCoordinator[Any](CoordinatorConfig(affinity=True), store=SQLiteStore(tmp_path / "sessions.db"))
+        dying = SessionCoordinator[Any](CoordinatorConfig(affinity=True), store=SQLiteStore(path))
         dying.create_session("support", data={"said": ["there"]})
         os._exit(0)
     os.waitpid(pid, 0)
     assert here.sessions.switch_session("support").data == {"said": ["there"]}
 
 
-def test_what_needs_no_resource_works_from_elsewhere(apart: Pair) -> None:
+def test_what_needs_no_resource_works_from_elsewhere(apart: Processes) -> None:
     """Whether it is live, that its name is taken, and ending it."""
     here, there = apart
     session = there.sessions.create_session("support")
@@ -118,7 +118,7 @@ def test_what_needs_no_resource_works_from_elsewhere(apart: Pair) -> None:
         here.sessions.get_session(session.id)
 
 
-def test_what_expired_elsewhere_is_told_to_have_expired(apart: Pair, session_clock: ManualClock) -> None:
+def test_what_expired_elsewhere_is_told_to_have_expired(apart: Processes, session_clock: ManualClock) -> None:
     """Expiry is the same for every caller, wherever the session is in memory."""
     here, there = apart
     there.sessions.start_cleanup_task()
@@ -133,7 +133,7 @@ def test_what_expired_elsewhere_is_told_to_have_expired(apart: Pair, session_clo
     assert there.instances(session.id) == ()
 
 
-def test_restoring_all_passes_over_what_is_elsewhere(apart: Pair) -> None:
+def test_restoring_all_passes_over_what_is_elsewhere(apart: Processes) -> None:
     """And brings back the rest."""
     here, there = apart
     ids = [there.sessions.create_session().id for _ in range(3)]
@@ -159,22 +159,18 @@ def test_of_several_that_restore_at_once_one_gets_it(process: Maker) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_another_one_that_was_faster(process: Maker, apart: Pair, fails: bool) -> None:
+def test_another_one_that_was_faster(process: Maker, apart: Processes, fails: bool) -> None:
     """It was nowhere at the first look, and elsewhere at the second: it is left there; should that fail, later."""
     here, there = apart
     maker = process("maker")
     session_id = maker.sessions.create_session().id
     maker.sessions.close()
-    load = here.store.store.load
 
-    def load_late(*arguments: Any) -> Any:
-        here.store.store.load = load  # type: ignore[method-assign]  # once only
-        found = load(*arguments)
+    def be_faster() -> None:
         there.sessions.get_session(session_id)
         here.store.failing = {DETACH} if fails else set()
-        return found
 
-    here.store.store.load = load_late  # type: ignore[method-assign]  # comes in between
+    here.store.after(LOAD, be_faster)
     with pytest.raises(SessionElsewhereError, match=r"10\.0\.0\.8"):
         here.sessions.get_session(session_id)
     assert len(there.instances(session_id)) == fails
@@ -215,7 +211,7 @@ def test_the_error_says_what_to_do_and_travels() -> None:
 
 def test_an_instance_without_a_name_is_called_after_its_host_and_process(process: Maker) -> None:
     """So that an operator finds it."""
-    there = process(None)  # type: ignore[arg-type]  # a name may be None
+    there = process(None)
     here = process("here", affinity=True)
     session = there.sessions.create_session()
     assert here.instances(session.id) == (f"{os.uname().nodename}:{os.getpid()}",)
@@ -300,7 +296,7 @@ def flask_site(sessions: SessionCoordinator[Any]) -> flask.Flask:
     return app
 
 
-def test_a_request_whose_session_is_elsewhere_is_sent_back_with_its_instance(apart: Pair) -> None:
+def test_a_request_whose_session_is_elsewhere_is_sent_back_with_its_instance(apart: Processes) -> None:
     """503, `Retry-After`, and the instance's name in `Sessionkit-Instance`, by which a router resends the request;
     nothing is taken from the client."""
     here, there = apart
@@ -340,7 +336,7 @@ def test_a_router_that_goes_by_the_instance(process: Maker) -> None:
     assert [len(each.made) for each in processes.values()] == [1, 0, 0]
 
 
-def test_a_flask_request_whose_session_is_elsewhere(apart: Pair) -> None:
+def test_a_flask_request_whose_session_is_elsewhere(apart: Processes) -> None:
     """As with the middleware; also with a page of the application's own, unless that has another status."""
     here, there = apart
     app = flask_site(there.sessions)

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from sessionkit import (
+    CoordinatorClosedError,
     EventKind,
     InvalidSessionError,
     RemovalCause,
     SessionBusyError,
-    SessionCoordinator,
     SessionExistsError,
     SessionExpiredError,
     SessionNotFoundError,
     StoreError,
 )
-from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.processes import (
     CONFIG,
+    Pair,
+    Restart,
     config,
 )
 from ..helpers.support import (
     DELETE,
+    LOAD,
     RENAME,
+    TOUCH,
     WAIT,
     Closings,
+    HookedClock,
     WatchedStore,
+    delete_record,
     in_thread,
+    record_of,
     records_in,
 )
-
-
-def waits_for(coordinator: SessionCoordinator[Any], session: Any) -> bool:
-    """Whether somebody waits to check the session out."""
-    with coordinator._lock:
-        return session._hold is not None and bool(session._hold._waiters)
-
 
 # ---- In memory
 
@@ -113,10 +111,11 @@ def test_an_id_that_is_taken_or_not_allowed_is_refused(session_coordinator: Coor
     """Also its own, one that is being made, and one whose session is closing still; the session stays as it was."""
     others: list[SessionExistsError] = []
 
-    def rotate_meanwhile(*_: Any) -> None:
-        with pytest.raises(SessionExistsError) as caught:
-            coordinator.rotate_session("old", "busy")
-        others.append(caught.value)
+    def rotate_meanwhile(session: Any, *_: Any) -> None:
+        if session.id == "busy":
+            with pytest.raises(SessionExistsError) as caught:
+                coordinator.rotate_session("old", "busy")
+            others.append(caught.value)
 
     coordinator = session_coordinator(CONFIG, resource_factory=rotate_meanwhile, on_close=rotate_meanwhile)
     session = coordinator.create_session(session_id="old", resource="given")
@@ -131,7 +130,6 @@ def test_an_id_that_is_taken_or_not_allowed_is_refused(session_coordinator: Coor
     coordinator.close_session("busy")
     assert len(others) == 2
     assert coordinator.get_session("old") is session
-    coordinator._on_close = coordinator._finalizer._on_close = None
 
 
 def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
@@ -174,19 +172,25 @@ def test_rotation_waits_for_whoever_has_the_session(session_coordinator: Coordin
         assert session.id == "old"
 
 
-def test_who_waits_by_the_old_id_is_sent_away(session_coordinator: CoordinatorFactory) -> None:
+def test_a_thread_that_waits_by_the_old_id_is_sent_away(
+    session_coordinator: CoordinatorFactory, session_clock: HookedClock
+) -> None:
     """A request that came before the login, and waited, does not get what came after it."""
     coordinator = session_coordinator(CONFIG)
     session = coordinator.create_session(session_id="old")
     got = []
+    begun = threading.Event()
 
     def ask() -> None:
+        session_clock.at_reading(1, begun.set)
         with coordinator.checkout("old", timeout=WAIT) as held:
             got.append(held)
 
     with coordinator.checkout("old"), in_thread(ask) as future:
-        while not waits_for(coordinator, session):
-            threading.Event().wait(0.001)
+        assert begun.wait(WAIT)
+        with suppress(TimeoutError):
+            # It queues now, if it has not yet.
+            future.exception(0.01)
         coordinator.rotate_session("old", "new")
         assert isinstance(future.exception(WAIT), SessionNotFoundError)
     assert not got
@@ -194,69 +198,54 @@ def test_who_waits_by_the_old_id_is_sent_away(session_coordinator: CoordinatorFa
         assert held is session
 
 
-@pytest.mark.skipif(
-    "not __import__('sessionkit.core.pulse', fromlist=['x']).HAS_STEPS", reason="no paths without the lock"
-)
-def test_who_found_it_by_the_old_id_a_moment_ago_does_not_get_it() -> None:
-    """Held up on the path without the lock, between finding it and taking it."""
-    clock = HeldUpClock()
-    with system_time(clock), SessionCoordinator(CONFIG) as coordinator:
-        coordinator.create_session(session_id="old")
-
-        def take() -> None:
-            checkout = coordinator.checkout("old", timeout=0)
-            clock.hold_up_this_thread()
-            with checkout:
-                pass
-
-        with in_thread(take) as future:
-            assert clock.held_up.wait(WAIT)
-            coordinator.rotate_session("old", "new")
-            clock.go_on.set()
-            assert isinstance(future.exception(WAIT), SessionNotFoundError)
-        assert coordinator.stats().checked_out == 0
+def test_a_checkout_by_the_old_id_that_began_a_moment_ago_does_not_get_it(
+    session_coordinator: CoordinatorFactory, session_clock: HookedClock
+) -> None:
+    """The session is rotated between the reading of the clock and the taking."""
+    coordinator = session_coordinator(CONFIG)
+    coordinator.create_session(session_id="old")
+    session_clock.at_reading(1, lambda: coordinator.rotate_session("old", "new"))
+    with pytest.raises(SessionNotFoundError):
+        coordinator.checkout("old", timeout=0).__enter__()
+    assert coordinator.stats().checked_out == 0
 
 
 # ---- In a store
 
 
-def test_a_rotated_session_comes_back_by_its_new_id(path: Path) -> None:
+def test_a_rotated_session_comes_back_by_its_new_id(restart: Restart) -> None:
     """After a restart too, with what was written before and after; the old id is unknown there."""
-    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as coordinator:
-        coordinator.create_session("chat", session_id="old", data={"before": 1})
-        with coordinator.checkout("old") as held:
-            coordinator.rotate_session("old", "new")
-            held.data["after"] = 2
-            held.record_message()
-    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as coordinator:
-        with pytest.raises(SessionNotFoundError):
-            coordinator.get_session("old")
-        session = coordinator.switch_session("chat")
-        assert (session.id, session.data, session.metadata.message_count) == ("new", {"before": 1, "after": 2}, 1)
+    coordinator = restart()
+    coordinator.create_session("chat", session_id="old", data={"before": 1})
+    with coordinator.checkout("old") as held:
+        coordinator.rotate_session("old", "new")
+        held.data["after"] = 2
+        held.record_message()
+    coordinator = restart()
+    with pytest.raises(SessionNotFoundError):
+        coordinator.get_session("old")
+    session = coordinator.switch_session("chat")
+    assert (session.id, session.data, session.metadata.message_count) == ("new", {"before": 1, "after": 2}, 1)
 
 
-def test_another_process_that_has_it_lets_go_of_it(session_coordinator: CoordinatorFactory, path: Path) -> None:
+def test_another_process_that_has_it_lets_go_of_it(pair: Pair, closings: tuple[Closings, Closings]) -> None:
     """There it is unknown by the old id, and found by the new one."""
-    closings = Closings()
-    here = session_coordinator(CONFIG, store=SQLiteStore(path))
-    there = session_coordinator(CONFIG, store=SQLiteStore(path), on_close=closings)
+    here, there = pair
     here.create_session(session_id="old", data={"a": 1})
     assert there.get_session("old").data == {"a": 1}
     here.rotate_session("old", "new")
     with pytest.raises(SessionNotFoundError):
         there.get_session("old")
-    assert closings == [("old", RemovalCause.PASSIVATED)]
+    assert closings[1] == [("old", RemovalCause.PASSIVATED)]
     assert there.get_session("new").data == {"a": 1}
     with there.checkout("new"), pytest.raises(SessionBusyError):
         here.rotate_session("new", timeout=0)
 
 
-def test_an_id_that_is_taken_in_the_store_is_refused(session_coordinator: CoordinatorFactory, path: Path) -> None:
+def test_an_id_that_is_taken_in_the_store_is_refused(restart: Restart, store: WatchedStore) -> None:
     """By a session that is in memory here, or nowhere, or that ended and is not gone yet."""
-    store = WatchedStore(SQLiteStore(path))
-    coordinator = session_coordinator(CONFIG, store=store)
-    with SessionCoordinator(CONFIG, store=SQLiteStore(path)) as other:
-        other.create_session(session_id="stored")
+    restart().create_session(session_id="stored")
+    coordinator = restart(store=store)
     for session_id in ("old", "here", "ended"):
         coordinator.create_session(session_id=session_id)
     store.failing.add(DELETE)
@@ -269,9 +258,8 @@ def test_an_id_that_is_taken_in_the_store_is_refused(session_coordinator: Coordi
     store.failing.clear()
 
 
-def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorFactory, path: Path) -> None:
+def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
     """The store says no: the session has its old id, and no other, here and there."""
-    store = WatchedStore(SQLiteStore(path))
     coordinator = session_coordinator(CONFIG, store=store)
     session = coordinator.create_session(session_id="old")
     store.failing.add(RENAME)
@@ -283,117 +271,95 @@ def test_a_rotation_that_fails_changes_nothing(session_coordinator: CoordinatorF
         coordinator.get_session("new")
 
 
-def test_a_session_ended_elsewhere_cannot_be_rotated(session_coordinator: CoordinatorFactory, path: Path) -> None:
+def test_a_session_ended_elsewhere_cannot_be_rotated(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
     """Its record is gone while it is checked out here."""
-    store = SQLiteStore(path)
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
     with coordinator.checkout("old"):
-        store.delete(["old"])
+        delete_record(store.store, "old")
         with pytest.raises(SessionNotFoundError):
             coordinator.rotate_session("old", "new")
     assert len(coordinator) == 0
 
 
-def test_a_session_ended_elsewhere_at_the_last_moment(session_coordinator: CoordinatorFactory, path: Path) -> None:
+def test_a_session_ended_elsewhere_at_the_last_moment(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
     """Its record goes when the rotation has checked it out already."""
-    store = WatchedStore(SQLiteStore(path))
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
-    rename = store.store.rename
-
-    def rename_late(*arguments: Any) -> bool:
-        store.store.delete(["old"])
-        return rename(*arguments)
-
-    with patch.object(store.store, "rename", rename_late), pytest.raises(SessionNotFoundError):
+    store.before(RENAME, lambda: delete_record(store.store, "old"))
+    with pytest.raises(SessionNotFoundError):
         coordinator.rotate_session("old", "new")
     assert "old" not in coordinator
     assert len(coordinator) == 0
 
 
-def in_between(store: WatchedStore, work: Callable[[], object]) -> Any:
-    """Have something done when a record was renamed, and its session was not yet."""
-    rename = store.store.rename
-
-    def renamed(*arguments: Any) -> bool:
-        done = rename(*arguments)
-        if arguments[1] == "new":
-            work()
-        return done
-
-    return patch.object(store.store, "rename", renamed)
-
-
-def test_a_session_closed_while_it_is_rotated_stays_closed(session_coordinator: CoordinatorFactory, path: Path) -> None:
-    """Nothing of it is left in the store, by either id."""
-    store = WatchedStore(SQLiteStore(path))
+def test_a_session_closed_while_it_is_rotated_stays_closed(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """Its record has the new id already, and it the old one: nothing of it is left in the store, by either id."""
     coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old")
-    with in_between(store, lambda: coordinator.close_session("old")), pytest.raises(SessionExpiredError):
+    store.after(RENAME, lambda: coordinator.close_session("old"))
+    with pytest.raises(SessionExpiredError):
         coordinator.rotate_session("old", "new")
     assert store.store.page(None, 10) == []
 
 
-def test_a_session_rotated_while_the_coordinator_closes_keeps_its_record(path: Path) -> None:
+def test_a_session_rotated_while_the_coordinator_closes_keeps_its_record(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, path: Path
+) -> None:
     """By the old id, which is the one that its user has."""
-    store = WatchedStore(SQLiteStore(path))
-    coordinator = SessionCoordinator(CONFIG, store=store)
+    coordinator = session_coordinator(CONFIG, store=store)
     coordinator.create_session(session_id="old", data={"a": 1})
-    with in_between(store, coordinator.close), pytest.raises(Exception, match="closed"):
+    store.after(RENAME, coordinator.close)
+    with pytest.raises(CoordinatorClosedError):
         coordinator.rotate_session("old", "new")
     assert list(records_in(path)) == ["old"]
 
 
-def test_who_misses_the_record_while_it_is_renamed_waits(session_coordinator: CoordinatorFactory, path: Path) -> None:
-    """A look, and somebody who restores all: neither takes the session for gone, or for another one."""
-    store = WatchedStore(SQLiteStore(path))
+def test_a_caller_that_misses_the_record_while_it_is_renamed_waits(
+    session_coordinator: CoordinatorFactory, store: WatchedStore
+) -> None:
+    """A look, and a restoration of all: neither takes the session for gone, or for another one."""
     closings = Closings()
     coordinator = session_coordinator(CONFIG, store=store, on_close=closings)
     session = coordinator.create_session(session_id="old")
     missed = threading.Event()
-    load = store.store.load
-
-    def watched(*arguments: Any) -> Any:
-        found = load(*arguments)
-        missed.set()
-        return found
 
     with ThreadPoolExecutor(2) as pool:
         futures: list[Future[Any]] = []
 
         def ask_meanwhile() -> None:
+            store.after(LOAD, missed.set)
             futures.append(pool.submit(coordinator.get_session, "old"))
             assert missed.wait(WAIT)
             futures.append(pool.submit(coordinator.restore_sessions))
 
-        with patch.object(store.store, "load", watched), in_between(store, ask_meanwhile):
-            coordinator.rotate_session("old", "new")
+        store.after(RENAME, ask_meanwhile)
+        coordinator.rotate_session("old", "new")
         assert [future.result(WAIT) for future in futures] == [session, 0]
     assert coordinator.list_sessions() == [session]
     assert not closings
 
 
 def test_activity_that_is_written_while_the_record_is_renamed_is_written_later(
-    session_coordinator: CoordinatorFactory, path: Path
+    session_coordinator: CoordinatorFactory, store: WatchedStore
 ) -> None:
     """The batch had its old id: no message is lost, and the session is not taken for gone."""
-    store = WatchedStore(SQLiteStore(path))
     coordinator = session_coordinator(CONFIG, store=store)
     session = coordinator.create_session(session_id="old")
     session.record_message()
-    touch = store.store.touch
 
-    def touch_late(touches: Any) -> Any:
-        if "old" in touches:
-            with in_thread(coordinator.rotate_session, "old", "new") as future:
-                assert future.result(WAIT) is session
-        return touch(touches)
+    def rotate() -> None:
+        with in_thread(coordinator.rotate_session, "old", "new") as rotating:
+            assert rotating.result(WAIT) is session
 
-    with patch.object(store.store, "touch", touch_late):
-        coordinator.cleanup_inactive_sessions()
+    store.before(TOUCH, rotate)
+    coordinator.cleanup_inactive_sessions()
     assert coordinator.get_session("new") is session
     coordinator.cleanup_inactive_sessions()
-    found = store.load("new")
-    assert found is not None
-    assert found.record.message_count == 1
+    assert record_of(store, session).message_count == 1

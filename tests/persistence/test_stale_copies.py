@@ -28,26 +28,29 @@ from ..helpers.processes import (
     Call,
     Closing,
     Maker,
-    Pair,
     Process,
+    Processes,
     checked_out,
 )
 from ..helpers.support import (
     LEASE,
+    LOAD,
     WAIT,
+    HookedClock,
     all_at_once,
     in_thread,
+    until,
 )
 
 
 @pytest.fixture
-def pair(process: Maker) -> tuple[Process, Process]:
+def pair(process: Maker) -> Processes:
     """Two processes that share."""
     return process("here"), process("there")
 
 
 @pytest.mark.parametrize("way", LOOKS)
-def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Pair, way: str) -> None:
+def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Processes, way: str) -> None:
     """Another process had the session: here its close callback is called once, with the newest data, and a new resource
     is made of them."""
     here, there = pair
@@ -70,7 +73,7 @@ def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Pair, w
 
 
 @pytest.mark.parametrize("way", TOUCHES)
-def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Pair, way: str) -> None:
+def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Processes, way: str) -> None:
     """It does not look: nothing is closed, nor by a cleanup; the next look does that."""
     here, there = pair
     session = here.sessions.create_session()
@@ -83,7 +86,7 @@ def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Pair, way: str) -> None:
     assert len(here.closed) == 1
 
 
-def test_looking_whether_it_is_live_lets_go_too(pair: Pair) -> None:
+def test_looking_whether_it_is_live_lets_go_too(pair: Processes) -> None:
     """`in` looks, and says yes: the session is live, wherever."""
     here, there = pair
     session = here.sessions.create_session()
@@ -109,7 +112,7 @@ def test_a_session_without_a_resource_stays_and_catches_up(process: Maker) -> No
     assert here.closed == []
 
 
-def test_shared_checkouts_make_nobody_stale(pair: Pair) -> None:
+def test_shared_checkouts_make_nobody_stale(pair: Processes) -> None:
     """Whoever shares a session with others has a resource that can stand that; what they saved is in the data."""
     here, there = pair
     session = here.sessions.create_session()
@@ -120,7 +123,7 @@ def test_shared_checkouts_make_nobody_stale(pair: Pair) -> None:
     assert here.closed == there.closed == []
 
 
-def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Pair) -> None:
+def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Processes) -> None:
     """It is let go once for each time that the session was elsewhere, and not for checkouts of one's own, in which it
     may be looked at."""
     here, there = pair
@@ -136,7 +139,7 @@ def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Pair) -> 
     assert len(here.sessions.get_session(session_id).data["said"]) == 8
 
 
-def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Pair) -> None:
+def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Processes) -> None:
     """A look meanwhile gives what is here; whoever wants to check it out waits, and then has a new resource."""
     here, there = pair
     session = here.sessions.create_session()
@@ -148,31 +151,32 @@ def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Pair) -> No
     with pytest.raises(SessionBusyError):
         here.sessions.checkout(session.id, timeout=0.02).__enter__()
     assert (here.closed, here.sessions.stats().checked_out) == ([], 0)
+    here.store.calls.clear()
     with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
-        while here.sessions.stats().checked_out == 0:
-            assert not adding.done()
+        until(lambda: here.store.calls[LEASE])
+        assert not adding.done()
         checkout.__exit__()
         assert adding.result(WAIT) is here.made[1]
     assert here.made[1].knew == {"said": ["half"]}
     assert len(here.closed) == 1
 
 
-def test_a_resource_that_was_made_while_another_process_was_at_work_is_out_of_use(pair: Pair) -> None:
+def test_a_resource_that_was_made_while_another_process_was_at_work_is_out_of_use(pair: Processes) -> None:
     """It knows of half of that only: whoever waits for the session makes another one when it has it."""
     here, there = pair
     session = there.sessions.create_session()
     checkout = there.sessions.checkout(session.id)
     checkout.__enter__().data["said"] = ["there"]
     with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
-        while here.sessions.stats().checked_out == 0:
-            assert not adding.done()
+        until(lambda: here.store.calls[LEASE])
+        assert not adding.done()
         assert [agent.knew for agent in here.made] == [{}]
         checkout.__exit__()
         assert adding.result(WAIT) is here.made[1]
     assert here.made[1].knew == {"said": ["there"]}
 
 
-def test_what_the_close_callback_changes_is_saved_before_others_have_the_session(pair: Pair) -> None:
+def test_what_the_close_callback_changes_is_saved_before_others_have_the_session(pair: Processes) -> None:
     """In a checkout: nobody else gets the session until it is back here, and in use."""
     here, there = pair
     session_id = here.sessions.create_session().id
@@ -260,65 +264,55 @@ def test_a_resource_that_is_had_alone_knows_all_that_is_in_the_data(process: Mak
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_threads_that_check_out_at_once_let_go_once(pair: Pair, exclusive: bool) -> None:
-    """They get the same new session, with one resource, whoever of them found that the old one is out of use."""
+def test_threads_that_check_out_at_once_let_go_once(
+    pair: Processes, session_clock: HookedClock, exclusive: bool
+) -> None:
+    """They get the same new session, with one resource, whichever of them found that the old one is stale."""
     here, there = pair
     session_id = here.sessions.create_session().id
     there.add(session_id, "there")
     together = threading.Barrier(2)
-    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
-    check_out = leases.check_out
-    waits = iter([True, True] if not exclusive else [])
 
-    def check_out_together(*arguments: Any) -> bool:
-        if next(waits, False):
-            together.wait(WAIT)
-        return check_out(*arguments)
+    def check_out() -> Any:
+        # Both have found the old one, and take it together.
+        session_clock.at_reading(2, lambda: together.wait(WAIT))
+        return checked_out(exclusive=exclusive, timeout=WAIT)(here.sessions, session_id)
 
-    leases.check_out = check_out_together  # type: ignore[method-assign]  # so that both have it here
-    sessions = all_at_once(*[lambda: checked_out(exclusive=exclusive, timeout=WAIT)(here.sessions, session_id)] * 2)
+    sessions = all_at_once(check_out, check_out)
     assert sessions[0] is sessions[1]
     assert (len(here.made), len(here.closed), here.sessions.stats().checked_out) == (2, 1, 0)
     assert there.add(session_id, "there again", timeout=0)
 
 
-def test_threads_that_look_at_once_let_go_once(pair: Pair) -> None:
-    """Each gets the same new session: nobody is given one that has left memory."""
+def test_threads_that_look_at_once_let_go_once(pair: Processes, session_clock: HookedClock) -> None:
+    """Each gets the same new session: no caller is given one that has left memory."""
     here, there = pair
     session_id = here.sessions.create_session().id
     there.add(session_id, "there")
-    standing = here.sessions._archive.standing  # type: ignore[union-attr]  # it has a store
-    look, together, waits = standing.look, threading.Barrier(2), iter([True, True])
+    together = threading.Barrier(2)
 
-    def look_together(session: Any) -> bool:
-        if next(waits, False):
-            together.wait(WAIT)
-        return look(session)
+    def look() -> Any:
+        session_clock.at_reading(1, lambda: together.wait(WAIT))
+        return here.sessions.get_session(session_id)
 
-    standing.look = look_together  # type: ignore[method-assign]  # so that both have found the old one
-    sessions = all_at_once(*[lambda: here.sessions.get_session(session_id)] * 2)
+    sessions = all_at_once(look, look)
     assert sessions[0] is sessions[1]
     assert sessions[0].resource is here.made[1]
     assert (len(here.made), len(here.closed)) == (2, 1)
 
 
-def test_a_look_waits_for_whoever_is_about_to_check_out_what_it_lets_go(pair: Pair) -> None:
-    """The session is live: nobody is told that it is not there; and both have the new one."""
+def test_a_look_and_a_checkout_that_find_a_stale_copy_together(pair: Processes) -> None:
+    """The session is live: no caller is told that it is not there; and both have the new one."""
     here, there = pair
     old = here.sessions.create_session()
     there.add(old.id, "there")
-    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
-    check_out = leases.check_out
-
-    def check_out_late(*arguments: Any) -> bool:
-        leases.check_out = check_out  # type: ignore[method-assign]  # once only
-        looking.append(pool.submit(here.sessions.get_session, old.id))
-        while old._ending is None:
-            assert not looking[0].done()
-        return check_out(*arguments)
-
-    leases.check_out = check_out_late  # type: ignore[method-assign]  # comes in between
     looking: list[Any] = []
+
+    def look_and_be_busy() -> None:
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        raise SessionBusyError("as if another process had it at this moment")
+
+    here.store.before(LEASE, look_and_be_busy)
     with ThreadPoolExecutor(1) as pool:
         with here.sessions.checkout(old.id, timeout=WAIT) as held:
             assert held is looking[0].result(WAIT)
@@ -326,68 +320,52 @@ def test_a_look_waits_for_whoever_is_about_to_check_out_what_it_lets_go(pair: Pa
     assert (len(here.made), len(here.closed)) == (2, 1)
 
 
-def test_a_look_does_not_wait_for_another_process(pair: Pair) -> None:
-    """Whoever was about to check out what is let go waits for that process, and not with what is let go."""
+def test_a_look_does_not_wait_for_another_process(pair: Processes) -> None:
+    """The thread that was about to check out what is let go waits for that process, and not with what is let go."""
     here, there = pair
     old = here.sessions.create_session()
     there.add(old.id, "there")
-    leases = here.sessions._archive.leases  # type: ignore[union-attr]  # it has a store
-    check_out, checkout = leases.check_out, there.sessions.checkout(old.id)
-
-    def check_out_late(*arguments: Any) -> bool:
-        leases.check_out = check_out  # type: ignore[method-assign]  # once only
-        looking.append(pool.submit(here.sessions.get_session, old.id))
-        while old._ending is None:
-            assert not looking[0].done()
-        checkout.__enter__()
-        return check_out(*arguments)
-
-    leases.check_out = check_out_late  # type: ignore[method-assign]  # comes in between
+    checkout = there.sessions.checkout(old.id)
+    read = threading.Event()
     looking: list[Any] = []
+
+    def look_and_lose_it() -> None:
+        here.store.after(LOAD, read.set)
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        # The look has found the copy to be stale, if it may read meanwhile.
+        read.wait(1)
+        checkout.__enter__()
+
+    here.store.before(LEASE, look_and_lose_it)
     with ThreadPoolExecutor(2) as pool:
         taking = pool.submit(here.add, old.id, "here", timeout=WAIT)
-        while not looking:
-            assert not taking.done()
-        assert looking[0].result(WAIT / 2).resource is here.made[1]
+        until(lambda: looking)
+        assert looking[0].result(WAIT / 2).resource is here.made[-1]
         assert not taking.done()
         checkout.__exit__()
-        assert taking.result(WAIT) is here.made[2]
+        assert taking.result(WAIT) is here.made[-1]
+    assert here.made[-1].knew == {"said": ["there"]}
+    assert len(here.closed) == len(here.made) - 1
 
 
 def test_a_session_that_is_passivated_while_it_is_looked_at_is_restored(process: Maker) -> None:
-    """Whoever asked gets one that is in memory."""
+    """The caller gets one that is in memory."""
     here = process("here", max_active_sessions=1, on_full="passivate")
     old = here.sessions.create_session()
-    load = here.store.store.load
-
-    def load_and_passivate(*arguments: Any) -> Any:
-        here.store.store.load = load  # type: ignore[method-assign]  # once only
-        found = load(*arguments)
-        here.sessions.create_session()
-        return found
-
-    here.store.store.load = load_and_passivate  # type: ignore[method-assign]  # comes in between
+    here.store.after(LOAD, here.sessions.create_session)
     again = here.sessions.get_session(old.id)
     assert again is not old
     assert again.resource is here.made[-1]
 
 
-def test_a_look_that_was_late_lets_nothing_go(pair: Pair) -> None:
+def test_a_look_that_was_late_lets_nothing_go(pair: Processes) -> None:
     """What it read of the store was true until the session was given back here, and is not any more."""
     here, there = pair
     session_id = here.sessions.create_session().id
     there.add(session_id, "there")
     checkout = here.sessions.checkout(session_id)
     held = checkout.__enter__()
-    load = here.store.store.load
-
-    def load_late(*arguments: Any) -> Any:
-        here.store.store.load = load  # type: ignore[method-assign]  # once only
-        found = load(*arguments)
-        checkout.__exit__()
-        return found
-
-    here.store.store.load = load_late  # type: ignore[method-assign]  # comes in between
+    here.store.after(LOAD, checkout.__exit__)
     assert here.sessions.get_session(session_id) is held
     assert (len(here.made), len(here.closed)) == (2, 1)
 
@@ -396,7 +374,9 @@ def test_a_look_that_was_late_lets_nothing_go(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
-def test_a_session_that_cannot_be_restored_is_free_elsewhere_at_once(pair: Pair, error: type[BaseException]) -> None:
+def test_a_session_that_cannot_be_restored_is_free_elsewhere_at_once(
+    pair: Processes, error: type[BaseException]
+) -> None:
     """Its factory raises, and so does the checkout; nothing of it is here any more."""
     here, there = pair
     session_id = here.sessions.create_session().id
@@ -413,7 +393,7 @@ def test_a_session_that_cannot_be_restored_is_free_elsewhere_at_once(pair: Pair,
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-def test_a_checkout_interrupted_while_it_lets_go(pair: Pair, comes_back: bool) -> None:
+def test_a_checkout_interrupted_while_it_lets_go(pair: Processes, comes_back: bool) -> None:
     """Ctrl-C in the close callback: the session is free elsewhere with the next cleanup run, wherever it is by then."""
     here, there = pair
     session_id = here.sessions.create_session().id
@@ -438,7 +418,7 @@ def test_a_checkout_interrupted_while_it_lets_go(pair: Pair, comes_back: bool) -
         there.add(session_id, "and again", timeout=0)
 
 
-def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair: Pair) -> None:
+def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair: Processes) -> None:
     """Though another process had the session before; whoever comes in meanwhile shares it, and then it is let go."""
     here, there = pair
     session = here.sessions.create_session()
@@ -459,19 +439,16 @@ def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair
 
 
 @pytest.mark.parametrize("changes", [False, True])
-def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Pair, changes: bool) -> None:
+def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Processes, changes: bool) -> None:
     """It is given back, and that another process had the session before is known still."""
     here, there = pair
     session = here.sessions.create_session(data={"said": []})
     checked_out()(there.sessions, session.id)
-    attach = here.store.store.attach
 
-    def taken_and_lost(*arguments: Any) -> Any:
-        here.store.store.attach = attach  # type: ignore[method-assign]  # once only
-        attach(*arguments)
+    def fail() -> None:
         raise StoreError("nobody heard of it")
 
-    here.store.store.attach = taken_and_lost  # type: ignore[method-assign]  # it does what it should, and fails
+    here.store.after(LEASE, fail)
     with here.sessions.checkout(session.id) as held:
         assert held is session
         if changes:
@@ -481,32 +458,28 @@ def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Pair, change
     assert here.made[1].knew == {"said": ["here", "there"] if changes else ["there"]}
 
 
-def test_a_store_that_fails_while_another_thread_lets_go(pair: Pair) -> None:
-    """Whoever was about to use the old session without the store's word takes the new one."""
+def test_a_store_that_fails_while_another_thread_lets_go(pair: Processes) -> None:
+    """A checkout without the store's word never has a session that has left memory."""
     here, there = pair
     old = here.sessions.create_session()
     there.add(old.id, "there")
-    records = here.sessions._records
-    assert records is not None
-    go_without = records.go_without_lease
-
-    def go_late(*arguments: Any) -> bool:
-        here.store.failing.clear()
-        looking.append(pool.submit(here.sessions.get_session, old.id))
-        while old._ending is None:
-            assert not looking[0].done()
-        return go_without(*arguments)
-
-    records.go_without_lease = go_late  # type: ignore[method-assign]  # comes in between
     looking: list[Any] = []
-    here.store.failing = {LEASE}
+
+    def look_and_fail() -> None:
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        raise StoreError("no lease today")
+
+    here.store.before(LEASE, look_and_fail)
     with ThreadPoolExecutor(1) as pool:
         with here.sessions.checkout(old.id, timeout=WAIT) as held:
             assert held is looking[0].result(WAIT)
-    assert held is not old
+            assert here.sessions.list_sessions() == [held]
+            assert held.resource is here.made[-1]
+    assert here.sessions.get_session(old.id).resource.knew == {"said": ["there"]}
+    assert (len(here.made), len(here.closed)) == (2, 1)
 
 
-def test_a_session_that_leaves_with_a_conflict_is_nobodys(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_that_leaves_with_a_conflict_is_nobodys(pair: Processes, caplog: pytest.LogCaptureFixture) -> None:
     """Another process saved it while the close callback ran here: that change is lost and logged, and others may have
     the session to themselves."""
     here, there = pair

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from sessionkit import (
+    CoordinatorConfig,
     RemovalCause,
     SessionBusyError,
     SessionCoordinator,
@@ -21,12 +24,12 @@ from sessionkit import (
     StoreError,
     StoreStats,
 )
-from sessionkit.stores import SQLiteStore, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.processes import (
     CONFIG,
+    OpenStore,
     config,
 )
 from ..helpers.support import (
@@ -43,7 +46,17 @@ from ..helpers.support import (
     TOUCH,
     Closings,
     WatchedStore,
+    delete_record,
+    record_of,
+    save_record,
+    until,
 )
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> WatchedStore:
+    """One that does not wait for long where the file is locked."""
+    return open_store(timeout=0.01)
 
 
 @pytest.fixture
@@ -64,14 +77,6 @@ def figures(coordinator: SessionCoordinator[Any]) -> StoreStats:
     return stats
 
 
-def data_in(path: Path, session_id: str) -> str:
-    store = SQLiteStore(path)
-    found = store.load(session_id)
-    store.close()
-    assert found is not None
-    return found.record.data
-
-
 def test_a_creation_that_cannot_be_saved_leaves_nothing(
     coordinator: SessionCoordinator[Any], store: WatchedStore
 ) -> None:
@@ -86,7 +91,7 @@ def test_a_creation_that_cannot_be_saved_leaves_nothing(
 
 
 def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
-    coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path
+    coordinator: SessionCoordinator[Any], store: WatchedStore
 ) -> None:
     """A creation or a save that fails raises `StoreError`; the change stays in memory, and the next checkout that is
     given back saves it, unless another process has saved the session first. The session is free meanwhile.
@@ -100,11 +105,11 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     with pytest.raises(StoreError, match=f"no {GIVE_BACK} today"):
         checkout.__exit__()
     assert coordinator.get_session(session.id).data == {"step": 1}
-    assert (coordinator.stats().checked_out, data_in(path, session.id)) == (0, "{}")
+    assert (coordinator.stats().checked_out, record_of(store, session).data) == (0, "{}")
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    assert data_in(path, session.id) == '{"step":1}'
+    assert record_of(store, session).data == '{"step":1}'
 
     store.failing = {GIVE_BACK}
     checkout = coordinator.checkout(session.id)
@@ -112,7 +117,7 @@ def test_a_save_that_fails_raises_and_keeps_the_session_in_memory(
     with pytest.raises(StoreError):
         checkout.__exit__()
     store.failing.clear()
-    store.store.save(session.id, 2, '{"by":"another process"}', Touch(0.0))
+    save_record(store.store, session.id, 2, '{"by":"another process"}')
     with coordinator.checkout(session.id) as held:
         assert held.data == {"by": "another process"}
 
@@ -163,38 +168,42 @@ def test_a_session_in_memory_stays_usable(
         pass
 
 
-def test_a_lease_that_cannot_be_given_back_is_told(coordinator: SessionCoordinator[Any], store: WatchedStore) -> None:
+def test_a_lease_that_cannot_be_given_back_is_told(
+    session_coordinator: CoordinatorFactory,
+    coordinator: SessionCoordinator[Any],
+    store: WatchedStore,
+    open_store: OpenStore,
+) -> None:
     """The session is free in this process, and in the others after the next checkout, which saves what was changed;
     what was saved before stays saved.
     """
     session = coordinator.create_session()
-    other = SQLiteStore(store.store.path)
-    instance = other.join(1.0, "other")
+    there = session_coordinator(CONFIG, store=open_store())
     store.failing = {GIVE_BACK, RELEASE}
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
     coordinator.save_session(session.id)
     with pytest.raises(StoreError, match=f"no {RELEASE} today"):
         checkout.__exit__()
-    assert store.load(session.id).record.data == '{"step":1}'
+    assert record_of(store, session).data == '{"step":1}'
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 2
-    with pytest.raises(StoreError, match=f"no {RELEASE} today"):
+    with pytest.raises(StoreError, match=f"no ({RELEASE}|{GIVE_BACK}) today"):
         checkout.__exit__()
     with pytest.raises(SessionBusyError):
-        other.lease(session.id, instance, True)
+        there.checkout(session.id, timeout=0).__enter__()
     store.failing.clear()
     with coordinator.checkout(session.id, timeout=0):
         pass
-    found = other.lease(session.id, instance, True)
-    assert found is not None
-    assert found.record.data == '{"step":2}'
-    other.close()
+    with there.checkout(session.id, timeout=0) as held:
+        assert held.data == {"step": 2}
 
 
-def test_a_failed_load_raises(session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore) -> None:
+def test_a_failed_load_raises(
+    session_coordinator: CoordinatorFactory, open_store: OpenStore, store: WatchedStore
+) -> None:
     """A failed load raises: never a new empty session, and never "it is not there". Nor does anything else succeed."""
-    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+    with closing(session_coordinator(CONFIG, store=open_store())) as former:
         session = former.create_session("support", data={"lang": "en"})
     coordinator = session_coordinator(CONFIG, store=store)
     store.failing = {EVERYTHING}
@@ -220,10 +229,10 @@ def test_a_failed_load_raises(session_coordinator: CoordinatorFactory, path: Pat
 
 
 def test_a_restoration_that_fails_half_way_leaves_the_session_in_the_store(
-    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore
+    session_coordinator: CoordinatorFactory, open_store: OpenStore, store: WatchedStore
 ) -> None:
     """The factory raises, and then the store too: the error is the factory's, and nothing is in memory."""
-    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+    with closing(session_coordinator(CONFIG, store=open_store())) as former:
         session = former.create_session()
 
     def factory(_: Any) -> str:
@@ -374,20 +383,21 @@ def test_expiry_goes_on_while_the_store_fails(
 
 
 def test_the_cleanup_task_goes_on_and_retries(
-    coordinator: SessionCoordinator[Any], store: WatchedStore, caplog: pytest.LogCaptureFixture
+    session_coordinator: CoordinatorFactory, store: WatchedStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A failed run is logged and counted, and the next one comes."""
-    session = coordinator.create_session()
-    session.touch()
-    task = coordinator._cleanup_task
-    store.failing = {EVERYTHING}
-    assert task._fire()
+    settings = CoordinatorConfig(session_timeout=60, cleanup_interval=0.01)
+    with session_coordinator(settings, store=store) as coordinator:
+        session = coordinator.create_session()
+        store.failing = {EVERYTHING}
+        session.touch()
+        until(lambda: coordinator.stats().cleanup.failures)
+        store.failing.clear()
+        until(lambda: figures(coordinator).dirty == 0)
+        cleanup = coordinator.stats().cleanup
+        until(lambda: coordinator.stats().cleanup.runs > cleanup.runs + 1)
+        assert coordinator.stats().cleanup.failures == cleanup.failures
     assert "a cleanup run failed; the next one will come" in caplog.text
-    assert coordinator.stats().cleanup.failures == 1
-    store.failing.clear()
-    assert task._fire()
-    assert figures(coordinator).dirty == 0
-    assert coordinator.stats().cleanup.failures == 1
 
 
 def test_close_ends_everything_and_then_says_what_was_not_written(
@@ -451,32 +461,33 @@ def test_the_cleanup_task_starts_and_stops_while_the_store_fails(
     assert not coordinator.stats().cleanup.alive
 
 
-def test_callers_clean_up_without_a_thread_and_with_a_failing_store(
+def test_sessions_expire_without_a_thread_and_with_a_failing_store(
     coordinator: SessionCoordinator[Any],
     store: WatchedStore,
     session_clock: ManualClock,
-    monkeypatch: pytest.MonkeyPatch,
     closings: Closings,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where no thread can be started, a call does the cleanup, and does not fail because the store does."""
-
-    def no_thread(_: Any) -> None:
-        raise RuntimeError("can't start new thread")
-
+    """Where no thread can be started, that is logged; no call but a cleanup fails because the store does."""
     session = coordinator.create_session("support")
-    with monkeypatch.context() as patch:
-        patch.setattr("sessionkit.core.cleanup.CleanupTimer.start", no_thread)
+    with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
         coordinator.start_cleanup_task()
+        assert not coordinator.stats().cleanup.alive
+        assert "the cleanup thread could not be started" in caplog.text
         session_clock.advance(61)
         store.failing = {EVERYTHING}
         assert len(coordinator) == 0
-    assert closings == [("support", RemovalCause.IDLE)]
+        assert coordinator.list_sessions() == []
+        with suppress(StoreError):
+            coordinator.cleanup_inactive_sessions()
+        assert closings == [("support", RemovalCause.IDLE)]
     store.failing.clear()
+    coordinator.stop_cleanup_task()
     with pytest.raises(SessionExpiredError):
         coordinator.get_session(session.id)
 
 
-def test_locked_past_the_timeout(coordinator: SessionCoordinator[Any], path: Path, session_clock: ManualClock) -> None:
+def test_locked_past_the_timeout(coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path) -> None:
     """A real lock: what writes raises, what is in memory goes on, and nothing is lost once it is free."""
     session = coordinator.create_session(data={"step": 0})
     checkout = coordinator.checkout(session.id)
@@ -493,11 +504,11 @@ def test_locked_past_the_timeout(coordinator: SessionCoordinator[Any], path: Pat
             coordinator.cleanup_inactive_sessions()
     with coordinator.checkout(session.id):
         pass
-    assert data_in(path, session.id) == '{"step":1}'
+    assert record_of(store, session).data == '{"step":1}'
 
 
-def test_a_file_deleted_under_us(
-    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], path: Path
+def test_a_file_that_was_moved_and_brought_back(
+    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], open_store: OpenStore, path: Path
 ) -> None:
     """Creations and saves raise; brought back, the file has all that was acknowledged, and takes what was not."""
     session = coordinator.create_session()
@@ -513,12 +524,12 @@ def test_a_file_deleted_under_us(
     with coordinator.checkout(session.id):
         pass
     coordinator.close()
-    again = session_coordinator(CONFIG, store=SQLiteStore(path))
+    again = session_coordinator(CONFIG, store=open_store())
     assert again.get_session(session.id).data == {"step": 1}
 
 
 def test_somebody_in_the_way_whom_the_store_cannot_tell_of(
-    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path
+    session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], store: WatchedStore
 ) -> None:
     """Whoever has the name keeps it, also where the store cannot say whether he is gone."""
     coordinator.create_session("support")
@@ -531,35 +542,30 @@ def test_somebody_in_the_way_whom_the_store_cannot_tell_of(
 
 
 def test_an_expired_record_that_is_used_elsewhere_at_that_moment(
-    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore, session_clock: ManualClock
+    session_coordinator: CoordinatorFactory, open_store: OpenStore, store: WatchedStore, session_clock: ManualClock
 ) -> None:
-    """Whoever wants its name, and finds it expired, may lose the race for it: the name stays taken, or is free."""
-    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+    """A creation that wants its name, and finds it expired, may lose the race: the name stays taken, or is free."""
+    with closing(session_coordinator(CONFIG, store=open_store())) as former:
         former.create_session("support", session_id="s-1")
+    # For which it has not expired yet.
+    behind = session_coordinator(CONFIG, clock=ManualClock(wall_start=session_clock.wall()), store=open_store())
     session_clock.advance(61)
     coordinator = session_coordinator(CONFIG, store=store)
-    original = store.store.delete_unless_used
-    store.store.delete_unless_used = lambda *_: set()
+    store.before(DELETE_IF_DUE, lambda: behind.get_session("s-1"))
     with pytest.raises(SessionExistsError):
         coordinator.create_session("support")
-    store.store.delete_unless_used = original
-    load = store.store.load
-
-    def gone_by_then(*arguments: Any) -> Any:
-        store.store.delete(["s-1"])
-        return load(*arguments)
-
-    store.store.load = gone_by_then
+    behind.close()
+    store.before(LOAD, lambda: delete_record(store.store, "s-1"))
     assert coordinator.create_session("support").name == "support"
 
 
 def test_a_session_deleted_elsewhere_just_before_it_is_closed_here(
-    session_coordinator: CoordinatorFactory, path: Path, store: WatchedStore
+    session_coordinator: CoordinatorFactory, open_store: OpenStore, store: WatchedStore
 ) -> None:
     """Closing what is in the store only tells that it was gone."""
-    with closing(session_coordinator(CONFIG, store=SQLiteStore(path))) as former:
+    with closing(session_coordinator(CONFIG, store=open_store())) as former:
         session = former.create_session()
     coordinator = session_coordinator(CONFIG, store=store)
-    store.store.delete = lambda _: set()
+    store.before(DELETE, lambda: delete_record(store.store, session.id))
     with pytest.raises(SessionNotFoundError):
         coordinator.close_session(session.id)
