@@ -124,7 +124,7 @@ TOUCHES: dict[str, Call] = {
 @contextmanager
 def processes(number: int, target: Callable[..., Any], *arguments: Any) -> Iterator[list[Any]]:
     """Run a function in several new processes, started at once, and give their results."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(number)
     with ExitStack() as stack:
         pipes = []

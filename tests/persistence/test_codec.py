@@ -77,3 +77,24 @@ def test_data_that_was_refused_does_not_keep_its_session_in_memory(
     coordinator.create_session()
     assert f"the last changes of session {first.id!r} are not in the store" in caplog.text
     assert coordinator.get_session(first.id).data == {"good": 1}
+
+
+def test_data_that_another_thread_changes_can_be_searched(restart: Restart) -> None:
+    """As those of a shared session: what comes in meanwhile may be missed, and what is wrong with the rest is told."""
+
+    class Meddling(str):
+        """Text that does what another thread could do, while it is looked at."""
+
+        def encode(self, *arguments: Any) -> bytes:
+            data["c"] = object()
+            if self == "inner":
+                data["b"].clear()
+            return super().encode(*arguments)
+
+    coordinator = restart()
+    session = coordinator.create_session()
+    data = session.data
+    with pytest.raises(InvalidSessionError, match=r"data\['b'\]\[1\]"), coordinator.checkout(session.id):
+        data.update({"a": Meddling("outer"), "b": [Meddling("inner"), object()]})
+    with coordinator.checkout(session.id):
+        data.clear()

@@ -7,13 +7,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-import redis
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule, run_state_machine_as_test
@@ -33,7 +32,7 @@ from sessionkit.stores import RedisStore, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 
 from ..helpers.redis_server import shared_server
-from ..helpers.support import WatchedStore
+from ..helpers.support import EVERYTHING, GIVE_BACK, SAVE, WatchedStore
 
 NAMES = st.sampled_from([None, None, "a", "b"])
 TIMEOUTS = st.sampled_from([None, None, 5, 20])
@@ -43,10 +42,6 @@ class Place(Protocol):
     """Where a store keeps its records."""
 
     def open(self) -> Store: ...
-
-    def crash(self, store: Any) -> None:
-        """The process that has this store is gone."""
-        ...
 
     def remove(self) -> None: ...
 
@@ -59,10 +54,6 @@ class OnDisk:
 
     def open(self) -> Store:
         return SQLiteStore(self.directory / "sessions.db")
-
-    def crash(self, store: Any) -> None:
-        store._lock_files._close_files()
-        store._database.stop_pooling()
 
     def remove(self) -> None:
         shutil.rmtree(self.directory)
@@ -78,13 +69,6 @@ class OnServer:
 
     def open(self) -> Store:
         return RedisStore(self.url, prefix=self.prefix)
-
-    def crash(self, store: Any) -> None:
-        with redis.Redis.from_url(self.url, protocol=2) as client:
-            # As if its term had run out.
-            client.hdel(f"{{{self.prefix}}}:instances", "", *store._instances)
-        store._instances.clear()
-        store._terms.end_all()
 
     def remove(self) -> None:
         pass
@@ -287,7 +271,7 @@ class StoreMachine(RuleBasedStateMachine):
         session.data.setdefault("list", []).append(value)
         naive.data.setdefault("list", []).append(value)
         session.data[key] = naive.data[key] = value
-        self.store.failing = {"save", "give_back"} if fails else set()
+        self.store.failing = {SAVE, GIVE_BACK} if fails else set()
         over = naive.ended is not None or self.due(naive)
         last_one = naive.holds == 1
         with pytest.raises(StoreError) if fails and last_one and not over else nullcontext():
@@ -344,8 +328,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def crash(self) -> None:
         """The process is gone: what it had not written is lost, and nothing else."""
-        self.coordinator._roster.closed = True
-        self.place.crash(self.store.store)
+        self.store.failing = {EVERYTHING}
+        with suppress(StoreError):
+            self.coordinator.close()
+        self.closed.clear()
+        # With it, its instance in the store is gone, as when its process dies.
+        self.store.store.close()
         for naive in self.sessions.values():
             if naive.in_memory:
                 naive.revert()
@@ -353,10 +341,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     def unended(self) -> set[str]:
-        store = self.place.open()
-        ids = {record.id for record in store.page(None, 1000)}
-        store.close()
-        return ids
+        return {record.id for record in self.store.store.page(None, 1000)}
 
     # ---- What always holds
 

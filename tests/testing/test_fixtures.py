@@ -49,27 +49,18 @@ def test_a_tidy_test_passes_and_its_coordinators_are_closed(pytester: pytest.Pyt
     pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
 
 
-def test_a_checkout_that_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
-    """A session still checked out at the end is an error of that test, and the message says what to do."""
-    pytester.makepyfile(
-        """
-        def test_untidy(session_coordinator):
-            coordinator = session_coordinator()
-            coordinator.checkout(coordinator.create_session().id).__enter__()
-        """
-    )
-    result = pytester.runpytest_subprocess()
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*was left with 1 checked out: leave every checkout's with block*"])
-
-
-def test_a_cleanup_thread_that_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
-    """A cleanup thread still running at the end is an error of that test; it is ended all the same."""
+def test_what_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
+    """A session still checked out at the end, or a cleanup thread still running, is an error of that test, and the
+    message says what to do; the thread is ended all the same."""
     pytester.makepyfile(
         """
         import threading
 
-        def test_untidy(session_coordinator):
+        def test_leaves_a_checkout(session_coordinator):
+            coordinator = session_coordinator()
+            coordinator.checkout(coordinator.create_session().id).__enter__()
+
+        def test_leaves_a_thread(session_coordinator):
             session_coordinator().start_cleanup_task()
 
         def test_next():
@@ -77,5 +68,12 @@ def test_a_cleanup_thread_that_is_left_fails_the_test(pytester: pytest.Pytester)
         """
     )
     result = pytester.runpytest_subprocess()
-    result.assert_outcomes(passed=2, errors=1)
-    result.stdout.fnmatch_lines(["*was left with its cleanup thread running: close() it*"])
+    result.assert_outcomes(passed=3, errors=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_leaves_a_checkout*",
+            "*was left with 1 checked out: leave every checkout's with block*",
+            "*ERROR at teardown of test_leaves_a_thread*",
+            "*was left with its cleanup thread running: close() it*",
+        ]
+    )
