@@ -1,11 +1,11 @@
 """Live sessions that clean up after themselves. The README is the place to begin."""
 
 from .config import CoordinatorConfig
-from .coordinator import SessionCoordinator
+from .coordinator import CoordinatorStats, SessionCoordinator
 from .core.checkout import Checkout
+from .core.cleanup import CleanupStats
 from .core.events import EventChannel, EventKind, SessionEvent
 from .core.session import ManagedSession, SessionMetadata, SessionState
-from .core.stats import CleanupStats, CoordinatorStats, StoreStats
 from .errors import (
     CoordinatorClosedError,
     InvalidSessionError,
@@ -20,6 +20,7 @@ from .errors import (
     SessionNotFoundError,
     StoreError,
 )
+from .persistence.records import StoreStats
 
 __all__ = [
     "Checkout",

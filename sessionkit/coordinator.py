@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
-from math import inf
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Generic, NamedTuple, Self
 
 from .config import CoordinatorConfig
 from .core.checkout import Checkout
-from .core.creation import Creation
-from .core.engine import Engine
-from .core.events import EventChannel, EventKind
-from .core.pulse import HAS_STEPS
+from .core.cleanup import CleanupRun, CleanupStats, CleanupTask, call_weakly
+from .core.engine import InMemorySessions
+from .core.events import EventChannel
 from .core.session import ManagedSession, R
-from .core.stats import CoordinatorStats
-from .errors import RemovalCause, SessionNotFoundError, StoreError
+from .errors import RemovalCause
+from .persistence.records import StoreStats
+from .persistence.sessions import PersistentSessions
 from .stores.base import Store
 from .util.clock import Clock, system_clock
+from .util.fork import start_clean_after_fork
 from .util.validation import (
     Duration,
     checked_flag,
@@ -37,11 +34,29 @@ from .util.validation import (
     shown,
 )
 
-# One object, whatever reads it: an attribute of an enum takes longer to look up.
-_WAS_CLOSED = RemovalCause.CLOSED
+
+class CoordinatorStats(NamedTuple):
+    """A coordinator at one moment. Counts run from its creation (after a fork: from the fork)."""
+
+    live: int
+    """Sessions whose time has not run out, whether or not cleanup has run."""
+    checked_out: int
+    """Sessions that are checked out, those included that will end when they are given back."""
+    created: int
+    removed: Mapping[RemovalCause, int]
+    """Sessions removed, by cause. Expired ones count once they are removed."""
+    close_failures: int
+    """Close callbacks that raised."""
+    close_interruptions: int
+    """Close callbacks that were interrupted (`KeyboardInterrupt`, `SystemExit`); they are not repeated."""
+    events_dropped: int
+    """Events that channels dropped because they were full."""
+    cleanup: CleanupStats
+    store: StoreStats | None = None
+    """Its dealings with the store; None if there is none."""
 
 
-class SessionCoordinator(Engine[R]):
+class SessionCoordinator(Generic[R]):
     """Keeps live sessions until they are idle for too long, too old, evicted or closed, and in a store for longer.
 
     `config` sets the limits (default: `CoordinatorConfig()`). `clock` is any callable like `time.monotonic` (default:
@@ -59,10 +74,10 @@ class SessionCoordinator(Engine[R]):
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
     every caller at once, and cleanup only gives its memory back and calls `on_close`.
 
-    All methods may be called from any thread. Where a signal handler or a finalizer (`__del__`) interrupts the
-    coordinator in the middle of a decision, `close` and `close_session` go on in a thread of their own, and every other
-    call that needs the lock raises `RuntimeError`. After `os.fork`, the child's coordinator starts with no sessions and
-    a cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
+    All methods may be called from any thread. If a signal handler or a finalizer (`__del__`) interrupts the coordinator
+    in the middle of a decision, `close`, `close_session` and giving back a checkout are deferred until the lock is free
+    (the next call, or the next cleanup, does them); every other call that needs the lock raises `RuntimeError`. After
+    `os.fork`, the child's coordinator starts with no sessions, and a cleanup task of its own if the parent had one. A coordinator that is dropped without `close()` warns with
     `ResourceWarning`, ends its thread, and leaves its sessions' resources to the garbage collector.
     """
 
@@ -84,13 +99,17 @@ class SessionCoordinator(Engine[R]):
             checked_store(store)
         elif config is not None and config.on_full == "passivate":
             raise ValueError("on_full='passivate' moves sessions out to a store, and there is none; pass store=")
-        super().__init__(
-            CoordinatorConfig() if config is None else config,
-            system_clock if clock is None else clock,
-            store,
-            resource_factory,
-            on_close,
-        )
+        self.config = CoordinatorConfig() if config is None else config
+        """The settings it was made with."""
+        self._store = store
+        read = system_clock if clock is None else clock
+        self._sessions: InMemorySessions | PersistentSessions
+        if store is None:
+            self._sessions = InMemorySessions(self.config, read, resource_factory, on_close)
+        else:
+            self._sessions = PersistentSessions(self.config, read, resource_factory, on_close, store)
+        self._cleanup_task = self._make_cleanup_task()
+        start_clean_after_fork(self)
 
     # ---- Creating and closing
 
@@ -126,22 +145,9 @@ class SessionCoordinator(Engine[R]):
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
-        own_data = dict(data) if data else None if HAS_STEPS else {}
-        session = self._make_session(session_id, name, timeout, own_data, resource)
-        reading = self._begin_call()
-        if self._archive is not None:
-            self._archive.create(session, reading)
-            return session
-        if resource is not None or self._resource_factory is None:
-            with self._lock:
-                now = self._clock.advance(reading)
-                taken_in = self._roster.take_in(session, now)
-                if taken_in and self._bus.channels:
-                    self._bus.post(EventKind.CREATED, session_id, now)
-            if taken_in:
-                return session
-        Creation(self, session).run(reading)
-        return session
+        if self._cleanup_task.needs_start:
+            self._cleanup_task.retry_start()
+        return self._sessions.create(session_id, name, timeout, dict(data) if data else None, resource)
 
     def close_session(self, session_id: str) -> None:
         """End a session: cause `CLOSED`. If nobody has it checked out, `on_close` has run when this returns.
@@ -154,30 +160,7 @@ class SessionCoordinator(Engine[R]):
         """
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
-        if self._lock_is_owned():
-            self._call_elsewhere(lambda: self.close_session(session_id))
-            return
-        while self._archive is not None and not self._archive.close_session(session_id):
-            # It was in memory; should it have been passivated since, it is to be ended in the store after all.
-            with contextlib.suppress(SessionNotFoundError):
-                self._close_in_memory(session_id)
-                return
-        if self._archive is None:
-            self._close_in_memory(session_id)
-
-    def _close_in_memory(self, session_id: str) -> None:
-        reading = self._read_clock()
-        with self._lock:
-            now = self._clock.advance(reading)
-            session = self._roster.find(session_id, now)
-            if self._roster.active.session is not None:
-                self._roster.active.current(now)
-            claimed = self._roster.end(session, (_WAS_CLOSED, now, None), now) and self._finalizer.claim(session)
-        if self._records is not None and not claimed:
-            # Somebody has it checked out: should this process die before it is given back, it must not come back.
-            self._records.part_with([session])
-        if claimed:
-            self._sweep.finish()
+        self._sessions.close(session_id)
 
     def close(self) -> None:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
@@ -190,25 +173,16 @@ class SessionCoordinator(Engine[R]):
         With a store, the records stay, and what is unwritten is written. If that fails, `StoreError` is raised when all
         the rest is done.
         """
-        if self._interrupted():
-            self._call_elsewhere(self.close)
+        state = self._sessions.state
+        if state.interrupted:
+            state.defer(self.close)
             return
-        # A clock that fails must not keep the sessions open.
-        with contextlib.suppress(Exception):
-            self._advance(self._clock.read())
-        self._roster.closed = True
-        self._choose_path()
+        self._sessions.stop()
         self._cleanup_task.close()
-        if self._archive is not None:
-            # All at once; what fails is tried once more.
-            with contextlib.suppress(StoreError):
-                self._archive.upkeep.flush()
-        self._sweep.shut_down()
         try:
-            if self._archive is not None:
-                self._archive.upkeep.close()
+            self._sessions.shut_down()
         finally:
-            self._bus.close()
+            state.events.close()
 
     # ---- Using
 
@@ -220,46 +194,16 @@ class SessionCoordinator(Engine[R]):
         had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
         `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
-        if time.monotonic is self._goes_without_lock:
-            try:
-                session = self._at_hand[session_id]
-            except (KeyError, TypeError):
-                pass
-            else:
-                if self._quick_clock() < session._until:
-                    return session
-        checked_str("session id", session_id)
-        if self._archive is not None:
-            return self._archive.get(session_id)
-        reading = self._begin_call()
-        with self._lock:
-            return self._roster.find(session_id, self._clock.advance(reading))
+        return self._sessions.get(checked_str("session id", session_id))
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does.
 
         With a store, a session in memory is touched there; the next cleanup run writes it.
         """
-        # The steps that sessionkit.pulse describes.
-        if time.monotonic is self._goes_without_lock:
-            try:
-                session = self._at_hand[session_id]
-            except (KeyError, TypeError):
-                pass
-            else:
-                now = self._quick_clock()
-                if now < session._until:
-                    session._last_active = now if now > session._last_active else session._last_active  # one step
-                    if now < session._until:
-                        return
-        checked_str("session id", session_id)
-        if self._archive is not None:
-            self._archive.use(session_id, self._roster.touch)
-            return
-        reading = self._begin_call()
-        with self._lock:
-            now = self._clock.advance(reading)
-            self._roster.touch(self._roster.find(session_id, now), now)
+        fast = self._sessions.state.fast
+        if fast is None or not fast.touch(session_id):
+            self._sessions.touch(checked_str("session id", session_id))
 
     def checkout(
         self,
@@ -278,10 +222,8 @@ class SessionCoordinator(Engine[R]):
         that do so. Entering waits up to `timeout` seconds of real time (None: as long as it takes; 0: not at all),
         first come first served, and then raises `SessionBusyError`; it raises as `get_session` does if the session is
         not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
-        gets `SessionBusyError` at once, because that wait could never end.
-
-        `holder`: any object that stands for a holder that is no thread, such as a request. Two checkouts with
-        different holders exclude each other also in one thread; the same holder may take the session again in any.
+        gets `SessionBusyError` at once, because that wait could never end. `holder`: an object that stands for a holder
+        that is no thread, such as a request; default the thread that enters.
 
         With a store, exclusive between processes too (there, whoever asks at the right moment is served first), with
         the newest version. When the last checkout in this process is given back, what changed is saved. If that raises
@@ -291,8 +233,8 @@ class SessionCoordinator(Engine[R]):
         checked_str("session id", session_id)
         if exclusive is not True:
             checked_flag("exclusive", exclusive)
-        seconds = None if timeout is None else checked_wait("timeout", timeout)
-        return Checkout(self, session_id, exclusive, seconds, holder)
+        wait = None if timeout is None else checked_wait("timeout", timeout)
+        return Checkout(self._sessions, session_id, exclusive, wait, holder)
 
     def save_session(self, session_id: str) -> None:
         """Write to the store now what changed in a session, and not only when its last checkout is given back.
@@ -300,10 +242,7 @@ class SessionCoordinator(Engine[R]):
         For whoever has it checked out for long, and tells others what was done. If nothing changed, or there is no
         store, nothing is written. Raises as a checkout does that is given back, and as `get_session` does.
         """
-        if self._archive is not None:
-            self._archive.save(checked_str("session id", session_id))
-        else:
-            self.get_session(session_id)
+        self._sessions.save(checked_str("session id", session_id))
 
     def rotate_session(
         self, session_id: str, new_id: str | None = None, *, timeout: Duration | None = None
@@ -319,57 +258,25 @@ class SessionCoordinator(Engine[R]):
         and `StoreError` if there is a store and it fails: then the session has its old id still.
         """
         new_id = secrets.token_urlsafe(32) if new_id is None else checked_id(new_id)
-        with self.checkout(session_id, timeout=timeout) as session:
-            self._rename_held(session, new_id)
+        checkout = self.checkout(session_id, timeout=timeout)
+        with checkout as session:
+            checkout.rotate(new_id)
         return session
-
-    def _rename_held(self, session: ManagedSession[R], new_id: str) -> None:
-        """For whoever has it checked out, alone."""
-        rename = partial(self._rename, session, new_id, self._begin_call())
-        if self._archive is not None:
-            self._archive.rotate(session, new_id, rename)
-        else:
-            rename()
-
-    def _rename(self, session: ManagedSession[R], new_id: str, reading: float) -> None:
-        with self._lock:
-            now, former_id = self._clock.advance(reading), session._id
-            self._roster.rename(session, new_id, now)
-            self._bus.post(EventKind.ROTATED, new_id, now, former_id=former_id)
 
     def switch_session(self, name_or_id: str) -> ManagedSession[R]:
         """Make the session with this id, or else this name, the active one, touch it and return it.
 
-        Raises as `get_session` does. From the first switch on, the coordinator keeps the exact order of activity, to
-        know which session follows the active one, and every touch takes the lock.
+        Raises as `get_session` does.
         """
-        checked_str("session name or id", name_or_id)
-        if self._archive is not None:
-            session = self._archive.use(self._archive.id_of(name_or_id), self._make_active)
-        else:
-            reading = self._begin_call()
-            with self._lock:
-                now = self._clock.advance(reading)
-                session = self._roster.find_named(name_or_id, now)
-                self._make_active(session, now)
-        return session
-
-    def _make_active(self, session: ManagedSession[R], now: float) -> None:
-        self._roster.keep_order(now)
-        self._goes_without_lock = None
-        self._roster.touch(session, now)
-        self._roster.active.put_on(session)
-        self._bus.post(EventKind.SWITCHED, session.id, now)
+        return self._sessions.switch(checked_str("session name or id", name_or_id))
 
     @property
     def active_session(self) -> ManagedSession[R] | None:
-        """The session switched to last. When it ends, the one that was most recently active then takes its place.
+        """The session switched to last; None before the first switch, and once that session has ended.
 
-        None before the first switch, and when no session was left to take its place.
+        To choose another one then: `list_sessions` comes in the order of activity.
         """
-        reading = self._begin_call()
-        with self._lock:
-            return self._roster.active.current(self._clock.advance(reading))
+        return self._sessions.active()
 
     def restore_sessions(self) -> int:
         """Bring back the live sessions that are in the store only, while there is room, and return how many that were.
@@ -378,8 +285,8 @@ class SessionCoordinator(Engine[R]):
         stays in the store; with `affinity=True`, so does one that another process has in memory. Raises `StoreError`,
         and `CoordinatorClosedError` after `close()`.
         """
-        self._roster.check_open()
-        return 0 if self._archive is None else self._archive.restore_all()
+        self._sessions.state.registry.check_open()
+        return self._sessions.restore_all()
 
     # ---- Looking
 
@@ -390,12 +297,11 @@ class SessionCoordinator(Engine[R]):
 
     def list_sessions(self) -> list[ManagedSession[R]]:
         """All live sessions in memory, least recently active first."""
-        sessions = self._sweep.when_settled(self._begin_call(), self._roster.snapshot)
-        return sorted(sessions, key=lambda session: session._last_active)
+        return self._sessions.sorted_by_activity()
 
     def __len__(self) -> int:
         """How many sessions are live in memory: expired ones never count, whether or not cleanup has run."""
-        return self._sweep.when_settled(self._begin_call(), self._roster.__len__)
+        return self._sessions.count()
 
     def __bool__(self) -> bool:
         """A coordinator is true, also while it keeps no sessions."""
@@ -403,34 +309,28 @@ class SessionCoordinator(Engine[R]):
 
     def __contains__(self, session_id: object) -> bool:
         """Whether a live session has this id, in memory or in the store."""
-        if self._archive is not None:
-            return self._archive.is_live(session_id)
-        reading = self._begin_call()
-        with self._lock:
-            return self._roster.is_live(session_id, self._clock.advance(reading))
+        return self._sessions.contains(session_id)
 
     def subscribe(self, capacity: int | None = None) -> EventChannel:
         """A channel that gets every event from now on, until it or the coordinator is closed.
 
         `capacity`: how many unread events it keeps; default `event_capacity` of the config.
         """
-        return self._bus.subscribe(self.config.event_capacity if capacity is None else capacity)
+        return self._sessions.subscribe(self.config.event_capacity if capacity is None else capacity)
 
     def stats(self) -> CoordinatorStats:
         """The figures at this moment. Works after `close()` too."""
-        return self._sweep.when_settled(
-            self._begin_call(),
-            lambda: CoordinatorStats(
-                live=len(self._roster),
-                checked_out=len(self._roster.out),
-                created=self._roster.created,
-                removed=MappingProxyType(dict(self._finalizer.removed)),
-                close_failures=self._finalizer.failures,
-                close_interruptions=self._finalizer.interruptions,
-                events_dropped=self._bus.dropped,
-                cleanup=self._cleanup_task.stats(),
-                store=None if self._records is None else self._records.stats(),
-            ),
+        figures = self._sessions.stats()
+        return CoordinatorStats(
+            live=figures.live,
+            checked_out=figures.checked_out,
+            created=figures.created,
+            removed=MappingProxyType(figures.removed),
+            close_failures=figures.close_failures,
+            close_interruptions=figures.close_interruptions,
+            events_dropped=figures.events_dropped,
+            cleanup=self._cleanup_task.stats(),
+            store=self._sessions.store_stats(),
         )
 
     # ---- Cleaning up
@@ -447,20 +347,17 @@ class SessionCoordinator(Engine[R]):
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
         count_only = checked_flag("dry_run", dry_run)
-        self._roster.check_open()
-        reading = self._begin_call()
-        if count_only:
-            return self._sweep.count(reading, age) + (0 if self._records is None else self._records.count_expired(age))
-        return self._clean_up(reading, age)
+        self._sessions.state.registry.check_open()
+        return self._sessions.count_due(age) if count_only else self._sessions.clean_up(age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
 
-        If the system has no thread to give, that is logged and counted, and calls to the coordinator do the cleanup
-        when it is due, and try to start the thread again. Starting again does nothing. Raises
-        `CoordinatorClosedError` after `close()`. With a store, it runs at least four times per session timeout.
+        If the system has no thread to give, that is logged and counted, sessions expire all the same, and the next
+        session that is created tries again. Starting again does nothing. Raises `CoordinatorClosedError` after
+        `close()`. With a store, it runs at least four times per session timeout.
         """
-        self._roster.check_open()
+        self._sessions.state.registry.check_open()
         self._start_cleaning()
 
     def stop_cleanup_task(self) -> None:
@@ -468,9 +365,21 @@ class SessionCoordinator(Engine[R]):
 
         Raises `StoreError`, and goes on, if a store cannot be told that activity will be written later from now on.
         """
-        if self._records is not None:
-            self._records.set_write_interval(inf)
+        self._sessions.cleanup_stopped()
         self._cleanup_task.stop()
+
+    def _make_cleanup_task(self) -> CleanupTask:
+        return CleanupTask(self._sessions.cleanup_interval, call_weakly(self._run_cleanup))
+
+    def _start_cleaning(self) -> None:
+        self._cleanup_task.start()
+        self._sessions.cleanup_started()
+
+    def _run_cleanup(self) -> CleanupRun | None:
+        state = self._sessions.state
+        if state.registry.closed:
+            return None
+        return CleanupRun(state.read(), self._sessions.clean_up())
 
     # ---- Context manager, collection, fork
 
@@ -482,8 +391,8 @@ class SessionCoordinator(Engine[R]):
         self.close()
 
     def __repr__(self) -> str:
-        state = "closed" if self._roster.closed else "open"
-        return f"<{type(self).__name__} {state}, {self._roster.in_memory} sessions in memory>"
+        state = "closed" if self._sessions.state.registry.closed else "open"
+        return f"<{type(self).__name__} {state}, {self._sessions.in_memory} sessions in memory>"
 
     def __del__(
         self,
@@ -491,14 +400,28 @@ class SessionCoordinator(Engine[R]):
         is_finalizing: Callable[[], bool] = sys.is_finalizing,
     ) -> None:
         # Both are bound early: modules may be gone when the interpreter exits. If __init__ raised, not all is there.
-        if not hasattr(self, "_cleanup_task") or self._roster.closed:
+        if not hasattr(self, "_cleanup_task") or self._sessions.state.registry.closed:
             return
         if not is_finalizing():
             self._cleanup_task.cancel()
-            self._bus.close()
+            self._sessions.state.events.close()
         warn(
             f"{self!r} was dropped without close(): the resources of its sessions are not closed. "
             "Use it as a context manager, or call close()",
             ResourceWarning,
             source=self,
         )
+
+    def after_fork_in_child(self) -> None:
+        """Start clean in a forked child: with no sessions, and a cleanup task of its own if the parent had one."""
+        # Another thread of the parent may have held any lock here, and no other thread lives on: nothing is kept.
+        former, task = self._sessions.state, self._cleanup_task
+        task.abandon()
+        former.events.abandon()
+        self._sessions.start_clean()
+        self._cleanup_task = self._make_cleanup_task()
+        if former.registry.closed:
+            self._sessions.stop()
+            self._sessions.state.events.close()
+        elif task.wanted:
+            self._start_cleaning()

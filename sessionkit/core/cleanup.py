@@ -5,17 +5,34 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from math import inf
 from typing import NamedTuple
 from weakref import WeakMethod
 
 from ..util.log import report_failure, report_problem
-from .stats import CleanupStats
 
 THREAD_NAME = "sessionkit-cleanup"
 
 JOIN_SECONDS = 5.0
 """How long `stop` waits for a run to end. Bounded, because the run may itself be waiting for whoever called `stop`."""
+
+
+class CleanupStats(NamedTuple):
+    """The cleanup task. Counts run on when it is stopped and started again."""
+
+    alive: bool
+    """Whether its thread runs."""
+    runs: int
+    """How often it ran, failures included."""
+    failures: int
+    """How often a run failed, or its thread could not be started."""
+    removed: int
+    """How many sessions its runs removed."""
+    last_removed: int
+    """How many sessions the last run removed."""
+    last_run_at: float | None
+    """When the last run began: a reading of the coordinator's clock, in seconds; None before the first."""
+    last_duration: float | None
+    """How long the last run took, in seconds of `time.perf_counter`; None before the first."""
 
 
 class CleanupRun(NamedTuple):
@@ -78,6 +95,7 @@ class CleanupTask:
         self._timer: CleanupTimer | None = None
         self._caller_cleans_at: float | None = None
         self._closed = False
+        self.needs_start = False
         self.wanted = False
         """Whether it was started, and neither stopped nor closed since."""
         self._runs = self._failures = self._removed = 0
@@ -91,10 +109,13 @@ class CleanupTask:
                 return
             self.wanted = True
             problem = self._start_thread()
-            if problem is not None:
-                self._caller_cleans_at = -inf
+            self.needs_start = problem is not None
         if problem is not None:
             report_problem("the cleanup thread could not be started, callers will clean up instead: %r", problem)
+
+    def retry_start(self) -> None:
+        self.needs_start = False
+        self.start()
 
     @property
     def wants_callers(self) -> bool:

@@ -1,33 +1,32 @@
-"""The engine of a coordinator: its parts, which way calls go, and what runs without being called."""
+"""Sessions in memory: each call of a coordinator that has no store."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-import weakref
 from collections.abc import Callable
-from math import inf
-from typing import Any, Generic
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import ref
 
 from ..config import CoordinatorConfig
-from ..errors import RemovalCause, StoreError
-from ..persistence.archive import Archive
-from ..persistence.records import LAG_SHARE, Records
-from ..stores.base import Store
-from ..util.clock import BUILTIN_CLOCKS, Clock, SteadyClock, system_clock
-from ..util.fork import start_clean_after_fork
-from .cleanup import CleanupRun, CleanupTask, call_weakly
-from .events import EventBus, EventKind
-from .finalizer import Finalizer
-from .pulse import clock_without_lock
-from .roster import Roster
-from .session import Activity, Keeper, ManagedSession, R, SessionState
-from .sweep import Sweep
+from ..errors import RemovalCause, SessionBusyError
+from ..util.clock import Clock
+from .admission import Admission, Arrival
+from .checkout import Checkout
+from .events import EventChannel, EventKind
+from .finalizer import CloseCallback
+from .locks import Waiter
+from .removal import Removal
+from .session import HAS_STEPS, Activity, Keeper, ManagedSession, SessionState
+from .state import State
+
+Session = ManagedSession[Any]
+ResourceFactory = Callable[[Any], Any]
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
 _TOUCH = Activity.TOUCH
 _MESSAGE = Activity.MESSAGE
+_CLOSED = RemovalCause.CLOSED
 
 _EVENT_OF = {
     Activity.MESSAGE: EventKind.MESSAGE,
@@ -36,183 +35,349 @@ _EVENT_OF = {
 }
 
 
-class Engine(Generic[R]):
-    """The parts of one coordinator: the lock, the clock, and all that they guard.
+class MemoryStats(NamedTuple):
+    """The figures of the sessions in memory."""
 
-    A forked child makes all of them anew.
+    live: int
+    checked_out: int
+    created: int
+    removed: dict[RemovalCause, int]
+    close_failures: int
+    close_interruptions: int
+    events_dropped: int
+
+
+class InMemorySessions:
+    """The sessions of one coordinator, in memory only.
+
+    Each method reads the clock, makes one decision with the lock held, and does what it says after that. All may be
+    called from any thread, with the lock free; what they raise is what the coordinator's methods of these names say.
     """
 
     def __init__(
         self,
         config: CoordinatorConfig,
         clock: Clock,
-        store: Store | None,
-        resource_factory: Callable[[ManagedSession[R]], R] | None,
-        on_close: Callable[[ManagedSession[R], RemovalCause], object] | None,
+        factory: ResourceFactory | None,
+        on_close: CloseCallback | None,
     ) -> None:
-        self.config = config
-        """The settings it was made with."""
-        self._clock = SteadyClock(clock)
-        self._store = store
-        self._resource_factory = resource_factory
+        self._config = config
+        self._clock = clock
+        self._factory = factory
         self._on_close = on_close
-        self._self: weakref.ref[Keeper] = weakref.ref(self)
-        # The system's clock while calls may go without the lock, and what they read then.
-        self._goes_without_lock: Clock | None = None
-        self._quick_clock: Clock = time.monotonic
-        self._make_parts()
-        start_clean_after_fork(self)
+        self._keeper: ref[Keeper] = ref(self)
+        self.start_clean()
 
-    def _make_parts(self) -> None:
-        self._lock = threading.RLock()
-        # threading.Condition asks the lock the same way.
-        self._lock_is_owned: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
-        self._bus = EventBus()
-        self._records = None if self._store is None else Records(self._store, self._clock.read, self.config)
-        self._finalizer = Finalizer(self._lock, self._bus, self._on_close, self._records)
-        self._roster = Roster(self.config, self._finalizer)
-        self._at_hand = self._roster.at_hand
-        if clock_without_lock(self._clock.read) is None:
-            self._roster.keep_order(-inf)
-        self._sweep = Sweep(self._lock, self._clock, self._roster, self._finalizer)
-        self._archive = None if self._records is None else Archive(self, self._records)
-        self._interval = self.config.cleanup_interval
-        if self._archive is not None:
-            self._interval = min(self._interval, self.config.session_timeout * LAG_SHARE)
-        self._cleanup_task = CleanupTask(self._interval, call_weakly(self._run_cleanup))
-        self._choose_path()
+    def start_clean(self) -> None:
+        """Begin with no sessions; in a forked child, those it has are its parent's."""
+        self.state = State(self._config, self._clock, self._on_close)
+        self.admission = Admission(self._config, self.state, self._factory)
+        self.removal = Removal(self.state)
 
-    def _after_fork_in_child(self) -> None:
-        # Another thread of the parent may have held any lock here, and no other thread lives on: nothing is kept.
-        self._finalizer.abandon()
-        self._cleanup_task.abandon()
-        self._bus.abandon()
-        closed, wanted = self._roster.closed, self._cleanup_task.wanted
-        self._make_parts()
-        self._roster.closed = closed
-        if closed:
-            self._bus.close()
-        if wanted:
-            self._start_cleaning()
+    # ---- Creating and closing
 
-    def _start_cleaning(self) -> None:
-        self._cleanup_task.start()
-        self._choose_path()
-        if self._records is not None:
-            # Twice the interval, because a run may be late. Should the store fail now, it goes by what it knows.
-            with contextlib.suppress(StoreError):
-                self._records.set_write_interval(2 * self._interval)
+    def create(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any
+    ) -> Session:
+        """Create a session."""
+        session = self.make_session(session_id, name, timeout, data, resource)
+        state = self.state
+        reading = state.begin()
+        if not self.admission.needs_steps(session):
+            with state.lock:
+                now = state.advance(reading)
+                if self.admission.try_add(session, now):
+                    if state.events.channels:
+                        state.events.post(EventKind.CREATED, session_id, now)
+                    return session
+        self.admission.bring_in(Arrival(session), reading)
+        return session
 
-    # ---- The lock, the clock, and the work outside the lock
+    def make_session(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any
+    ) -> Session:
+        """A session that is nowhere yet."""
+        # Most sessions have no data: their dict is made when it is asked for, if that can be one step.
+        own_data = data or (None if HAS_STEPS else {})
+        return ManagedSession(self._keeper, session_id, name, timeout, own_data, resource)
 
-    def _begin_call(self) -> float:
-        """Read the clock for a public call; first, do the cleanup that no thread could be started for."""
-        if self._lock_is_owned():
-            raise RuntimeError(
-                "a signal handler or finalizer that interrupts the coordinator in the middle of a decision may only "
-                "call close() and close_session(); do the rest in another thread"
-            )
-        if time.monotonic is self._goes_without_lock:
-            return self._quick_clock()
-        return self._read_clock()
+    def close(self, session_id: str) -> None:
+        """End a session; finalize it, unless it is checked out."""
+        state = self.state
+        if state.interrupted:
+            state.defer(partial(self.close, session_id))
+            return
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            session = state.registry.find(session_id, now)
+            must_run = state.registry.end(session, (_CLOSED, now, None), now)
+        if must_run:
+            state.finalizer.run([session])
 
-    def _read_clock(self) -> float:
-        if time.monotonic is self._goes_without_lock:
-            return self._quick_clock()
-        reading = self._clock.read()
-        if self._cleanup_task.wants_callers and self._cleanup_task.falls_to_caller(reading):
-            self._choose_path()
-            with contextlib.suppress(StoreError):
-                self._clean_up(reading)
-            # That may have taken long.
-            reading = self._clock.read()
-        return reading
+    def shut_down(self) -> None:
+        """End all sessions, and finalize those that nobody has checked out. The registry is closed."""
+        state = self.state
+        state.run_deferred()
+        # A clock that fails must not keep the sessions open.
+        with contextlib.suppress(Exception):
+            reading = state.read()
+            with state.lock:
+                state.advance(reading)
+        self.removal.shut_down()
 
-    def _choose_path(self) -> None:
-        """Use the paths without the lock if nothing speaks against it."""
-        with self._lock:
-            takes_lock = (
-                self._roster.closed
-                or self._roster.keeps_order
-                or self._cleanup_task.wants_callers
-                or self._archive is not None
-            )
-            quick_clock = None if takes_lock else clock_without_lock(self._clock.read)
-            if quick_clock is not None:
-                self._quick_clock = quick_clock
-            self._goes_without_lock = BUILTIN_CLOCKS[system_clock] if quick_clock is not None else None
+    def stop(self) -> None:
+        """From now on, every call raises `CoordinatorClosedError`; those that are under way go on."""
+        self.state.registry.closed = True
+        if self.state.fast is not None:
+            self.state.fast.stop()
 
-    def _advance(self, reading: float) -> None:
-        with self._lock:
-            self._clock.advance(reading)
+    # ---- Using
 
-    def _interrupted(self) -> bool:
-        # The thread that calls has the lock already: no user code runs under it, so this is a signal handler or a
-        # finalizer which Python runs between two steps of a decision.
-        return self._lock_is_owned()
+    def get(self, session_id: str) -> Session:
+        """The live session with this id."""
+        state = self.state
+        if state.fast is not None and (found := state.fast.find(session_id)) is not None:
+            return found
+        reading = state.begin()
+        with state.lock:
+            return state.registry.find(session_id, state.advance(reading))
 
-    def _call_elsewhere(self, call: Callable[[], None]) -> None:
-        # No daemon: the interpreter must not exit before it is done.
-        threading.Thread(target=call, name="sessionkit-deferred").start()
+    def touch(self, session_id: str) -> None:
+        """Note activity of the live session with this id."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            state.registry.touch(state.registry.find(session_id, now), now)
 
-    def _run_cleanup(self) -> CleanupRun | None:
-        if self._roster.closed:
-            return None
-        reading = self._clock.read()
-        return CleanupRun(reading, self._clean_up(reading))
-
-    def _clean_up(self, reading: float, age: float | None = None) -> int:
-        if self._archive is None:
-            return self._sweep.remove(reading, age)
-        # First: close callbacks may take longer than others wait for what is unwritten. What fails is tried once more.
-        with contextlib.suppress(StoreError):
-            self._archive.upkeep.flush()
-        return self._sweep.remove(reading, age) + self._archive.tidy(age)
-
-    def _make_session(
-        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: R | None
-    ) -> ManagedSession[R]:
-        return ManagedSession(self._self, session_id, name, timeout, data, resource)
-
-    # ---- What sessions ask for
-
-    def _touch_without_lock(self, session: ManagedSession[Any]) -> bool:
-        # In a forked child, a session may be the parent's.
-        if time.monotonic is self._goes_without_lock and self._at_hand.get(session._id) is session:
-            now = self._quick_clock()
-            if now < session._until:
-                session._last_active = now if now > session._last_active else session._last_active  # one step
-                return now < session._until
-        return False
-
-    def _count_without_lock(self, session: ManagedSession[Any]) -> bool:
-        # A touch, whose steps stand here again: a call would be a third of it.
-        if (
-            time.monotonic is self._goes_without_lock
-            and not self._bus.channels
-            and self._at_hand.get(session._id) is session
-        ):
-            now = self._quick_clock()
-            if now < session._until:
-                session._last_active = now if now > session._last_active else session._last_active  # one step
-                if now < session._until:
-                    session._message_count += 1  # one step
-                    return True
-        return False
-
-    def _note_activity(
-        self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
-    ) -> None:
-        reading = self._begin_call()
-        with self._lock:
-            now = self._clock.advance(reading)
-            self._roster.require(session, now)
-            self._roster.touch(session, now)
-            if activity is _TOUCH or state is session._state:
+    def note_activity(self, session: Session, activity: Activity, new_state: SessionState | None = None) -> None:
+        """Note what a session has done, and tell the channels; a plain touch is no event."""
+        state = self.state
+        if activity is _TOUCH and state.fast is not None and state.fast.touch_this(session):
+            return
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            state.registry.require(session, now)
+            state.registry.touch(session, now)
+            if activity is _TOUCH or new_state is session._state:
                 return
             if activity is _MESSAGE:
-                session._message_count += 1  # one step
-            if state is not None:
-                session._state = state
-            if self._bus.channels and not self._roster.is_opening(session._id):
-                self._bus.post(_EVENT_OF[activity], session.id, now)
+                session._message_count += 1
+            if new_state is not None:
+                session._state = new_state
+            if state.events.channels and session._id not in state.registry.opening:
+                state.events.post(_EVENT_OF[activity], session._id, now)
+
+    def switch(self, name_or_id: str) -> Session:
+        """Make the live session with this id, or else this name, the active one, and touch it."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            session = state.registry.find_named(name_or_id, now)
+            self.make_active(session, now)
+        return session
+
+    def make_active(self, session: Session, now: float) -> None:
+        """Make a live session the active one, and touch it. Called with the lock held."""
+        self.state.registry.touch(session, now)
+        self.state.registry.active = session
+        self.state.events.post(EventKind.SWITCHED, session.id, now)
+
+    # ---- Checking out
+
+    def check_out(self, checkout: Checkout[Any]) -> Session:
+        """Take a session for a checkout."""
+        return self.take(checkout, checkout.timeout)
+
+    def take(self, checkout: Checkout[Any], timeout: float | None) -> Session:
+        """Take a session for a checkout, waiting up to `timeout` seconds; if that raises, it is not taken."""
+        state = self.state
+        reading = state.begin()
+        waiter: Waiter | None = None
+        try:
+            with state.lock:
+                now = state.advance(reading)
+                session = checkout.session = state.registry.find(checkout.session_id, now)
+                waiter = state.registry.take(session, checkout, now)
+            if waiter is not None:
+                self._wait(session, waiter, checkout, timeout)
+        except BaseException:
+            self._undo(checkout, waiter)
+            raise
+        return session
+
+    def _wait(self, session: Session, waiter: Waiter, checkout: Checkout[Any], timeout: float | None) -> None:
+        waiter.wait(timeout)
+        state, asked_for = self.state, checkout.session_id
+        # The wait may have been long: a second reading.
+        reading = state.read()
+        with state.lock:
+            now = state.advance(reading)
+            if session._id != asked_for or session._ending is not None or state.registry.expire(session, now):
+                state.registry.check_open()
+                raise state.registry.absent(asked_for, now)
+            if not checkout.held:
+                raise SessionBusyError(
+                    f"session {asked_for!r} is checked out elsewhere, and was for all of timeout={timeout!r} "
+                    "seconds; wait longer, or share it with exclusive=False on both sides"
+                )
+            state.registry.touch(session, now)
+
+    def _undo(self, checkout: Checkout[Any], waiter: Waiter | None) -> None:
+        session = checkout.session
+        if session is not None:
+            if waiter is not None:
+                with self.state.lock:
+                    must_run = self.state.registry.withdraw(session, waiter, self.state.latest)
+                if must_run:
+                    self.state.finalizer.run([session])
+            self.give_back(checkout)
+
+    def give_back(self, checkout: Checkout[Any]) -> None:
+        """Give a session back; finalize it if it was to end then."""
+        state, session = self.state, checkout.session
+        if session is None:
+            return
+        if state.interrupted:
+            state.defer(partial(self.give_back, checkout))
+            return
+        try:
+            reading = state.read()
+            with state.lock:
+                state.advance(reading)
+        finally:
+            # Even a clock that fails must not keep the session checked out for ever.
+            self.finish_checkout(checkout)
+
+    def finish_checkout(self, checkout: Checkout[Any]) -> None:
+        """Give a session back, at the latest time that is known."""
+        state, session = self.state, checkout.session
+        if session is not None:
+            with state.lock:
+                must_run = state.registry.give_back(session, checkout, state.latest)
+            checkout.session = None
+            if must_run:
+                state.finalizer.run([session])
+
+    def give_back_later(self, checkout: Checkout[Any]) -> None:
+        """Give a session back at the next call, or cleanup."""
+        self.state.defer(partial(self.give_back, checkout))
+
+    def close_held(self, checkout: Checkout[Any]) -> None:
+        """End the session that a checkout has, unless it has ended, and give it back."""
+        try:
+            self.close_this(checkout.session)
+        finally:
+            self.give_back(checkout)
+
+    def close_this(self, session: Session | None) -> None:
+        """End this very session, unless it has ended."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            must_run = session is not None and state.registry.end_live(session, (_CLOSED, now, None), now)
+        if must_run and session is not None:
+            state.finalizer.run([session])
+
+    def save(self, session_id: str) -> None:
+        """Without a store there is nothing to write; the session has to be live."""
+        self.get(session_id)
+
+    def save_held(self, session: Session) -> None:
+        """Without a store there is nothing to write."""
+
+    def revert(self, session: Session) -> None:
+        """Without a store there is nothing to go back to."""
+
+    def rename(self, session: Session, new_id: str) -> None:
+        """Give a session that is checked out another id."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now, former_id = state.advance(reading), session._id
+            state.registry.rename(session, new_id, now)
+            state.events.post(EventKind.ROTATED, new_id, now, former_id=former_id)
+
+    # ---- Looking
+
+    def contains(self, session_id: object) -> bool:
+        """Whether a live session has this id."""
+        reading = self.state.begin()
+        with self.state.lock:
+            return not self.state.registry.closed and self.state.registry.is_live(
+                session_id, self.state.advance(reading)
+            )
+
+    def active(self) -> Session | None:
+        """The session switched to last, if it is live."""
+        reading = self.state.begin()
+        with self.state.lock:
+            return self.state.registry.current(self.state.advance(reading))
+
+    def sorted_by_activity(self) -> list[Session]:
+        """All live sessions, least recently active first."""
+        sessions = self.removal.when_expired(self.state.begin(), lambda _: list(self.state.registry.live.values()))
+        return sorted(sessions, key=lambda session: session._active_at)
+
+    def count(self) -> int:
+        """How many sessions are live."""
+        return self.removal.when_expired(self.state.begin(), lambda _: len(self.state.registry.live))
+
+    @property
+    def in_memory(self) -> int:
+        """How many sessions have not left memory."""
+        return len(self.state.registry.live) + len(self.state.finalizer.leaving)
+
+    def stats(self) -> MemoryStats:
+        """The figures at this moment."""
+        registry, finalizer, events = self.state.registry, self.state.finalizer, self.state.events
+        return self.removal.when_expired(
+            self.state.begin(),
+            lambda _: MemoryStats(
+                len(registry.live),
+                registry.checked_out,
+                registry.created,
+                dict(finalizer.removed),
+                finalizer.failures,
+                finalizer.interruptions,
+                events.dropped,
+            ),
+        )
+
+    def subscribe(self, capacity: int) -> EventChannel:
+        """A channel that gets every event from now on."""
+        return self.state.events.subscribe(capacity)
+
+    # ---- Cleaning up
+
+    def clean_up(self, age: float | None = None) -> int:
+        """Remove the sessions that are due, or idle for more than `age` seconds; how many were removed."""
+        return self.removal.remove_due(self.state.begin(), age)
+
+    def count_due(self, age: float | None = None) -> int:
+        """How many sessions `clean_up` would remove."""
+        return self.removal.count_due(self.state.begin(), age)
+
+    def restore_all(self) -> int:
+        """Without a store there is nothing to bring back."""
+        return 0
+
+    # ---- What only a store makes a difference to
+
+    @property
+    def cleanup_interval(self) -> float:
+        """How often the cleanup task is to run, in seconds."""
+        return self._config.cleanup_interval
+
+    def cleanup_started(self) -> None:
+        """From now on, the cleanup task runs."""
+
+    def cleanup_stopped(self) -> None:
+        """From now on, no cleanup task runs."""
+
+    def store_stats(self) -> None:
+        """Without a store there are no figures of it."""

@@ -1,10 +1,10 @@
-"""The one door out: what happens once to every session that has ended, whatever the cause."""
+"""The finalizer: what happens once to every session that has ended, whatever the cause."""
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from itertools import islice
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -23,171 +23,158 @@ CloseCallback = Callable[[Any, RemovalCause], object]
 
 
 class Recorder(Protocol):
-    """What keeps the records of sessions, where there is a store. Called with the lock free; raises nothing."""
+    """What keeps the records of sessions, if there is a store."""
 
-    def part_with(self, sessions: Iterable[Session]) -> list[Session]:
-        """Delete the records of those that ended for good; gives those that live on, or were ended, elsewhere."""
+    def delete_records(self, sessions: list[Session]) -> list[Session]:
+        """Delete the records of those that ended for good; gives those that live on, or were ended, elsewhere.
+
+        Called with the lock free, before the close callbacks; raises nothing.
+        """
         ...
 
-    def put_away(self, session: Session) -> None:
-        """The session was closed, and is about to be forgotten here."""
+    def save_and_forget(self, session: Session) -> None:
+        """The close callback has run. Called with the lock free; raises nothing."""
         ...
+
+    def note_left(self) -> None:
+        """A session has left memory. Called with the lock held."""
+        ...
+
+
+class Run:
+    """One call of `Finalizer.run`, and the thread that makes it."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread = get_ident()
 
 
 class Finalizer:
-    """Takes in every session that has ended and finalizes it once.
+    """Takes in every session that has ended, and finalizes it once: runs the close callback, lets go of the resource,
+    counts, and posts the event.
 
-    `admit`, `release` and `claim` are decisions and are called under the coordinator's lock. `run` does the work, with
-    the lock free: it runs the close callback, lets go of the resource, counts, and posts the event. Only a session that
-    was claimed is run, and claiming takes it out of the queue, so no session is finalized twice. A thread that was
-    interrupted between a claim and its `run` still has what it claimed, and finalizes it in its next `run`. A session
-    that has nothing to close leaves within the decision.
+    `admit` and `release` belong to decisions, under the coordinator's lock, and say whether the caller is to `run` the
+    session once the lock is free. Until its callback has begun, the session stays listed in `ready`: if the call is
+    interrupted before, the next cleanup or `close` runs it. A session that has nothing to close leaves within the
+    decision.
     """
 
-    def __init__(
-        self, lock: threading.RLock, bus: EventBus, on_close: CloseCallback | None, recorder: Recorder | None = None
-    ) -> None:
+    def __init__(self, lock: threading.RLock, events: EventBus, on_close: CloseCallback | None) -> None:
         self._lock = lock
-        self._bus = bus
+        self._events = events
         self._on_close = on_close
-        self._recorder = recorder
-        self.moved = threading.Condition(lock)
-        """Told when a session has left, where there is a store: somebody may wait to have it back from there."""
-        self.on_moved_out: Callable[[str], object]
-        """Called under the lock for each session that seemed to have ended, and only leaves this process. To be set
-        where there is a store."""
-        # Where there is a store: who is being finalized, and by which thread.
-        self._at_work: dict[str, int] = {}
+        self.recorder: Recorder | None = None
+        """What keeps the records; None without a store."""
         self.leaving: dict[str, Session] = {}
         """All that have ended and are not finalized yet, by id."""
-        # Of these, those that somebody has checked out, and those that can be claimed.
-        self._detained: dict[str, Session] = {}
-        self._ready: OrderedDict[str, Session] = OrderedDict()
-        # What each thread has claimed, by the thread's ident. Nobody touches another one's.
-        self._claims: dict[int, deque[Session]] = {}
-        self.abandoned = False
-        """Whether this is a forked child's copy, and finalizes nothing any more."""
+        self.ready: dict[Session, None] = {}
+        """Of these, those that are at rest and whose callback has not begun, in the order in which they ended."""
+        # Which run finalizes which session.
+        self._claims: dict[Session, Run] = {}
         self.removed = dict.fromkeys(RemovalCause, 0)
         self.failures = 0
         self.interruptions = 0
 
-    @property
-    def ready(self) -> int:
-        """How many sessions wait to be claimed."""
-        return len(self._ready)
+    # ---- Decisions, with the lock held
 
     def admit(self, session: Session, ending: Ending) -> bool:
-        """Take in a session that has just ended; whether it can be claimed.
+        """Take in a session that has just ended; whether the caller is to run it.
 
-        One that is checked out is ready once it is released; one that has nothing to close leaves at once.
+        One that is checked out is ready once it is released.
         """
-        checked_out = session._checkout is not None or session._hold is not None
-        if checked_out:
-            self._detained[session._id] = session
-        elif self._on_close is None and session._resource is None and self._recorder is None:
+        if session._lock is None and self._on_close is None and session._resource is None and self.recorder is None:
             session._state = _CLOSED
             self.removed[ending[0]] += 1
-            if self._bus.channels:
-                self._bus.post(_REMOVED, session._id, ending[1], ending[0])
+            if self._events.channels:
+                self._events.post(_REMOVED, session._id, ending[1], ending[0])
             return False
-        else:
-            self._ready[session._id] = session
+        return self.admit_for_later(session)
+
+    def admit_for_later(self, session: Session) -> bool:
+        """As `admit`, but a session that has nothing to close is finalized by a run too."""
         self.leaving[session._id] = session
-        return not checked_out
-
-    def release(self, session: Session) -> None:
-        """Nobody has the session checked out any more: it is ready, if it was admitted as checked out."""
-        if self._detained.pop(session._id, None) is not None:
-            self._ready[session._id] = session
-
-    def claim(self, session: Session) -> bool:
-        """Claim the session for this thread, if it is ready and nobody else has; whether that was so."""
-        if not self._ready or self._ready.pop(session._id, None) is None:
+        if session._lock is not None:
             return False
-        self._claims.setdefault(get_ident(), deque()).append(session)
+        self.ready[session] = None
         return True
 
-    def has_claimed(self, session: Session) -> bool:
-        """Whether this thread has claimed the session, and not run it yet."""
-        return session in self._claims.get(get_ident(), ())
+    def release(self, session: Session) -> bool:
+        """Nobody has the session checked out any more; whether it has ended, and the caller is to run it."""
+        if self.leaving.get(session._id) is not session:
+            return False
+        self.ready[session] = None
+        return True
 
-    def claim_batch(self, limit: int) -> int:
-        """Claim up to `limit` sessions, in the order in which they became ready; how many there were."""
-        number = min(limit, len(self._ready))
-        if number:
-            mine = self._claims.setdefault(get_ident(), deque())
-            for _ in range(number):
-                mine.append(self._ready.popitem(last=False)[1])
-        return number
+    def is_waiting(self, session: Session) -> bool:
+        """Whether the session waits for somebody to run it."""
+        return session in self.ready and session not in self._claims
 
-    def is_mine(self, session_id: str) -> bool:
+    def waiting(self, limit: int) -> list[Session]:
+        """Up to `limit` sessions that wait for somebody to run them, in the order in which they ended."""
+        return list(islice((session for session in self.ready if session not in self._claims), limit))
+
+    def runs_here(self, session: Session) -> bool:
         """Whether this very thread is finalizing the session, and so cannot wait for that."""
-        return self._at_work.get(session_id) == get_ident()
+        run = self._claims.get(session)
+        return run is not None and run.thread == get_ident()
 
-    def run(self) -> int:
-        """Finalize what this thread has claimed, in order, with the lock free, and return how many have ended by that.
+    # ---- The work, with the lock free
 
-        A close callback that raises is logged and counted, and the rest goes on. Where one is interrupted, the
-        interruption goes to the caller, and those after it are ready again for whoever claims next.
+    def run(self, sessions: list[Session]) -> int:
+        """Finalize those of the sessions that no other call finalizes, in order; how many have ended by that.
+
+        A close callback that raises is logged and counted, and the rest goes on. If one is interrupted, the
+        interruption goes to the caller, and those after it are ready again for the next run.
         """
-        mine = self._claims.get(get_ident())
-        if mine is None:
-            return 0
-        finalized = 0
+        run = Run()
         try:
-            # A callback may claim others, and run those.
-            del self._claims[get_ident()]
-            if self._recorder is not None:
-                self._part_with_records(mine, self._recorder)
-            while mine and not self.abandoned:
-                finalized += mine[0]._ending is None or mine[0]._ending[0] is not _PASSIVATED
-                self._finalize_first(mine)
+            # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption.
+            mine = [session for session in sessions if self._claims.setdefault(session, run) is run]
+            if self.recorder is not None and mine:
+                self._delete_records(mine, self.recorder)
+            ended = sum(session._ending is None or session._ending[0] is not _PASSIVATED for session in mine)
+            for session in mine:
+                self._finalize(session)
+            return ended
         finally:
-            if mine and not self.abandoned:
-                with self._lock:
-                    self._ready.update((session._id, session) for session in mine)
-                    for session in mine:
-                        self._at_work.pop(session._id, None)
-                    mine.clear()
-        return finalized
+            self._give_up(sessions, run)
 
-    def abandon(self) -> None:
-        """Finalize nothing any more: this is a forked child's copy, and the sessions are its parent's."""
-        self.abandoned = True
-
-    def _part_with_records(self, mine: deque[Session], recorder: Recorder) -> None:
-        self._at_work.update((session._id, get_ident()) for session in mine)
-        for session in recorder.part_with(list(mine)):
-            # It has not ended: it only leaves this process.
+    def _give_up(self, sessions: list[Session], run: Run) -> None:
+        """After an interruption: those that were closed leave, and the others are ready again."""
+        for session in sessions:
+            if self._claims.get(session) is not run:
+                continue
+            if session._state is _CLOSED:
+                self._leave(session)
+                continue
             with self._lock:
-                session._ending = (_PASSIVATED, _ending_of(session)[1], None)
-                self.on_moved_out(session._id)
+                self.ready[session] = None
+                del self._claims[session]
 
-    def _finalize_first(self, mine: deque[Session]) -> None:
-        session: Session | None = None
+    def _delete_records(self, sessions: list[Session], recorder: Recorder) -> None:
+        for session in recorder.delete_records(sessions):
+            # It has not ended: it only leaves this process.
+            session._ending = (_PASSIVATED, _ending_of(session)[1], None)
+
+    def _finalize(self, session: Session) -> None:
         failed = interrupted = False
         try:
-            session = mine[0]
-            mine.popleft()
-            session._state = _CLOSED
             failed = not self._close(session)
         except BaseException:
-            interrupted = True
+            # If it is not closed yet, the interruption came before its turn.
+            interrupted = session._state is _CLOSED
             raise
         finally:
-            # Where it is the first still, its turn has not come. A callback that forks comes back twice; in the child
-            # nothing of this is ours.
-            if session is not None and not (mine and mine[0] is session) and not self.abandoned:
-                try:
-                    self._leave(session, failed, interrupted)
-                except BaseException:
-                    self._leave(session, failed, interrupted)
-                    raise
+            if session._state is _CLOSED:
+                self._leave(session, failed, interrupted)
 
     def _close(self, session: Session) -> bool:
         """Run the close callback; whether it went well."""
         cause = _ending_of(session)[0]
+        self.ready.pop(session, None)
         try:
+            session._state = _CLOSED
             if self._on_close is not None:
                 self._on_close(session, cause)
         except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
@@ -195,23 +182,25 @@ class Finalizer:
             return False
         return True
 
-    def _leave(self, session: Session, failed: bool, interrupted: bool) -> None:
+    def _leave(self, session: Session, failed: bool = False, interrupted: bool = False) -> None:
         """Let go of a session that was closed. Doing it again does nothing."""
         cause, ended_at, _ = _ending_of(session)
-        if self._recorder is not None:
-            self._recorder.put_away(session)
+        if self.recorder is not None:
+            self.recorder.save_and_forget(session)
         session._resource = None
         with self._lock:
-            if self.leaving.pop(session._id, None) is None:
+            if self.leaving.get(session._id) is not session:
                 return
-            if self._recorder is not None:
-                self._at_work.pop(session._id, None)
-                self.moved.notify_all()
+            # First: an event says that the session has left.
+            del self.leaving[session._id]
+            self._claims.pop(session, None)
             self.failures += failed
             self.interruptions += interrupted
             self.removed[cause] += 1
+            if self.recorder is not None:
+                self.recorder.note_left()
             # Before the id is free for another session, whose creation is an event too.
-            self._bus.post(_REMOVED, session._id, ended_at, cause)
+            self._events.post(_REMOVED, session._id, ended_at, cause)
 
 
 def _ending_of(session: Session) -> Ending:

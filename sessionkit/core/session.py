@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import sys
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
 from ..errors import CoordinatorClosedError, Ending, InvalidSessionError
 from ..util.validation import shown
-from .pulse import Pulse
+from .locks import SessionLock
 
 # Only type checkers need the default, which typing's own TypeVar has from Python 3.13 on.
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ else:
     from typing import TypeVar
 
     R = TypeVar("R")
+
+HAS_STEPS = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+"""Whether a line can be "one step", into which no other thread comes: CPython with its GIL, which once on stays on."""
+
+NEVER = -inf
+"""For `_alive_until`: only the lock can tell whether the session is live."""
 
 
 class SessionState(enum.Enum):
@@ -56,23 +63,16 @@ class Activity(enum.Enum):
 
 
 class Keeper(Protocol):
-    """What a session asks of its coordinator."""
+    """What a session asks of the sessions that it belongs to."""
 
-    def _touch_without_lock(self, session: ManagedSession[Any]) -> bool: ...
-
-    def _count_without_lock(self, session: ManagedSession[Any]) -> bool: ...
-
-    def _note_activity(
+    def note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
-    ) -> None: ...
+    ) -> None:
+        """Note what the session has done; raise `SessionExpiredError` if it has ended."""
+        ...
 
 
-# One object, whatever reads it: an attribute of an enum takes longer to look up.
-_ACTIVE = SessionState.ACTIVE
-_NEVER = -inf
-
-
-class ManagedSession(Pulse, Generic[R]):
+class ManagedSession(Generic[R]):
     """A live session. Made by `SessionCoordinator.create_session`, never by hand.
 
     Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity; calling `touch`,
@@ -84,13 +84,16 @@ class ManagedSession(Pulse, Generic[R]):
     threads out.
     """
 
+    # CPython lays slots out by name: the two that a touch uses come first, in the cache line of the object's head.
     __slots__ = (
-        "_coordinator",
+        "_active_at",
+        "_alive_until",
         "_created_at",
         "_data",
         "_ending",
-        "_filed",
         "_id",
+        "_keeper",
+        "_lock",
         "_message_count",
         "_name",
         "_resource",
@@ -98,16 +101,20 @@ class ManagedSession(Pulse, Generic[R]):
         "_timeout",
     )
 
+    _active_at: float
+    """When it was last active; never moves back."""
+    _created_at: float
+
     def __init__(
         self,
-        coordinator: ref[Keeper],
+        keeper: ref[Keeper],
         session_id: str,
         name: str | None,
         timeout: float,
         data: dict[str, Any] | None,
         resource: R | None,
     ) -> None:
-        self._coordinator = coordinator
+        self._keeper = keeper
         self._id = session_id
         self._name = name
         self._timeout = timeout
@@ -115,12 +122,12 @@ class ManagedSession(Pulse, Generic[R]):
         self._resource = resource
         self._state = _ACTIVE
         self._message_count = 0
-        # Guarded by the coordinator's lock from when it takes the session in, which is also when the instants are set.
-        self._until = _NEVER
-        self._checkout = self._hold = None
+        # Guarded by the coordinator's lock. Until this instant the session is live for certain, unless it is closed.
+        self._alive_until = NEVER
+        # Who has it checked out, and who waits; None while it is at rest.
+        self._lock: SessionLock | None = None
+        # How it ended, from the decision on.
         self._ending: Ending | None = None
-        self._created_at: float
-        self._filed: float
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} id={self.id!r} name={self.name!r} {self._state.name}>"
@@ -138,7 +145,7 @@ class ManagedSession(Pulse, Generic[R]):
     @property
     def metadata(self) -> SessionMetadata:
         """Creation, last activity and message count as they stand now; later activity does not change the copy."""
-        return SessionMetadata(self._created_at, self._last_active, self._message_count)
+        return SessionMetadata(self._created_at, self._active_at, self._message_count)
 
     @property
     def session_timeout(self) -> float:
@@ -166,19 +173,15 @@ class ManagedSession(Pulse, Generic[R]):
 
     def touch(self) -> None:
         """Note activity: idle time starts again."""
-        keeper = self._keeper()
-        if not keeper._touch_without_lock(self):
-            keeper._note_activity(self, Activity.TOUCH)
+        self._coordinator().note_activity(self, Activity.TOUCH)
 
     def record_message(self) -> None:
         """Count one message."""
-        keeper = self._keeper()
-        if not keeper._count_without_lock(self):
-            keeper._note_activity(self, Activity.MESSAGE)
+        self._coordinator().note_activity(self, Activity.MESSAGE)
 
     def record_tool_execution(self) -> None:
         """Note that a tool was executed."""
-        self._keeper()._note_activity(self, Activity.TOOL_EXECUTION)
+        self._coordinator().note_activity(self, Activity.TOOL_EXECUTION)
 
     def set_state(self, state: SessionState) -> None:
         """Say what the session is doing. Setting the state it has already is activity too, but no change.
@@ -195,13 +198,39 @@ class ManagedSession(Pulse, Generic[R]):
                 f"session {self.id!r} cannot be set from {self._state.name} to CLOSED; "
                 "end it with the coordinator's close_session()"
             )
-        self._keeper()._note_activity(self, Activity.STATE_CHANGE, state)
+        self._coordinator().note_activity(self, Activity.STATE_CHANGE, state)
 
-    def _keeper(self) -> Keeper:
-        coordinator = self._coordinator()
-        if coordinator is None:
+    def _coordinator(self) -> Keeper:
+        keeper = self._keeper()
+        if keeper is None:
             raise CoordinatorClosedError(
                 f"session {self.id!r} is gone: its coordinator was dropped. Keep the coordinator for as long as its "
                 "sessions, and close() it"
             )
-        return coordinator
+        return keeper
+
+
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_ACTIVE = SessionState.ACTIVE
+
+
+def ending_of(session: ManagedSession[Any]) -> Ending | None:
+    """How the session ended; None while it has not."""
+    return session._ending
+
+
+def is_checked_out(session: ManagedSession[Any]) -> bool:
+    """Whether somebody has the session."""
+    return session._lock is not None
+
+
+def restore_counters(session: ManagedSession[Any], state: SessionState, messages: int) -> None:
+    """Give a session the state and the message count that its record has."""
+    session._state = state
+    session._message_count = messages
+
+
+def replace_data(session: ManagedSession[Any], data: dict[str, Any]) -> None:
+    """Give a session other data, in the dict that it has."""
+    session.data.clear()
+    session.data.update(data)

@@ -1,73 +1,205 @@
-"""The records of one coordinator's sessions: what has been written of each, what has not, and how it gets there."""
+"""The records of one coordinator's sessions: what this process knows of each, and what is written when."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import enum
+import threading
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from threading import get_ident
+from typing import Any, NamedTuple
 
 from ..config import CoordinatorConfig
-from ..core.session import ManagedSession
-from ..core.stats import StoreStats
-from ..errors import (
-    InvalidSessionError,
-    RemovalCause,
-    SessionBusyError,
-    SessionConflictError,
-    SessionNotFoundError,
-    StoreError,
-)
-from ..stores.base import Changes, Found, SessionRecord, Store, Touch
-from ..util.clock import Clock
+from ..core.session import ManagedSession, ending_of
+from ..core.state import State
+from ..errors import Ending, InvalidSessionError, RemovalCause, SessionConflictError, SessionNotFoundError, StoreError
+from ..stores.base import Changes, SessionRecord, Touch
 from ..util.log import report_failure
+from .client import BATCH, StoreClient
 from .codec import text_of
-from .deletions import Deletions
-from .ownership import BATCH
-from .written import Written
 
 Session = ManagedSession[Any]
-
-LAG_SHARE = 0.25
-"""How often activity is written at least, as a part of the session timeout; cleanup may be to run less often."""
 
 KEPT = {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED}
 """The causes for which a session leaves memory and its record stays."""
 
 
-class Records(Deletions):
-    """Writes the records of one coordinator's sessions, and remembers what could not be written.
+class StoreStats(NamedTuple):
+    """What a coordinator has to do with its store. Counts run from its creation (after a fork: from the fork)."""
 
-    Called with the coordinator's lock free. Raises `StoreError` when the store fails, unless it says otherwise.
+    restored: int
+    """Sessions that were brought back from the store."""
+    failures: int
+    """How often the store failed (`StoreError`), or data could not be stored."""
+    conflicts: int
+    """How often a save was refused, because somebody else had saved the session."""
+    dirty: int
+    """Sessions with activity that is not in the store yet."""
+    pending_deletes: int
+    """Sessions that have ended, and whose record could not be deleted yet."""
+
+
+class Whereabouts(enum.Enum):
+    """Where a stored session is, as far as this process is concerned. See `StoredSession`."""
+
+    LOADING = "loading"
+    CREATING = "creating"
+    RESIDENT = "resident"
+    LEAVING = "leaving"
+    PENDING_DELETE = "pending_delete"
+    PENDING_DETACH = "pending_detach"
+
+
+class Deletion(enum.Enum):
+    """Whether the record of a session is to go."""
+
+    NONE = "none"
+    PENDING = "pending"
+    """It has ended for good, and its record is there, or may be."""
+    DONE = "done"
+
+
+class StoredSession:
+    """What this process knows of one stored session.
+
+    LOADING
+        One thread has this id in hand: it loads the session, or ends it in the store; other threads wait. It becomes
+        RESIDENT, or PENDING_DETACH if loading failed after we attached, or is gone.
+    CREATING
+        Its record is made, its resource is not yet. It becomes RESIDENT; if that fails it is gone, or PENDING_DELETE.
+    RESIDENT
+        It is in memory, and we are attached to it. It becomes LEAVING.
+    LEAVING
+        It ended, or was passivated, here; its finalizer deletes the record or saves it, then detaches. It is gone, or
+        PENDING_DELETE or PENDING_DETACH if the store failed.
+    PENDING_DELETE
+        It is not in memory; the next cleanup deletes its record, and until then its id does not load. Then it is gone.
+    PENDING_DETACH
+        It is not in memory, and the store may list it as ours; the next cleanup detaches, and it is gone. It becomes
+        LOADING if it is asked for before.
+
+    `state`, `thread` and the place among the records are guarded by the coordinator's lock; all else by `io`, which is
+    held during the I/O for this session. A thread that has both took `io` first.
     """
 
-    def __init__(self, store: Store, clock: Clock, config: CoordinatorConfig) -> None:
-        super().__init__(store, clock, config.instance_name)
+    __slots__ = (
+        "deletion",
+        "final_state",
+        "holders",
+        "id",
+        "io",
+        "keeps_lease",
+        "known_active",
+        "last_active",
+        "leased",
+        "messages",
+        "releases",
+        "session",
+        "stale",
+        "state",
+        "text",
+        "thread",
+        "unsure",
+        "version",
+        "work",
+    )
+
+    def __init__(self, session_id: str, state: Whereabouts) -> None:
+        self.id = session_id
+        self.state = state
+        self.io = threading.RLock()
+        self.thread = 0
+        """The thread that loads it."""
+        self.session: Session | None = None
+        """The session, while it is in memory."""
+        self.holders: set[object] = set()
+        """The checkouts that have the session here."""
+        self.leased = False
+        """Whether the lease is ours, and what the store said when it was taken has been seen to."""
+        self.unsure = False
+        """Whether the lease may be ours though nobody here has the session: a call failed. It is released later."""
+        self.keeps_lease = False
+        """Whether the lease stays ours while the session is out of memory, because a fresh copy is about to come."""
+        self.releases = 0
+        """How many leases on it have ended here."""
+        self.stale = False
+        """Whether another instance had the session since its resource was made here."""
+        self.final_state: str | None = None
+        """The state it had when it ended here, if its record stays."""
+        self.deletion = Deletion.NONE
+        self.known_active: float | None = None
+        """For a deletion that spares a session which others used: the last activity that we know of."""
+        self.version = 0
+        """The version, and below it the data, the messages and the state, that the record has as far as we know."""
+        self.text = ""
+        self.messages = 0
+        self.work = ""
+        self.last_active = 0.0
+        """The last activity that we have written."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the copy in memory may be used: a stale one only as long as somebody here works with it."""
+        return not self.stale or bool(self.holders)
+
+    def note(self, record: SessionRecord) -> None:
+        """The record is this. Its last activity may be another process's, and is not noted as ours."""
+        self.version = record.version
+        self.text = record.data
+        self.messages = record.message_count
+        self.work = record.state
+
+    def note_released(self) -> None:
+        """The lease has ended."""
+        self.leased = self.unsure = False
+        self.releases += 1
+
+    def take_back(self, touch: Touch) -> None:
+        """A touch that was noted as written could not be. The instant stays: the session was active then."""
+        with self.io:
+            self.messages -= touch.messages
+            if touch.state is not None:
+                self.work = ""
+
+
+class Records:
+    """The records of one coordinator's sessions.
+
+    Called with the coordinator's lock free, but for what says otherwise. Raises `StoreError` when the store fails,
+    unless it says otherwise.
+    """
+
+    def __init__(self, state: State, client: StoreClient, config: CoordinatorConfig) -> None:
+        self._lock = state.lock
+        self._registry = state.registry
+        self._client = client
         self._max_bytes = config.max_data_bytes
         self._max_lifetime = config.max_lifetime
-        self._written: dict[Session, Written] = {}
+        self.entries: dict[str, StoredSession] = {}
+        """What is known of each session, by id. Guarded by the coordinator's lock."""
+        self._due: set[StoredSession] = set()
+        # Those for which a call of the store failed that is to be made again.
+        self._retrying = threading.RLock()
+        self._flushing = threading.RLock()
         self.dirty: set[Session] = set()
-        """Who was active since that was written last. Guarded by the coordinator's lock, whose holder adds to it."""
-        # Who may be on lease though nobody here has it checked out; and checkouts that went without.
-        self._unreleased: set[Session] = set()
-        self._unleased: set[object] = set()
-        # Of whom we may be noted to have it in memory, though it is not; and of these, whose lease we have until it is
-        # back there.
-        self.undetached: set[str] = set()
-        self._kept: set[str] = set()
-        # What the finalizer has settled with the store already, should it be interrupted and come again.
-        self._settled: set[Session] = set()
+        """Those that were active since that was written. Guarded by the coordinator's lock."""
+        self._registry.dirty = self.dirty
+        self.moved = threading.Condition(state.lock)
+        """Told when a session has come or left."""
         self.restored = 0
         """How many sessions were brought back."""
         self._gave_up: StoreError | None = None
-        self.lost = 0
-        """Of how many sessions the last changes could not be written when they left memory."""
-
-    def _wall_time(self, instant: float) -> float:
-        reading, wall = self.now()
-        return wall - max(reading - instant, 0.0)
+        self._lost = 0
 
     # ---- One session
+
+    def of(self, session: Session) -> StoredSession | None:
+        """What is known of a session; None once it has left memory."""
+        # Renaming changes both ids in one decision.
+        with self._lock:
+            entry = self.entries.get(session.id)
+        return entry if entry is not None and entry.session is session else None
 
     def text_of(self, session: Session) -> str:
         """Its data as JSON text. Raises `InvalidSessionError` if it cannot be stored."""
@@ -76,217 +208,83 @@ class Records(Deletions):
     def create(self, session: Session) -> None:
         """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
         text = self.text_of(session)
-        wall = self._wall()
+        wall = self._client.wall_time()
         record = SessionRecord(
-            session.id, session.name, text, session.state.value, wall, wall, 0, session._timeout, self._max_lifetime
+            session.id,
+            session.name,
+            text,
+            session.state.value,
+            wall,
+            wall,
+            0,
+            session.session_timeout,
+            self._max_lifetime,
         )
-        instance = self.instance
-        # Should an earlier one with this id wait to be deleted, that is over; whoever is deleting it comes first.
-        with self._retrying if session.id in self.pending_deletes else contextlib.nullcontext(), self._counted():
+        # If the record of an earlier session with this id waits to be deleted, the thread that is deleting it comes
+        # first.
+        with self._retrying if self.is_ending(session.id) else contextlib.nullcontext():
             try:
-                self.store.create(record, instance)
+                self._client.create(record)
             except StoreError:
-                # Should it be there all the same, nobody knows of it: it expires once we are not attached to it.
-                self.undetached.add(session.id)
+                # If the record is there all the same, nobody knows of it: it expires once we are not attached to it.
+                self.note_detach(session.id)
                 raise
-            self.pending_deletes.pop(session.id, None)
-        self._written[session] = Written(record)
+            entry = StoredSession(session.id, Whereabouts.CREATING)
+            self._put_in(entry, session, record)
 
-    def note_restored(self, session: Session, record: SessionRecord) -> None:
+    def note_loaded(self, entry: StoredSession, session: Session, record: SessionRecord) -> None:
         """The session was made of this record, and we are attached to it."""
-        written = self._written[session] = Written(record)
-        if session.id in self._kept:
-            written.leased = True
-            # Unless somebody here takes it.
-            self._unreleased.add(session)
-            self._kept.discard(session.id)
+        # A lease that was kept is released later, unless somebody here takes it.
+        entry.leased = entry.unsure = entry.keeps_lease
+        entry.keeps_lease = entry.stale = False
+        self._put_in(entry, session, record)
+        if entry.unsure:
+            self._due.add(entry)
+
+    def _put_in(self, entry: StoredSession, session: Session, record: SessionRecord) -> None:
+        entry.session = session
+        entry.last_active = record.last_active
+        entry.note(record)
+        with self._lock:
+            former = self.entries.get(session.id, entry)
+            self._due.discard(former)
+            self.entries[session.id] = entry
+
+    def settle(self, session: Session) -> None:
+        """The session is live from now on. Called with the coordinator's lock held."""
+        self.entries[session.id].state = Whereabouts.RESIDENT
 
     def discard(self, session: Session) -> None:
         """Delete the record of a session that could not be made after all; raises nothing."""
-        self._delete({session.id: None})
+        entry = self.of(session)
+        if entry is None:
+            # It has left memory already: the coordinator was closed meanwhile, which keeps records.
+            with self._lock:
+                entry = self.entries[session.id] = StoredSession(session.id, Whereabouts.PENDING_DELETE)
+        self._delete([entry], {entry.id: None})
         self.forget(session)
 
     def forget(self, session: Session) -> None:
         """The session has left memory: nothing more of it is written."""
-        self._settled.discard(session)
         self.dirty.discard(session)
-        written = self._written.get(session)
-        if written is not None:
-            # What is under way for it may be meant for its id, which another one may have next.
-            with written.lock:
-                self._written.pop(session, None)
-
-    def written(self, session: Session) -> Written | None:
-        """What has been written of a session; None once it has left memory."""
-        return self._written.get(session)
-
-    def lease(
-        self, session: Session, holder: object, exclusive: bool, catch_up: Callable[[SessionRecord], None]
-    ) -> bool:
-        """Try to take the lease for a checkout; the first one here catches up with the record.
-
-        False if the session is stale: it is to leave memory, and when it is back there, we have its lease. Raises
-        `SessionBusyError` while others have it, and `SessionNotFoundError` if the record is gone.
-        """
-        written = self._written[session]
-        with written.lock:
-            if not self.is_current(session):
-                return False
-            try:
-                with self._counted():
-                    found = self.store.attach(session.id, self.instance, "exclusive" if exclusive else "shared")
-            except SessionBusyError:
-                raise
-            except BaseException:
-                # It may be ours all the same: the next run gives it back.
-                self._unreleased.add(session)
-                raise
-            if found is None:
-                raise SessionNotFoundError(session.id)
-            if not written.users:
-                catch_up(found.record)
-            self.note_stale(session, found)
-            if not self.is_current(session):
-                # Were it given back, whoever takes it next would make this one stale again: of several who each
-                # make a resource, none would get to use it.
-                self.undetached.add(session.id)
-                self._kept.add(session.id)
-                return False
-            written.leased = True
-            written.users.add(holder)
-            return True
-
-    def go_without_lease(self, session: Session, holder: object) -> bool:
-        """Note a checkout, though the store cannot say whether others have the session; False if it is stale."""
-        written = self._written[session]
-        with written.lock:
-            if not self.is_current(session):
-                return False
-            written.users.add(holder)
-            self._unleased.add(holder)
-            return True
-
-    def is_current(self, session: Session) -> bool:
-        """Whether a session in memory may be used: not if somebody else has had it since its resource was made here.
-
-        While somebody here works with it, it may be used all the same.
-        """
-        written = self._written.get(session)
-        return written is not None and (not written.stale or bool(written.users))
-
-    def leases_of(self, session: Session) -> int:
-        """How many leases on a session have ended here, for `note_stale`."""
-        written = self._written.get(session)
-        return 0 if written is None else written.leases
-
-    def note_stale(self, session: Session, found: Found, leases: int | None = None) -> None:
-        """Note whether somebody else has had a session, whose record was found so when that many leases had ended here.
-
-        With each of them the store forgets who had it before; and until then, it says what it said when we took it.
-        One that has no resource has nothing that its data do not say.
-        """
-        written = self._written.get(session)
-        if written is None or not found.stale or session.resource is None:
-            return
-        with written.lock:
-            if not written.leased and leases in (None, written.leases):
-                written.stale = True
-
-    def is_leased(self, holder: object) -> bool:
-        """Whether the store knows of a checkout, and so nobody else has the session against it."""
-        return holder not in self._unleased
-
-    def give_back(self, session: Session, holder: object) -> None:
-        """Undo one `lease`. After the last one, what changed is saved, and the lease given back.
-
-        Raises as `write` does, once the rest is done. Doing it again does nothing, unless it was interrupted.
-        """
-        written = self._written.get(session)
-        if written is None or holder not in written.users:
-            return
-        with written.lock:
-            try:
-                if len(written.users) == 1:
-                    self._save_and_release(session, written, certain=holder not in self._unleased)
-            except Exception:
-                written.users.discard(holder)
-                self._unleased.discard(holder)
-                raise
-            written.users.discard(holder)
-            self._unleased.discard(holder)
-
-    def _save_and_release(self, session: Session, written: Written, certain: bool) -> None:
-        ending = session._ending
-        # Until it is released, for whoever comes to try it again.
-        self._unreleased.add(session)
-        try:
-            if ending is None or ending[0] in KEPT:
-                self._put(session, self._give_back_with if written.leased else self._write_with)
-        finally:
-            if session in self._unreleased:
-                with contextlib.nullcontext() if certain else contextlib.suppress(StoreError):
-                    self._release(session, written)
-
-    def _give_back_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
-        written = self._written[session]
-        try:
-            given = self.store.release(session.id, self.instance, Changes(version, data, touch))
-            version = version if given is None else given
-        except (SessionNotFoundError, SessionConflictError):
-            self._note_released(session, written)
-            raise
-        self._note_released(session, written)
-        return version
-
-    def _release(self, session: Session, written: Written) -> None:
-        with self._counted():
-            if not written.leased:
-                # It may be ours all the same; with it would go what the store knows of those who had it before.
-                found = self.store.load(session.id, self.instance)
-                if found is not None:
-                    self.note_stale(session, found)
-            self.store.release(session.id, self.instance)
-        self._note_released(session, written)
-
-    def _note_released(self, session: Session, written: Written) -> None:
-        written.leased = False
-        written.leases += 1
-        self._unreleased.discard(session)
-
-    def rename(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
-        """Give the record of a session that is checked out another id, and then the session. All or nothing.
-
-        Raises `SessionNotFoundError` if the record is gone, and `SessionExistsError` if the id is taken.
-        """
-        old_id, written = session.id, self._written[session]
-        # Whoever misses the record by its old id asks here whether it has another one now.
-        with written.lock:
-            with self._counted():
-                if not self.store.rename(old_id, new_id, self.instance):
-                    raise SessionNotFoundError(old_id)
-            try:
-                rename_here()
-            except BaseException:
-                self._rename_back(session, new_id)
-                raise
-            written.id = new_id
-
-    def _rename_back(self, session: Session, new_id: str) -> None:
-        """The session could not be renamed: it has ended meanwhile, or the id is taken here."""
-        if session._ending is not None and session._ending[0] not in KEPT:
-            # Its record has been looked for by the old id already.
-            self._delete({new_id: None})
-            return
-        with self._counted():
-            self.store.rename(new_id, session.id, self.instance)
-
-    def was_renamed(self, session: Session, old_id: str) -> bool:
-        """Whether a session has another id by now; waits while it is being given one."""
-        written = self._written.get(session)
-        if written is None:
-            return False
-        with written.lock:
-            return written.id != old_id
+        entry = self.of(session)
+        if entry is not None:
+            # What is under way for it may be meant for its id, which another session may have next.
+            with entry.io, self._lock:
+                if self.entries.get(entry.id) is not entry:
+                    return
+                entry.session = None
+                entry.unsure = False
+                if entry.state is Whereabouts.LOADING:
+                    return
+                if entry.deletion is Deletion.PENDING:
+                    entry.state = Whereabouts.PENDING_DELETE
+                elif entry.keeps_lease or entry.state is Whereabouts.PENDING_DETACH:
+                    entry.state = Whereabouts.PENDING_DETACH
+                    self._due.add(entry)
+                else:
+                    del self.entries[entry.id]
+                    self._due.discard(entry)
 
     def write(self, session: Session) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
@@ -294,135 +292,274 @@ class Records(Deletions):
         Raises `SessionNotFoundError` if the record is gone, `SessionConflictError` if somebody else saved it, and
         `InvalidSessionError` if the data cannot be stored.
         """
-        self._put(session, self._write_with)
+        self._put(session, self._client.save)
 
-    def _write_with(self, session: Session, version: int, data: str | None, touch: Touch) -> int:
-        if data is not None:
-            return self.store.save(session.id, Changes(version, data, touch))
-        if self.store.touch({session.id: touch}):
-            raise SessionNotFoundError(session.id)
-        return version
+    def write_and_release(self, session: Session, entry: StoredSession) -> None:
+        """As `write`, and the lease ends in the same step if there is something to write."""
 
-    def _put(self, session: Session, put: Callable[[Session, int, str | None, Touch], int]) -> None:
-        """Have written what changed of a session, its data or only a touch, if there is something."""
-        written = self._written.get(session)
-        if written is None:
+        def save(session_id: str, changes: Changes) -> int:
+            try:
+                version = self._client.release(session_id, changes)
+            except (SessionNotFoundError, SessionConflictError):
+                entry.note_released()
+                raise
+            entry.note_released()
+            return changes.version if version is None else version
+
+        self._put(session, save)
+
+    def _put(self, session: Session, save: Callable[[str, Changes], int]) -> None:
+        entry = self.of(session)
+        if entry is None:
             return
-        with written.lock, self._counted():
+        with entry.io, self._client.counted():
             text = self.text_of(session)
-            touch = self._take_touch(session, written)
-            if text == written.text and not touch.messages and touch.state is None:
+            touch = self._take_touch(session, entry)
+            changed = text != entry.text
+            if not changed and not touch.messages and touch.state is None:
                 return
             try:
-                written.version = put(session, written.version, None if text == written.text else text, touch)
-                written.text = text
+                entry.version = save(session.id, Changes(entry.version, text if changed else None, touch))
+                entry.text = text
             except BaseException:
-                written.take_back(touch)
+                entry.take_back(touch)
                 raise
 
-    def _take_touch(self, session: Session, written: Written) -> Touch:
-        """What is to be written of it, which counts as written from now on."""
-        with written.lock:
-            state = written.last_state or session.state.value
-            touch = Touch(
-                max(self._wall_time(session._last_active), written.last_active),
-                session._message_count - written.messages,
-                None if state == written.state else state,
-            )
-            written.last_active = touch.last_active
-            written.messages += touch.messages
-            written.state = state
-            return touch
+    def _take_touch(self, session: Session, entry: StoredSession) -> Touch:
+        """What is to be written of a session, which counts as written from now on. With `io` held."""
+        work = entry.final_state or session.state.value
+        _, last_active, messages = session.metadata
+        reading, wall = self._client.now()
+        touch = Touch(
+            max(wall - max(reading - last_active, 0.0), entry.last_active),
+            messages - entry.messages,
+            None if work == entry.work else work,
+        )
+        entry.last_active = touch.last_active
+        entry.messages += touch.messages
+        entry.work = work
+        return touch
 
-    def _taken(self, session: Session, written: Written) -> tuple[Session, str, Written, Touch]:
-        with written.lock:
-            return session, written.id, written, self._take_touch(session, written)
+    def rename(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
+        """Give the record of a session that is checked out another id, and then the session. All or nothing.
+
+        Raises `SessionNotFoundError` if the record is gone, and `SessionExistsError` if the id is taken.
+        """
+        old_id, entry = session.id, self.of(session)
+        if entry is None:
+            raise SessionNotFoundError(old_id)
+        # A thread that misses the record by its old id asks here whether it has another one now.
+        with entry.io:
+            if not self._client.rename(old_id, new_id):
+                raise SessionNotFoundError(old_id)
+            try:
+                with self._lock:
+                    rename_here()
+                    del self.entries[old_id]
+                    entry.id = new_id
+                    self.entries[new_id] = entry
+            except BaseException:
+                self._rename_back(session, new_id)
+                raise
+
+    def _rename_back(self, session: Session, new_id: str) -> None:
+        """The session could not be renamed: it has ended meanwhile, or the id is taken here."""
+        ending = ending_of(session)
+        if ending is not None and ending[0] not in KEPT:
+            # Its record has been looked for by the old id already. The new one is in this thread's hands.
+            self._delete([self.entries[new_id]], {new_id: None})
+            return
+        self._client.rename(new_id, session.id)
+
+    def was_renamed(self, session: Session, old_id: str) -> bool:
+        """Whether a session has another id by now; waits while it is being given one."""
+        entry = self.of(session)
+        if entry is None:
+            return False
+        with entry.io:
+            return entry.id != old_id
 
     # ---- Many sessions
+
+    def flush(self, gone: list[Session]) -> None:
+        """Write all activity that is unwritten, in batches; one thread at a time. Adds to `gone` whose record is."""
+        with self._flushing:
+            with self._lock:
+                rest = list(self.dirty)
+            for start in range(0, len(rest), BATCH):
+                batch = rest[start : start + BATCH]
+                with self._lock:
+                    self.dirty.difference_update(batch)
+                try:
+                    gone += self.write_touches(batch)
+                except BaseException:
+                    with self._lock:
+                        self.dirty.update(s for s in batch if self._registry.live.get(s.id) is s)
+                    raise
 
     def write_touches(self, sessions: Iterable[Session]) -> list[Session]:
         """Write the activity of these sessions, in batches; gives those whose record is gone."""
         gone: list[Session] = []
         rest = iter(sessions)
         while batch := list(islice(rest, BATCH)):
-            taken = [self._taken(session, written) for session, written in self._with_records(batch)]
+            taken = [self._taken(session, entry) for session in batch if (entry := self.of(session)) is not None]
+            if not taken:
+                continue
             try:
-                with self._counted():
-                    absent = self.store.touch({session_id: touch for _, session_id, _, touch in taken})
+                absent = self._client.touch({session_id: touch for _, session_id, _, touch in taken})
             except BaseException:
-                for _, _, written, touch in taken:
-                    written.take_back(touch)
+                for _, _, entry, touch in taken:
+                    entry.take_back(touch)
                 raise
-            for session, session_id, written, touch in taken:
+            for session, session_id, entry, touch in taken:
                 if session_id in absent and not self.was_renamed(session, session_id):
                     gone.append(session)
                 elif session_id in absent:
-                    # Whoever renamed it has it checked out, and so it is touched again.
-                    written.take_back(touch)
+                    # The thread that renamed it has it checked out, and so it is touched again.
+                    entry.take_back(touch)
         return gone
 
-    def _with_records(self, sessions: Iterable[Session]) -> Iterator[tuple[Session, Written]]:
-        """Those that have not left memory meanwhile, and what has been written of them."""
-        for session in sessions:
-            written = self._written.get(session)
-            if written is not None:
-                yield session, written
+    def _taken(self, session: Session, entry: StoredSession) -> tuple[Session, str, StoredSession, Touch]:
+        with entry.io:
+            return session, entry.id, entry, self._take_touch(session, entry)
 
-    def retry(self) -> None:
-        """Try again what could not be deleted, or given back."""
-        for session in list(self._unreleased):
-            for _, written in self._with_records([session]):
-                with written.lock:
-                    if session in self._written and not written.users:
-                        self._release(session, written)
-            if session not in self._written:
-                self._unreleased.discard(session)
-        self._retry_deletions()
+    # ---- What failed, and is tried again
+
+    def is_ending(self, session_id: str) -> bool:
+        """Whether the session has ended, and its record is there, or may be."""
+        entry = self.entries.get(session_id)
+        return entry is not None and entry.deletion is Deletion.PENDING
+
+    def note_unsure(self, entry: StoredSession) -> None:
+        """The lease may be ours, though nobody here has the session: release it later."""
+        entry.unsure = True
+        self._due.add(entry)
+
+    def note_detach(self, session_id: str) -> None:
+        """The store may list a session as ours that is not in memory: detach later."""
+        with self._lock:
+            entry = self.entries.get(session_id)
+            if entry is None:
+                entry = self.entries[session_id] = StoredSession(session_id, Whereabouts.PENDING_DETACH)
+            if entry.deletion is Deletion.PENDING:
+                return
+            if entry.state is not Whereabouts.LOADING:
+                entry.state = Whereabouts.PENDING_DETACH
+            self._due.add(entry)
+
+    def note_detached(self, entry: StoredSession) -> None:
+        """The store does not list the session as ours any more."""
+        with self._lock:
+            self._due.discard(entry)
+            entry.keeps_lease = False
+            if entry.state is Whereabouts.PENDING_DETACH:
+                entry.state = Whereabouts.LEAVING
+                if entry.session is None and self.entries.get(entry.id) is entry:
+                    del self.entries[entry.id]
+
+    def is_attached(self, entry: StoredSession) -> bool:
+        """Whether the store may list the session as ours, though it is not in memory."""
+        return entry in self._due
+
+    def pending_detaches(self) -> list[str]:
+        """The ids of sessions that are to be detached."""
+        return [entry.id for entry in list(self._due) if entry.state is Whereabouts.PENDING_DETACH]
+
+    def retry_deletes(self) -> None:
+        """Try again what could not be deleted. Raises `StoreError` if it cannot be yet."""
+        with self._retrying:
+            waiting = self._pending_deletes()
+            if waiting and self._delete(waiting, {entry.id: entry.known_active for entry in waiting}) is None:
+                raise StoreError(
+                    f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
+                )
+
+    def unsure(self) -> list[StoredSession]:
+        """The sessions whose lease may be ours without need."""
+        return [entry for entry in list(self._due) if entry.unsure]
+
+    def note_sure(self, entry: StoredSession) -> None:
+        """Nothing is to be released any more."""
+        if not entry.unsure and entry.deletion is not Deletion.PENDING:
+            self._due.discard(entry)
+
+    def _pending_deletes(self) -> list[StoredSession]:
+        return [entry for entry in list(self._due) if entry.deletion is Deletion.PENDING]
+
+    def _delete(self, entries: list[StoredSession], known: dict[str, float | None]) -> set[str] | None:
+        """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
+        for entry in entries:
+            entry.deletion = Deletion.PENDING
+            entry.known_active = known[entry.id]
+        try:
+            deleted = self._client.delete(known)
+        except BaseException as error:
+            self._due.update(entries)
+            if isinstance(error, StoreError):
+                return None
+            raise
+        with self._lock:
+            for entry in entries:
+                entry.deletion = Deletion.DONE
+                self._due.discard(entry)
+                if entry.state is Whereabouts.PENDING_DELETE and self.entries.get(entry.id) is entry:
+                    del self.entries[entry.id]
+        return deleted
 
     # ---- For the finalizer
 
-    def part_with(self, sessions: Iterable[Session]) -> list[Session]:
+    def delete_records(self, sessions: Iterable[Session]) -> list[Session]:
         """Delete the records of sessions that have ended for good; gives those that live on, or ended, elsewhere.
 
         Raises nothing: what the store fails to do is done later, and until then the id is not loaded.
         """
-        known: dict[str, float | None] = {}
-        ended: list[Session] = []
+        ended: list[tuple[Session, StoredSession]] = []
         for session in sessions:
-            if session._ending is not None and session._ending[0] in KEPT:
-                for _, written in self._with_records([session]):
-                    written.last_state = written.last_state or session.state.value
-            elif session not in self._settled:
-                ended.append(session)
-        # What others go by, should one of these live on.
+            entry = self.of(session)
+            if entry is None:
+                continue
+            entry.state = Whereabouts.LEAVING
+            if _cause_of(session) in KEPT:
+                entry.final_state = entry.final_state or session.state.value
+            elif entry.deletion is not Deletion.DONE:
+                ended.append((session, entry))
+        # What others go by, if one of these lives on.
         with contextlib.suppress(StoreError):
-            self.write_touches(session for session in ended if session in self.dirty)
-        for session, written in self._with_records(ended):
-            closed = session._ending is not None and session._ending[0] is RemovalCause.CLOSED
-            known[session.id] = None if closed else written.last_active
-        deleted = self._delete(known) if known else set()
-        live_on = [s for s in ended if deleted is not None and known.get(s.id) is not None and s.id not in deleted]
-        # Those who have left meanwhile, given back by another thread, are forgotten already.
-        self._settled.update(s for s in ended if s not in live_on and s in self._written)
-        return live_on
+            self.write_touches([session for session, _ in ended if session in self.dirty])
+        known = {
+            entry.id: None if _cause_of(session) is RemovalCause.CLOSED else entry.last_active
+            for session, entry in ended
+        }
+        deleted = self._delete([entry for _, entry in ended], known) if known else set()
+        if deleted is None:
+            return []
+        elsewhere = [(s, entry) for s, entry in ended if known[entry.id] is not None and entry.id not in deleted]
+        for session, entry in elsewhere:
+            entry.deletion = Deletion.NONE
+            with self._lock:
+                self._registry.forget_end(session.id)
+        return [session for session, _ in elsewhere]
 
-    def put_away(self, session: Session) -> None:
+    def save_and_forget(self, session: Session) -> None:
         """The session leaves memory: save what its close callback changed, if its record stays. Raises nothing."""
-        cause = None if session._ending is None else session._ending[0]
+        cause = _cause_of(session)
         try:
             if cause in KEPT:
                 self._write_last(session, cause)
         except SessionNotFoundError:
             pass
         except (StoreError, SessionConflictError, InvalidSessionError) as error:
-            self.lost += isinstance(error, StoreError) and cause is RemovalCause.SHUTDOWN
+            self._lost += isinstance(error, StoreError) and cause is RemovalCause.SHUTDOWN
             report_failure("the last changes of session %r are not in the store", session.id)
         finally:
             self.forget(session)
 
     def _write_last(self, session: Session, cause: RemovalCause | None) -> None:
+        entry = self.of(session)
+        if entry is None:
+            return
         if self._gave_up is not None:
-            if session in self.dirty or self.text_of(session) != self._written[session].text:
+            if session in self.dirty or self.text_of(session) != entry.text:
                 raise StoreError(f"the store failed before: {self._gave_up}")
             return
         try:
@@ -431,23 +568,71 @@ class Records(Deletions):
                 if session in self.dirty:
                     self.write_touches([session])
             finally:
-                if cause is RemovalCause.PASSIVATED and session.id not in self._kept:
-                    self.undetached.add(session.id)
-                    self.detach(session.id)
-                    self.undetached.discard(session.id)
+                if cause is RemovalCause.PASSIVATED and not entry.keeps_lease:
+                    self.note_detach(entry.id)
+                    self._client.detach(entry.id)
+                    self.note_detached(entry)
         except StoreError as error:
             if cause is RemovalCause.SHUTDOWN:
                 # However many sessions there are, nobody should wait for each of them in turn.
                 self._gave_up = error
             raise
 
-    def detach(self, session_id: str) -> None:
-        """We do not have it in memory any more, nor its lease."""
-        self._kept.discard(session_id)
-        super().detach(session_id)
+    def note_left(self) -> None:
+        """A session has left memory: somebody may wait to have it back. Called with the lock held."""
+        self.moved.notify_all()
+
+    def take_lost(self) -> int:
+        """Of how many sessions the last changes could not be written when they left memory, since the last call."""
+        lost, self._lost = self._lost, 0
+        return lost
 
     # ---- Figures
 
     def stats(self) -> StoreStats:
         """The figures so far."""
-        return StoreStats(self.restored, self._failures, self._conflicts, len(self.dirty), len(self.pending_deletes))
+        return StoreStats(
+            self.restored, self._client.failures, self._client.conflicts, len(self.dirty), len(self._pending_deletes())
+        )
+
+    # ---- One loader at a time for each id
+
+    def begin_load(self, session_id: str) -> StoredSession | None:
+        """Take an id in hand that is not in memory, with the coordinator's lock held; None if another thread has it.
+
+        Until `end_load`, this thread alone brings the session in, or ends it in the store.
+        """
+        entry = self.entries.get(session_id)
+        if entry is not None and entry.state is Whereabouts.LOADING:
+            return None
+        if entry is None:
+            entry = self.entries[session_id] = StoredSession(session_id, Whereabouts.LOADING)
+        entry.state, entry.thread = Whereabouts.LOADING, get_ident()
+        return entry
+
+    def is_loading(self, session_id: str) -> bool:
+        """Whether some thread has the id in hand."""
+        entry = self.entries.get(session_id)
+        return entry is not None and entry.state is Whereabouts.LOADING
+
+    def is_loading_here(self, session_id: str) -> bool:
+        """Whether it is this very thread that has the id in hand, and so cannot wait for that."""
+        entry = self.entries.get(session_id)
+        return entry is not None and entry.state is Whereabouts.LOADING and entry.thread == get_ident()
+
+    def end_load(self, session_id: str) -> None:
+        """The id is out of this thread's hands; with the coordinator's lock held."""
+        entry = self.entries.get(session_id)
+        if entry is not None and entry.state is Whereabouts.LOADING:
+            if entry.deletion is Deletion.PENDING:
+                entry.state = Whereabouts.PENDING_DELETE
+            elif entry in self._due:
+                entry.state = Whereabouts.PENDING_DETACH
+            else:
+                del self.entries[session_id]
+        self.moved.notify_all()
+
+
+def _cause_of(session: Session) -> RemovalCause | None:
+    ending: Ending | None = ending_of(session)
+    return None if ending is None else ending[0]

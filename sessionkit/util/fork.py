@@ -13,7 +13,7 @@ from .log import report_failure
 class StartsClean(Protocol):
     """What has locks or threads that a forked child must not inherit."""
 
-    def _after_fork_in_child(self) -> None: ...
+    def after_fork_in_child(self) -> None: ...
 
 
 _registered: WeakSet[StartsClean] = WeakSet()
@@ -24,14 +24,14 @@ def start_clean_after_fork(instance: StartsClean) -> None:
     _registered.add(instance)
 
 
-def _after_fork_in_child() -> None:
+def _tell_all() -> None:
     for instance in list(_registered):
         try:
-            instance._after_fork_in_child()
+            instance.after_fork_in_child()
         except Exception:  # noqa: BLE001  the others must start clean all the same
             report_failure("%r could not start clean after a fork", instance)
 
 
 # Windows has no fork to register for.
 with contextlib.suppress(AttributeError):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(after_in_child=_tell_all)

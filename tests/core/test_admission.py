@@ -7,10 +7,10 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from sessionkit.core.sweep import BATCH
 
 from sessionkit import CoordinatorConfig, RemovalCause, SessionCoordinator, SessionExpiredError, SessionLimitError
 from sessionkit.config import OnFull
-from sessionkit.core.sweep import BATCH
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 

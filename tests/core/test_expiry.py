@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sessionkit.core.line import Line
+from sessionkit.core.table import SessionTable, is_past
 
 from sessionkit import RemovalCause
-from sessionkit.core.line import Line
 from sessionkit.core.session import ManagedSession
-from sessionkit.core.table import SessionTable, is_past
 
 
 class NoKeeper:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sessionkit.core.sweep import BATCH
 
 from sessionkit import (
     CoordinatorClosedError,
@@ -23,7 +24,6 @@ from sessionkit import (
     SessionNotFoundError,
 )
 from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask
-from sessionkit.core.sweep import BATCH
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
@@ -262,7 +262,7 @@ def test_what_forks_many_sessions_deep_does_not_ask_for_the_lock_of_its_parent(
         # What happens in a child, in this process: its coordinator is new, and nobody will ever let go of the old lock.
         if not parents_lock:
             parents_lock.append(coordinator._lock)
-            coordinator._after_fork_in_child()
+            coordinator.after_fork_in_child()
             held.enter_context(in_thread(hold_lock))
             assert has_lock.wait(WAIT)
 

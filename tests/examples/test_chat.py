@@ -580,7 +580,7 @@ def test_a_chat_that_left_memory_comes_back(
     say(visitor, chat, "north")
     session_id = chat.rpartition("/")[2]
     room.chats.close()
-    config = CoordinatorConfig(TIMEOUT, max_active_sessions=1, on_full="passivate")
+    config = CoordinatorConfig(session_timeout=TIMEOUT, max_active_sessions=1, on_full="passivate")
     store = SQLiteStore(tmp_path / "chats.db")
     with SessionCoordinator(config, clock=clock, store=store, resource_factory=adventure_of) as chats:
         first = chats.get_session(session_id).resource

@@ -11,7 +11,7 @@ from typing import Any
 from sessionkit import CoordinatorConfig
 from sessionkit.wsgi import KEY, WebSession
 
-CONFIG = CoordinatorConfig(60, 10, max_active_sessions=100)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=100)
 COOKIE = "__Host-session"
 
 View = Callable[[WebSession], object]

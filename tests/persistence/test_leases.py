@@ -169,7 +169,7 @@ def test_a_time_limit_is_for_all_of_the_wait(process: Maker, session_clock: Hook
     monotonic, read = time.monotonic, threading.Event()
 
     def wait_too() -> None:
-        session_clock.at_reading(2, read.set)
+        session_clock.at_reading(1, read.set)
         here.add(session.id, "too late", timeout=WAIT)
 
     def take_there(_: ManagedSession[Any]) -> None:

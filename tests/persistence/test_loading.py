@@ -643,15 +643,15 @@ def test_a_refused_creation_passivates_nobody(restart: Restart) -> None:
 
 
 def test_the_active_session_may_be_passivated(restart: Restart, session_clock: ManualClock) -> None:
-    """Its place is taken as when it ends; switching to it again restores it."""
+    """Then none is active; switching to it again restores it."""
     coordinator = restart(config(max_active_sessions=2, on_full="passivate"))
     coordinator.create_session("first")
     coordinator.switch_session("first")
     session_clock.advance(1)
-    second = coordinator.create_session("second")
+    coordinator.create_session("second")
     session_clock.advance(1)
     coordinator.create_session("third")
-    assert coordinator.active_session is second
+    assert coordinator.active_session is None
     assert coordinator.switch_session("first").name == "first"
     assert coordinator.active_session is not None
     assert coordinator.active_session.name == "first"

@@ -29,7 +29,7 @@ from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread, wait_until
 from ..helpers.web import CONFIG, Answer, Visitor, request
 
-ROOM_FOR_3 = CoordinatorConfig(60, 10, max_active_sessions=3)
+ROOM_FOR_3 = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
 PLAIN = [("Content-Type", "text/plain")]
 STATUS = {"/handles": "500 Internal Server Error", "/refused": "503 Service Unavailable"}
 

@@ -145,7 +145,7 @@ class Terms:
             if instance in self._instances:
                 self._instances[instance] = instant
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The instances are its parent's, and the lock may be another thread's there.
         self._lock = threading.RLock()
         self._instances, self._timer, self._overdue = {}, None, inf

@@ -80,7 +80,7 @@ class RedisStore:
         self._unheard_saves: dict[str, tuple[int, str]] = {}
         self._unheard_removals: dict[str, tuple[str, tuple[str, ...]]] = {}
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The instances are its parent's, as is what they do not know.
         self._instances, self._attached = {}, {}
         self._begin_unheard()

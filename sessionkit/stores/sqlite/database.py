@@ -142,7 +142,7 @@ class Database:
                 with contextlib.suppress(IndexError, sqlite3.Error):
                     self._idle.pop().close()
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         _inherited.extend(self._idle)
         self._idle = []
 

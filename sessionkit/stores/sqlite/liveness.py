@@ -68,7 +68,7 @@ class LockFiles:
             os.close(file)
         return False
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The instances are the parent's, and must not stay alive here once the parent has died.
         self._close_files()
 

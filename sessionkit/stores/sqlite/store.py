@@ -107,7 +107,7 @@ class SQLiteStore:
         self._instances: dict[str, tuple[float, str]] = {}
         start_clean_after_fork(self)
 
-    def _after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> None:
         # The instances are the parent's.
         self._instances = {}
 

@@ -1,4 +1,4 @@
-"""Who has a session checked out, and who waits for it."""
+"""Who has one session checked out, and who waits for it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,22 @@ this_thread = ThisThread()
 
 
 class Holder(Protocol):
-    """A checkout, as the books know it."""
+    """One checkout of a session."""
 
-    thread: object
-    """The token of the thread that has, or wants, the session; or of somebody who is no thread, such as a request."""
+    token: object
+    """Stands for the thread that has, or wants, the session; or for a holder that is no thread, such as a request."""
     exclusive: bool
-    in_books: bool
-    """Whether a hold has it in its books; else it has the session to itself, or not at all."""
+    held: bool
+    """Whether it has the session. Set by the lock."""
 
 
 class Waiter:
     """One checkout's place in the queue for one session."""
 
-    __slots__ = ("_wake", "granted", "hold", "holder")
+    __slots__ = ("_wake", "holder")
 
-    def __init__(self, hold: Hold, holder: Holder) -> None:
-        self.hold = hold
+    def __init__(self, holder: Holder) -> None:
         self.holder = holder
-        self.granted = False
         self._wake = threading.Lock()
         self._wake.acquire()
 
@@ -51,93 +49,95 @@ class Waiter:
         self._wake.release()
 
 
-class Hold:
-    """The books of one session's checkouts: one thread exclusively, or several sharing; the rest wait, first come first
-    served.
+class SessionLock:
+    """One session's lock: one holder exclusively, or several sharing it; the rest wait, first come first served.
 
-    A thread may take again what it has. Has no lock of its own: the coordinator's lock guards it. Exists only while
-    somebody shares the session, takes it twice or waits for it.
+    A thread may take again what it has. Guarded by the coordinator's lock; exists while a session is checked out, or
+    is being made.
     """
 
-    __slots__ = ("_exclusive", "_threads", "_waiters")
+    __slots__ = ("_exclusive", "_times", "_waiters")
 
     def __init__(self) -> None:
-        # How often each thread has it; and how often of these exclusively, which only a sole holder can.
-        self._threads: dict[object, int] = {}
+        # How often each token has it; and how often of these exclusively, which only a sole holder can.
+        self._times: dict[object, int] = {}
         self._exclusive = 0
-        self._waiters: deque[Waiter] = deque()
+        self._waiters: deque[Waiter] | None = None
 
     @property
     def free(self) -> bool:
         """Whether nobody has the session."""
-        return not self._threads
+        return not self._times
 
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once."""
-        if self._has_already(holder) or (
-            holder.thread not in self._threads and not self._waiters and self._admits(holder.exclusive)
-        ):
-            self._add(holder)
-            return True
-        return False
+        if self._times and not self._has_already(holder):
+            may_join = holder.token not in self._times and not self._waiters
+            if not may_join or not self._admits(holder.exclusive):
+                return False
+        self._add(holder)
+        return True
 
     def would_deadlock(self, holder: Holder) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
-        return holder.exclusive and holder.thread in self._threads and len(self._threads) > 1
+        return holder.exclusive and holder.token in self._times and len(self._times) > 1
 
     def queue(self, holder: Holder) -> Waiter:
         """A place at the end of the queue."""
-        waiter = Waiter(self, holder)
+        waiter = Waiter(holder)
+        if self._waiters is None:
+            self._waiters = deque()
         self._waiters.append(waiter)
         return waiter
 
     def give_back(self, holder: Holder) -> None:
-        """Undo one `take` (or one granted wait), and let in whoever can be let in."""
-        times = self._threads[holder.thread]
+        """Undo one `take` (or one granted wait), and let in the waiters that can be let in."""
+        times = self._times[holder.token]
         if times > 1:
-            self._threads[holder.thread] = times - 1
+            self._times[holder.token] = times - 1
         else:
-            del self._threads[holder.thread]
+            del self._times[holder.token]
         self._exclusive -= holder.exclusive
-        holder.in_books = False
-        self._admit()
+        holder.held = False
+        if self._waiters:
+            self._admit()
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""
-        if waiter in self._waiters:
+        if self._waiters and waiter in self._waiters:
             self._waiters.remove(waiter)
             self._admit()
 
     def dismiss(self) -> None:
-        """Send all waiters away: the session has ended."""
+        """Wake all waiters: the session has ended, or has another id."""
         while self._waiters:
             self._waiters.popleft().wake()
 
     def _admit(self) -> None:
         while (waiter := self._next()) is not None:
+            assert self._waiters is not None, "the waiter stands in it"  # noqa: S101  tells mypy
             self._waiters.remove(waiter)
             self._add(waiter.holder)
-            waiter.granted = True
             waiter.wake()
 
     def _next(self) -> Waiter | None:
-        """Whoever waits can be let in now."""
+        """The waiter that can be let in now, if there is one."""
         if not self._waiters:
             return None
         first = self._waiters[0]
-        if self._admits(first.holder.exclusive):
+        if not self._times or self._admits(first.holder.exclusive):
             return first
-        # A thread may wait twice, when a signal handler or a finalizer that interrupts its wait checks out too. It must
+        # A thread may wait twice, if a signal handler or a finalizer that interrupts its wait checks out too. It must
         # not wait for itself.
         return next((waiter for waiter in self._waiters if self._has_already(waiter.holder)), None)
 
     def _has_already(self, holder: Holder) -> bool:
-        return holder.thread in self._threads and not self.would_deadlock(holder)
+        return holder.token in self._times and not self.would_deadlock(holder)
 
     def _admits(self, exclusive: bool) -> bool:
-        return not self._threads or not (exclusive or self._exclusive)
+        return not self._times or not (exclusive or self._exclusive)
 
     def _add(self, holder: Holder) -> None:
-        self._threads[holder.thread] = self._threads.get(holder.thread, 0) + 1
+        self._times[holder.token] = self._times.get(holder.token, 0) + 1
         self._exclusive += holder.exclusive
-        holder.in_books = True
+        holder.held = True

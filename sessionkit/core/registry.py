@@ -1,0 +1,309 @@
+"""The registry: which sessions are live, by id and name; how they are used, and how they end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config import CoordinatorConfig
+from ..errors import (
+    CoordinatorClosedError,
+    Ending,
+    RemovalCause,
+    SessionBusyError,
+    SessionExistsError,
+    SessionExpiredError,
+    SessionNotFoundError,
+)
+from ..util.validation import checked_id, checked_name_or_id
+from .expiry import ExpiryIndex
+from .finalizer import Finalizer
+from .history import EndedSessions
+from .locks import Holder, SessionLock, Waiter
+from .session import ManagedSession
+
+Session = ManagedSession[Any]
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_PASSIVATED = RemovalCause.PASSIVATED
+
+
+class Registry:
+    """The live sessions of one coordinator.
+
+    All of it belongs to decisions: it is called with the coordinator's lock held, and with the time, which never goes
+    back. A method that ends a session says whether the caller is to run the finalizer for it once the lock is free.
+    """
+
+    def __init__(self, config: CoordinatorConfig, finalizer: Finalizer) -> None:
+        self._finalizer = finalizer
+        self._history = EndedSessions()
+        self.index = ExpiryIndex(config.max_lifetime)
+        """The order in which sessions are due."""
+        self.live: dict[str, Session] = {}
+        """All sessions that have not been found to have ended, by id; also for looks without the lock."""
+        self.names: dict[str, Session] = {}
+        """The sessions that have a name, by it; also those that are being made."""
+        self.opening: dict[str, Session] = {}
+        """Those that are being made: they have their id, name and place, and nobody finds them."""
+        self.active: Session | None = None
+        """The session switched to last, while it is live."""
+        self.closed = False
+        """Whether the coordinator is closed."""
+        self.checked_out = 0
+        """How many sessions are checked out, those included that will end when they are given back."""
+        self.created = 0
+        self.dirty: set[Session] | None = None
+        """Those that were active since this was emptied; None if nobody writes that down."""
+
+    # ---- Finding
+
+    def check_open(self) -> None:
+        """Raise `CoordinatorClosedError` once the coordinator is closed."""
+        if self.closed:
+            raise CoordinatorClosedError("this coordinator is closed and keeps no sessions; make a new one")
+
+    def find(self, session_id: str, now: float) -> Session:
+        """The live session with this id. Raises `SessionExpiredError` if it ended, and else `SessionNotFoundError`."""
+        session = self.live.get(session_id)
+        if session is None or self.closed or (now >= session._alive_until and self.expire(session, now)):
+            self.check_open()
+            raise self.absent(session_id, now)
+        return session
+
+    def find_named(self, name_or_id: str, now: float) -> Session:
+        """The live session with this id, or else with this name. Raises as `find` does."""
+        self.check_open()
+        checked_name_or_id(name_or_id)
+        named = self.names.get(name_or_id)
+        ids = [name_or_id] if named is None else [name_or_id, named._id]
+        for session_id in ids:
+            if self.is_live(session_id, now):
+                return self.live[session_id]
+        former_id = self._history.id_of(name_or_id, now)
+        for session_id in ids if former_id is None else [*ids, former_id]:
+            ending = self._ending_of(session_id, now)
+            if ending is not None:
+                raise SessionExpiredError(session_id, *ending)
+        raise SessionNotFoundError(name_or_id)
+
+    def is_live(self, session_id: object, now: float) -> bool:
+        """Whether a live session has this id."""
+        session = self.live.get(session_id) if isinstance(session_id, str) else None
+        return session is not None and not self.expire(session, now)
+
+    def require(self, session: Session, now: float) -> None:
+        """Raise as `find` does unless this very session is live, being made, or checked out."""
+        session_id = session._id
+        if self.live.get(session_id) is session:
+            if now < session._alive_until or not self.expire(session, now):
+                return
+        elif self.opening.get(session_id) is session:
+            return
+        if session._lock is None or self._finalizer.leaving.get(session_id) is not session:
+            raise self.absent(session_id, now)
+
+    def absent(self, session_id: str, now: float) -> SessionNotFoundError:
+        """The error that says what is known of a session that is not here."""
+        ending = self._ending_of(checked_id(session_id), now)
+        return SessionNotFoundError(session_id) if ending is None else SessionExpiredError(session_id, *ending)
+
+    def current(self, now: float) -> Session | None:
+        """The active session; None once it has ended."""
+        if self.active is not None:
+            self.expire(self.active, now)
+        return self.active
+
+    def _ending_of(self, session_id: str, now: float) -> Ending | None:
+        leaving = self._finalizer.leaving.get(session_id)
+        return self._history.ending_of(session_id, now) if leaving is None else leaving._ending
+
+    # ---- Using
+
+    def touch(self, session: Session, now: float) -> None:
+        """The session is active now."""
+        if now > session._active_at:
+            session._active_at = now
+        if now >= session._alive_until and session._id in self.live:
+            self.index.renew(session, now)
+        if self.dirty is not None:
+            self.dirty.add(session)
+
+    def take(self, session: Session, holder: Holder, now: float) -> Waiter | None:
+        """Check the session out, which is a touch; or a place in the queue for it.
+
+        Raises `SessionBusyError` if waiting could never end.
+        """
+        lock = session._lock
+        if lock is None:
+            self.index.leave_rest(session)
+            lock = session._lock = SessionLock()
+            self.checked_out += 1
+        if lock.take(holder):
+            self.touch(session, now)
+            return None
+        if lock.would_deadlock(holder):
+            raise SessionBusyError(
+                f"session {session.id!r} is shared by this thread and others, and this thread cannot wait for "
+                "them to leave: give the shared checkout back before asking for an exclusive one"
+            )
+        return lock.queue(holder)
+
+    def give_back(self, session: Session, holder: Holder, now: float) -> bool:
+        """Undo one checkout, which is a touch; giving back again does nothing.
+
+        When it was the last, the session rests, or ends if that was due.
+        """
+        lock = session._lock
+        # In a forked child, the session may be the parent's.
+        if lock is None or not holder.held or not self._knows(session):
+            return False
+        self.touch(session, now)
+        lock.give_back(holder)
+        return lock.free and self._rest(session, now)
+
+    def touch_held(self, session: Session, now: float) -> None:
+        """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""
+        if self._knows(session):
+            self.touch(session, now)
+            if self.live.get(session._id) is session:
+                self.expire(session, now)
+
+    def withdraw(self, session: Session, waiter: Waiter, now: float) -> bool:
+        """Leave the queue for a session; what was granted meanwhile is given back."""
+        if session._lock is not None:
+            session._lock.withdraw(waiter)
+        return self.give_back(session, waiter.holder, now)
+
+    def _knows(self, session: Session) -> bool:
+        return self.live.get(session._id) is session or self._finalizer.leaving.get(session._id) is session
+
+    def _rest(self, session: Session, now: float) -> bool:
+        session._lock = None
+        self.checked_out -= 1
+        if session._ending is not None:
+            return self._finalizer.release(session)
+        ending = self.index.ending_of(session, now)
+        if ending is not None:
+            return self.end(session, ending, now)
+        self.index.rest(session, now)
+        return False
+
+    def rename(self, session: Session, new_id: str, now: float) -> None:
+        """Give a session that is checked out another id; those that wait for it by the old one are woken.
+
+        Raises as `find` does, and `SessionExistsError` if the new id is taken.
+        """
+        self.find(session._id, now)
+        if new_id in self.live or new_id in self.opening or new_id in self._finalizer.leaving:
+            raise SessionExistsError(f"a session has the id {new_id!r} already; choose another id", new_id)
+        del self.live[session._id]
+        self.index.rename(session, new_id)
+        self.live[new_id] = session
+        if session._lock is not None:
+            session._lock.dismiss()
+
+    # ---- Coming
+
+    def add(self, session: Session, now: float) -> None:
+        """A new session is ready: its time begins, and it is found."""
+        session._created_at = session._active_at = now
+        session._lock = None
+        self._enter(session)
+        self.index.add(session, now)
+        self.created += 1
+
+    def add_loaded(self, session: Session, created_at: float, last_active: float) -> None:
+        """A session that was loaded is ready: its time goes on."""
+        session._created_at, session._active_at = created_at, last_active
+        session._lock = None
+        self._enter(session)
+        self.index.add_loaded(session)
+
+    def reserve(self, session: Session, now: float) -> None:
+        """Keep the session's id, name and place until it is added, or not made after all."""
+        session._created_at = session._active_at = now
+        session._lock = SessionLock()
+        self.opening[session._id] = session
+        if session._name is not None:
+            self.names[session._name] = session
+
+    def unreserve(self, session: Session) -> None:
+        """Forget a session that could not be made. Does nothing if its place was never reserved."""
+        if self.opening.get(session._id) is session:
+            del self.opening[session._id]
+            self._free_name(session)
+
+    def _enter(self, session: Session) -> None:
+        self.opening.pop(session._id, None)
+        if session._name is not None:
+            self.names[session._name] = session
+        self.live[session._id] = session
+
+    # ---- Ending
+
+    def expire(self, session: Session, now: float) -> bool:
+        """End a live session whose time ran out, for the next cleanup to finalize; whether that was so."""
+        ending = self.index.ending_of(session, now)
+        if ending is None:
+            return False
+        self._depart(session, ending, now)
+        self._finalizer.admit_for_later(session)
+        return True
+
+    def expire_due(self, now: float, limit: int) -> bool:
+        """End sessions whose time ran out as `expire` does, looking at up to `limit`; whether there may be more."""
+        due, more = self.index.find_due(now, limit)
+        for session, ending in due:
+            self._depart(session, ending, now)
+            self._finalizer.admit_for_later(session)
+        return more
+
+    def remove_due(self, now: float, age: float | None, limit: int) -> bool:
+        """End sessions that are due, or at rest and idle for more than `age`, looking at up to `limit`.
+
+        True if there may be more.
+        """
+        due, more = self.index.find_due(now, limit)
+        for session, ending in due:
+            self._depart(session, ending, now)
+            self._finalizer.admit(session, ending)
+        if age is not None and not more:
+            idle, more = self.index.find_idle(age, now, limit)
+            for session in idle:
+                self.end(session, (RemovalCause.IDLE, now, age), now)
+        return more
+
+    def end(self, session: Session, ending: Ending, now: float) -> bool:
+        """The session has ended: nobody finds it any more, its name is free, and the finalizer has it."""
+        self._depart(session, ending, now)
+        return self._finalizer.admit(session, ending)
+
+    def end_live(self, session: Session, ending: Ending, now: float) -> bool:
+        """End a session if it is live still; if its time ran out before, that is its ending."""
+        if self.live.get(session._id) is not session:
+            return False
+        return self.end(session, self.index.ending_of(session, now) or ending, now)
+
+    def forget_end(self, session_id: str) -> None:
+        """The session lives on elsewhere, after all."""
+        self._history.forget(session_id)
+
+    def note_end(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
+        """A session that was not in memory has ended."""
+        self._history.note(session_id, name, ending, now)
+
+    def _depart(self, session: Session, ending: Ending, now: float) -> None:
+        if self.live.get(session._id) is session:
+            del self.live[session._id]
+        self.index.discard(session)
+        session._ending = ending
+        self._free_name(session)
+        if ending[0] is not _PASSIVATED:
+            self._history.note(session._id, session._name, ending, now)
+        if self.active is session:
+            self.active = None
+        if session._lock is not None:
+            session._lock.dismiss()
+
+    def _free_name(self, session: Session) -> None:
+        if session._name is not None and self.names.get(session._name) is session:
+            del self.names[session._name]

@@ -1,0 +1,87 @@
+"""The state of one coordinator: its lock, its time, and the parts that they guard."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from math import inf
+
+from ..config import CoordinatorConfig
+from ..util.clock import Clock
+from .events import EventBus
+from .fast import fast_path
+from .finalizer import CloseCallback, Finalizer
+from .registry import Registry
+
+
+class State:
+    """The lock, the time and the parts of one coordinator; a forked child makes a new one.
+
+    A decision is made with the lock held, and without I/O or user code; what it says is done after it.
+    """
+
+    def __init__(self, config: CoordinatorConfig, clock: Clock, on_close: CloseCallback | None) -> None:
+        self.lock = threading.RLock()
+        self.read = clock
+        """The coordinator's clock; called with the lock free."""
+        self.latest = -inf
+        """The latest time so far."""
+        self.events = EventBus()
+        self.finalizer = Finalizer(self.lock, self.events, on_close)
+        self.registry = Registry(config, self.finalizer)
+        self.fast = fast_path(self.registry.live, clock)
+        """Looks and touches without the lock; None if every call must take the lock."""
+        self._deferred: deque[Callable[[], object]] = deque()
+        # threading.Condition asks the lock the same way.
+        self._is_owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
+
+    def begin(self) -> float:
+        """Begin a public call, with the lock free: run what was deferred, and read the clock.
+
+        Raises `RuntimeError` if the call interrupts a decision of this very thread.
+        """
+        if self._is_owned():
+            raise RuntimeError(
+                "a signal handler or finalizer that interrupts the coordinator in the middle of a decision may only "
+                "call close() and close_session(), and give back a checkout; do the rest in another thread"
+            )
+        if self._deferred:
+            self.run_deferred()
+        return self.read()
+
+    def advance(self, reading: float) -> float:
+        """The time now: `reading`, or the latest one so far where that was later. Called with the lock held.
+
+        Infinity and NaN move nothing; as the very first reading they raise `ValueError`. What is no number raises
+        `TypeError`.
+        """
+        try:
+            if self.latest < reading < inf:
+                self.latest = reading
+            elif self.latest == -inf:
+                raise ValueError(f"the clock reads {reading!r}; it must give finite seconds")
+        except TypeError:
+            raise TypeError(f"the clock reads {reading!r}; it must give seconds as a number") from None
+        return self.latest
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this call interrupts a decision of its own thread: it comes from a signal handler or a finalizer.
+
+        No user code runs with the lock held, so a thread that has it and calls was interrupted.
+        """
+        return self._is_owned()
+
+    def defer(self, call: Callable[[], object]) -> None:
+        """Have a call made when the lock is free: by the thread that was interrupted, by the next call, or cleanup."""
+        self._deferred.append(call)
+
+    def run_deferred(self) -> None:
+        """Make the calls that were deferred; with the lock free."""
+        while self._deferred:
+            try:
+                call = self._deferred.popleft()
+            except IndexError:
+                return
+            call()
