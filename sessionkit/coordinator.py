@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, Self
 
 from .config import CoordinatorConfig
 from .core.checkout import Checkout
-from .core.cleanup import CleanupRun, CleanupStats, CleanupTask, call_weakly
+from .core.cleanup import CleanupRun, CleanupStats, CleanupTask
 from .core.engine import InMemorySessions
 from .core.events import EventChannel
 from .core.session import ManagedSession, R
@@ -147,6 +147,7 @@ class SessionCoordinator(Generic[R]):
             raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
         if self._cleanup_task.needs_start:
             self._cleanup_task.retry_start()
+            self._note_cleaning()
         return self._sessions.create(session_id, name, timeout, dict(data) if data else None, resource)
 
     def close_session(self, session_id: str) -> None:
@@ -369,11 +370,15 @@ class SessionCoordinator(Generic[R]):
         self._cleanup_task.stop()
 
     def _make_cleanup_task(self) -> CleanupTask:
-        return CleanupTask(self._sessions.cleanup_interval, call_weakly(self._run_cleanup))
+        return CleanupTask(self._sessions.cleanup_interval, self._run_cleanup)
 
     def _start_cleaning(self) -> None:
         self._cleanup_task.start()
-        self._sessions.cleanup_started()
+        self._note_cleaning()
+
+    def _note_cleaning(self) -> None:
+        if not self._cleanup_task.needs_start:
+            self._sessions.cleanup_started()
 
     def _run_cleanup(self) -> CleanupRun | None:
         state = self._sessions.state

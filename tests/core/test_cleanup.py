@@ -1,24 +1,40 @@
-"""Removing what is due: by hand, by the task, and by callers when there is no thread."""
+"""Removing what is due: by hand, and by the task."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
-import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator
-from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask, CleanupTimer, call_weakly
+from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
+from sessionkit.util.timer import PeriodicThread
 
-from ..helpers.support import WAIT, Closings, in_thread, one_minute
+from ..helpers.support import WAIT, Closings, in_thread
 
 EVERY_MILLISECOND = CoordinatorConfig(session_timeout=60, cleanup_interval=0.001)
+
+
+class Cleaner:
+    """What a task calls; counts its runs, of which each removes seven sessions."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.ran_twice = threading.Event()
+
+    def run(self) -> CleanupRun:
+        self.runs += 1
+        if self.runs == 2:
+            self.ran_twice.set()
+        return CleanupRun(at=float(self.runs), removed=7)
 
 
 def cleanup_threads() -> list[threading.Thread]:
@@ -30,7 +46,7 @@ def test_cleanup_removes_what_is_due_and_says_how_many(
 ) -> None:
     """One pass removes each session past its own timeout, least recently active first, and returns the number."""
     closings = Closings()
-    coordinator = session_coordinator(one_minute(), on_close=closings)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
     for name, timeout in (("a", None), ("b", 600), ("c", None), ("d", 30)):
         coordinator.create_session(name, session_timeout=timeout)
         session_clock.advance(1)
@@ -49,7 +65,7 @@ def test_max_age_removes_those_idle_for_more(
 ) -> None:
     """max_age removes those idle for more than that as well; dry_run only counts; the checked-out stay."""
     closings = Closings()
-    coordinator = session_coordinator(one_minute(), on_close=closings)
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
     for name in ("expired", "old", "held", "young"):
         session = coordinator.create_session(name, session_timeout=5 if name == "expired" else None)
         session_clock.advance(10)
@@ -69,7 +85,7 @@ def test_a_max_age_above_the_timeout_spares_nobody(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """A session past its own timeout is gone, whatever max_age says."""
-    coordinator = session_coordinator(one_minute())
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
     coordinator.create_session()
     session_clock.advance(61)
 
@@ -80,7 +96,7 @@ def test_many_sessions_take_several_batches(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Counting and removing more sessions than one batch holds gets them all."""
-    coordinator = session_coordinator(one_minute())
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
     for _ in range(350):
         coordinator.create_session()
     session_clock.advance(61)
@@ -130,20 +146,11 @@ def test_one_thread_however_many_sessions_and_starts(session_coordinator: Coordi
 
 def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
     """stats() has the task's runs, the last one's instant, duration and yield, and all it removed."""
-    ran = threading.Event()
-    runs = 0
-
-    def run() -> CleanupRun:
-        nonlocal runs
-        runs += 1
-        if runs == 2:
-            ran.set()
-        return CleanupRun(at=float(runs), removed=7)
-
-    task = CleanupTask(0.001, run)
+    cleaner = Cleaner()
+    task = CleanupTask(0.001, cleaner.run)
     before = task.stats()
     task.start()
-    assert ran.wait(WAIT)
+    assert cleaner.ran_twice.wait(WAIT)
     task.stop()
     after = task.stats()
 
@@ -259,135 +266,72 @@ def test_close_waits_for_a_run_that_is_under_way(session_clock: ManualClock) -> 
     assert coordinator.stats().cleanup.removed == 1
 
 
-def test_deadlines_are_kept_and_missed_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The timer sleeps until the next deadline of its grid: a slow run shortens the next sleep, or skips deadlines."""
-    now = 100.0
-    durations = iter([1.0, 25.0, 0.0])
-    sleeps: list[float] = []
-
-    def work() -> bool:
-        nonlocal now
-        now += next(durations)
-        return len(sleeps) < 3
-
-    timer = CleanupTimer(10.0, work)
-
-    def wait(seconds: float) -> bool:
-        nonlocal now
-        sleeps.append(seconds)
-        now += seconds
-        return False
-
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr(timer.finished, "wait", wait)
-    timer.run()
-
-    assert sleeps == [10.0, 9.0, 5.0]
-
-
-def test_a_monotonic_clock_that_jumps_does_not_silence_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However far a test moves time.monotonic, the timer never sleeps for more than one interval."""
-    readings = iter([1.7e9, 5.0, 5.0, 5.0])
-    sleeps: list[float] = []
-    timer = CleanupTimer(10.0, lambda: False)
-
-    def wait(seconds: float) -> bool:
-        sleeps.append(seconds)
-        return False
-
-    monkeypatch.setattr(time, "monotonic", lambda: next(readings))
-    monkeypatch.setattr(timer.finished, "wait", wait)
-    timer.run()
-
-    assert sleeps == [10.0]
-
-
 def no_thread(self: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
-def test_rule_7_without_a_thread_callers_clean_up(
+def test_rule_7_without_a_thread_sessions_expire_all_the_same(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If no thread can be started, callers remove what is due.
+    """If no thread can be started, that is logged, sessions expire all the same, and starting it is tried again when
+    the next session is created.
 
-    That is logged and counted, and a caller does so once an interval.
+    Each failure is counted, and only a start that was asked for is logged.
     """
-    closings = Closings()
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", no_thread)
-        with SessionCoordinator(one_minute(), clock=session_clock, on_close=closings) as coordinator:
-            assert "could not be started" in caplog.text
-            coordinator.create_session("a")
-            session_clock.advance(5)
-            other = coordinator.create_session("b")
-            assert not coordinator.stats().cleanup.alive
-            session_clock.advance(58)
-            coordinator.touch_session(other.id)
-            assert closings == [("a", RemovalCause.IDLE)]
-            failures = coordinator.stats().cleanup.failures
-            session_clock.advance(9)
-            coordinator.touch_session(other.id)
-            assert coordinator.stats().cleanup.failures == failures
-            session_clock.advance(1)
-            coordinator.touch_session(other.id)
-            assert coordinator.stats().cleanup.failures == failures + 1
-
-
-def test_the_thread_is_started_as_soon_as_that_is_possible(
-    session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When there are threads again, the next cleanup by a caller starts the task, and callers clean up no more."""
-    coordinator = SessionCoordinator(one_minute(), clock=session_clock)
+    coordinator = SessionCoordinator[Any](
+        CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock
+    )
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         coordinator.start_cleanup_task()
+        assert caplog.text.count("could not be started") == 1
+        session = coordinator.create_session()
+        assert (coordinator.stats().cleanup.failures, coordinator.stats().cleanup.alive) == (2, False)
+        session_clock.advance(61)
+        assert session.id not in coordinator
+        assert coordinator.stats().cleanup.failures == 2
+        coordinator.start_cleanup_task()
+        assert caplog.text.count("could not be started") == 2
     assert cleanup_threads() == []
-    len(coordinator)
+    coordinator.create_session()
 
-    assert coordinator.stats().cleanup.alive
-    assert not coordinator._cleanup_task.falls_to_caller(1e9)
+    assert (coordinator.stats().cleanup.failures, coordinator.stats().cleanup.alive) == (3, True)
+    assert len(cleanup_threads()) == 1
+    coordinator.create_session()
+    assert len(cleanup_threads()) == 1
     coordinator.close()
 
 
-def test_of_two_callers_one_cleans_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two callers that both see the cleanup due, the one that decides first does it."""
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    task = CleanupTask(10, lambda: None)
-    task.start()
-
-    class LateLock:
-        """Lets another caller decide first."""
-
-        def __enter__(self) -> None:
-            task._lock = threading.RLock()
-            assert task.falls_to_caller(0.0)
-
-        def __exit__(self, *exc_info: object) -> None: ...
-
-    task._lock = LateLock()  # type: ignore[assignment]  # it is a lock in all that matters
-    assert not task.falls_to_caller(0.0)
-    assert not task.falls_to_caller(9.9)
-    assert task.falls_to_caller(10.0)
-
-
-def test_the_touch_of_a_caller_that_cleaned_up_buys_a_full_timeout(
-    session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("end", [CleanupTask.stop, CleanupTask.close])
+def test_a_task_that_was_stopped_is_not_tried_again(
+    end: Callable[[CleanupTask], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where a caller cleans up and a close callback takes long, the caller's touch counts from after that."""
-    config = one_minute()
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    with SessionCoordinator(
-        config, clock=session_clock, on_close=lambda session, cause: session_clock.advance(20)
-    ) as coordinator:
-        coordinator.create_session()
-        session_clock.advance(30)
-        session = coordinator.create_session()
-        session_clock.advance(31)
-        coordinator.touch_session(session.id)
-        assert session_clock() == 81
-        session_clock.advance(59)
-        assert session.id in coordinator
+    """Where no thread could be started and the task was stopped since, nothing starts it but `start`."""
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        task.start()
+        assert (task.needs_start, task.wanted) == (True, True)
+    end(task)
+    assert (task.needs_start, task.wanted) == (False, False)
+    task.retry_start()
+    assert cleanup_threads() == []
+
+
+def test_a_task_starts_no_thread_while_the_interpreter_is_finalizing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is started, logged or counted then, and stopping it is no error."""
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "is_finalizing", lambda: True)
+        task.start()
+        assert (task.needs_start, task.stats().alive, task.stats().failures) == (False, False, 0)
+        task.stop()
+    assert cleanup_threads() == []
+    assert caplog.text == ""
 
 
 def test_a_stop_while_the_thread_is_being_started_leaves_none(
@@ -395,13 +339,13 @@ def test_a_stop_while_the_thread_is_being_started_leaves_none(
 ) -> None:
     """A signal handler that closes the coordinator in the middle of start_cleanup_task: no deadlock, no thread."""
     coordinator = session_coordinator()
-    start = CleanupTimer.start
+    start = PeriodicThread.start
 
-    def start_and_be_interrupted(timer: CleanupTimer) -> None:
-        start(timer)
+    def start_and_be_interrupted(thread: PeriodicThread) -> None:
+        start(thread)
         coordinator.close()
 
-    monkeypatch.setattr(CleanupTimer, "start", start_and_be_interrupted)
+    monkeypatch.setattr(PeriodicThread, "start", start_and_be_interrupted)
     coordinator.start_cleanup_task()
     for thread in cleanup_threads():
         thread.join(WAIT)
@@ -451,23 +395,6 @@ def test_rule_11_dropping_warns_once_and_closing_does_not() -> None:
     with pytest.warns(ResourceWarning, match=r"was dropped without close\(\)") as caught:
         SessionCoordinator()
     assert len(caught) == 1
-
-
-def test_a_run_that_outlives_its_object_ends_the_thread() -> None:
-    """A weakly called run gives None when its object was dropped meanwhile, so that the thread ends at once."""
-
-    class Cleaner:
-        def run(self) -> CleanupRun:
-            cleaners.clear()
-            return CleanupRun(at=0.0, removed=0)
-
-    cleaners = [Cleaner()]
-    run = call_weakly(cleaners[0].run)
-
-    assert run() is None
-    assert run() is None
-    cleaners = [kept := Cleaner()]
-    assert call_weakly(kept.run)() == CleanupRun(0.0, 0)
 
 
 def test_at_the_exit_of_the_interpreter_nothing_is_waited_for(session_coordinator: CoordinatorFactory) -> None:

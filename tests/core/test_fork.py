@@ -306,16 +306,19 @@ def test_one_that_cannot_start_clean_does_not_keep_the_others_from_it(
 @fork
 def test_a_run_of_the_task_that_forks_is_the_last_one_in_the_child(session_clock: ManualClock) -> None:
     """A fork in the cleanup thread: the child's copy of that thread ends, and its own task is another one."""
-    runs: list[str] = []
 
-    def run() -> CleanupRun:
-        runs.append("run")
-        task.abandon()
-        if len(runs) == 2:
-            raise OSError("failed, and forked")
-        return CleanupRun(0.0, 0)
+    class Cleaner:
+        runs = 0
 
-    task = CleanupTask(10, run)
+        def run(self) -> CleanupRun:
+            self.runs += 1
+            task.abandon()
+            if self.runs == 2:
+                raise OSError("failed, and forked")
+            return CleanupRun(0.0, 0)
+
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
     assert task._fire() is False
     assert task._fire() is False
     task.start()
@@ -387,3 +390,23 @@ def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, t
     with ThreadPoolExecutor(2) as pool:
         outcomes = {(done.returncode, done.stdout, done.stderr) for done in pool.map(run, range(50))}
     assert outcomes == {(0, "", "")}
+
+
+def test_a_program_ends_that_still_has_a_response_open() -> None:
+    """A request that is a global, and is given back by its finalizer when the interpreter exits, holds nothing up."""
+    program = """
+from sessionkit import SessionCoordinator
+from sessionkit.wsgi import SessionMiddleware
+
+def application(environ, start_response):
+    environ["sessionkit.session"]["n"] = 1
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"hello"]
+
+middleware = SessionMiddleware(application, SessionCoordinator())
+response = middleware({"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.url_scheme": "http"}, lambda *_: None)
+"""
+    ended = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

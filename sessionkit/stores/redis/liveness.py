@@ -8,10 +8,10 @@ from math import inf
 from typing import NamedTuple
 from weakref import WeakMethod
 
-from ...core.cleanup import CleanupTimer
 from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
 from ...util.log import report_problem
+from ...util.timer import PeriodicThread
 
 THREAD_NAME = "sessionkit-terms"
 
@@ -52,7 +52,7 @@ class Terms:
         self._renew, self._attach = WeakMethod(renew), WeakMethod(attach)
         # When each of them said last what it has in memory.
         self._instances: dict[str, float] = {}
-        self._timer: CleanupTimer | None = None
+        self._timer: PeriodicThread | None = None
         self._overdue = inf
         self._fails = False
         self._lock = threading.RLock()
@@ -94,8 +94,7 @@ class Terms:
             self.renew_all()
 
     def _start(self) -> None:
-        timer = CleanupTimer(self.term / 3, _weakly(WeakMethod(self._fire)))
-        timer.name = THREAD_NAME
+        timer = PeriodicThread(self.term / 3, self._fire, THREAD_NAME)
         try:
             timer.start()
         except (RuntimeError, MemoryError) as error:
@@ -154,13 +153,3 @@ class Terms:
         # In the thread itself, this may interrupt the very wait whose lock it needs; and that ends of its own accord.
         if self._timer is not None and self._timer is not current_thread():
             self._timer.cancel()
-
-
-def _weakly(method: WeakMethod[Callable[[], bool]]) -> Callable[[], bool]:
-    """The method as a function that does not keep its object alive, and ends the thread once that is gone."""
-
-    def fire() -> bool:
-        bound = method()
-        return bound is not None and bound()
-
-    return fire
