@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from math import inf
 from typing import Any, TypeVar
 
 from redis import Redis, RedisCluster, RedisError
@@ -70,11 +69,6 @@ class Server:
             raise TypeError(
                 f"RedisStore takes a URL such as {LIKE}, or a redis.Redis or redis.RedisCluster, not {shown(where)}"
             )
-
-    @property
-    def gives_up_at(self) -> float:
-        """Until when the call under way may take, as a reading of `stopwatch`; infinity if its client says."""
-        return self._deadline.at if self._is_ours else inf
 
     @property
     def patience(self) -> float:

@@ -46,7 +46,3 @@ class ServerTime:
         if self._least - AGREE_SECONDS <= ours <= self._most + AGREE_SECONDS:
             return 0.0
         return (self._least + self._most) / 2 - ours
-
-    def latest(self, reading: float) -> float:
-        """What the server's clock reads at most at this reading of `stopwatch`; infinity if that is not known."""
-        return reading + self._most

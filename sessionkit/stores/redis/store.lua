@@ -9,19 +9,18 @@
 --   :layout    the version of all this
 --   :r:<token> what a call gave, for whoever did not hear it
 -- KEYS[2]  a hash, from names to ids, where it is in that slot too; else names are looked after with calls of their own
--- ARGV     the operation, its token ("" if it may simply be repeated), for how many ms its result is kept, the server's
---          time after which nobody waits for it any more ("inf" if that is not known), and its own
+-- ARGV     the operation, its token ("" if it may simply be repeated), for how many ms its result is kept, and its own
 --
 -- Every key goes by itself: each time that a session is written, its keys get its session timeout and a day to live.
 
-local base, NAMES, operation, token, result_ms, not_after = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local base, NAMES, operation, token, result_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local DUE, IDS, INSTANCES = base .. ':due', base .. ':ids', base .. ':instances'
 local LONGEST, LAYOUT = base .. ':longest', base .. ':layout'
 local RESULT = base .. ':r:' .. token
 local DAY_MS, HOUR_MS = 86400000, 3600000
 local MOST_MS = 1e14
 local WALK = 500
-local FIRST = 5
+local FIRST = 4
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
@@ -30,11 +29,6 @@ local function number(text)
   if text == 'inf' then return math.huge end
   if text == '-inf' then return -math.huge end
   return tonumber(text)
-end
-
--- Whoever asked has been told that it failed.
-if now > number(not_after) and operation ~= 'sign' and operation ~= 'join' then
-  return redis.error_reply('LATE by ' .. now - number(not_after) .. ' seconds')
 end
 
 -- ---- Instances, and which of them live
@@ -263,7 +257,7 @@ local function is_over(s, at, age)
   return is_past(life_end(s), at) or is_past(number(s.last) + math.min(number(s.timeout), age), at)
 end
 
--- ---- Operations: what each is given after the first four arguments, and what it gives
+-- ---- Operations: what each is given after the first three arguments, and what it gives
 
 local operations = {}
 

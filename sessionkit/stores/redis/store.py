@@ -20,7 +20,7 @@ from .cluster import Crossing
 from .codec import found_of, line_of, parts_of, records_of
 from .liveness import Signature, Terms
 from .partitions import CLUSTER_PARTITIONS, Partitions
-from .script import REMEMBERED_SECONDS, OutOfStepError, Script
+from .script import REMEMBERED_SECONDS, LapsedError, Script
 from .servertime import ServerTime
 
 LAYOUT = "2"
@@ -50,9 +50,9 @@ class RedisStore:
     It is the server's clock that records, leases and terms go by, not that of any host. What survives the death of the
     server is for its own settings to say (`appendonly`, `appendfsync`), as is what a failover loses.
 
-    A call whose connection broke is sent again, within the timeout; the server does nothing twice, and nothing that
-    nobody waits for any more. If it cannot be reached until then, the call raises `StoreError`, and what it asked for
-    may have been done: of a creation, a save, a renaming or a removal, a later call finds that out. (Messages that came
+    A call whose connection broke is sent again, within the timeout; the server does nothing twice. If it cannot be
+    reached until then, the call raises `StoreError`, and what it asked for may have been done, or be done later: of a
+    creation, a save, a renaming or a removal, a later call finds that out. (Messages that came
     with a touch, or with a checkout that changed no data, may be counted twice then.)
     """
 
@@ -64,7 +64,7 @@ class RedisStore:
         self._partitions = Partitions(self._prefix, CLUSTER_PARTITIONS if self._server.is_cluster else 1)
         self._terms = Terms(checked_seconds("term", term), KEEP_SECONDS, self._renew, self._reattach)
         self._time = ServerTime()
-        self._script = Script(self._server, self._time)
+        self._script = Script(self._server)
         self._crossing = Crossing(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
         self._instances: dict[str, tuple[float, str]] = {}
         # Whom each instance is attached to, should its term run out.
@@ -290,7 +290,7 @@ class RedisStore:
     def _run(self, keys: list[str], *arguments: str, token: str, remembered: float | None = None) -> Any:
         try:
             return self._script.run(keys, *arguments, token=token, remembered=remembered)
-        except OutOfStepError:
+        except LapsedError:
             self._terms.renew_all()
             return self._script.run(keys, *arguments, token=token, remembered=remembered)
 
