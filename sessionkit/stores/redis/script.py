@@ -10,9 +10,6 @@ from redis.exceptions import ResponseError
 from ...errors import StoreError
 from .client import Server
 
-REMEMBERED_SECONDS = 60.0
-"""For how long the server knows what it removed, for whoever did not hear it and asks again."""
-
 
 class LapsedError(StoreError):
     """The term of the instance has run out, or the server does not know the instance: a heartbeat has to come first."""
@@ -25,17 +22,14 @@ class Script:
         self._server = server
         self._run = server.client.register_script(files(__package__).joinpath("store.lua").read_text("utf-8"))
 
-    def run(
-        self, keys: list[str], operation: str, *arguments: str, token: str = "", remembered: float | None = None
-    ) -> Any:
+    def run(self, keys: list[str], operation: str, *arguments: str, token: str = "") -> Any:
         """What the server gives. With a token, it does this once however often it is asked, and gives the same.
 
-        It remembers that for as long as the call may be repeated, or for so many seconds.
+        It remembers that for as long as the call may be repeated.
         """
 
         def work() -> Any:
-            seconds = self._server.patience if remembered is None else remembered
-            return self._run(keys, [operation, token, str(int(seconds * 1000)), *arguments])
+            return self._run(keys, [operation, token, str(int(self._server.patience * 1000)), *arguments])
 
         try:
             return self._server.call(work)

@@ -20,7 +20,7 @@ from .cluster import Crossing
 from .codec import found_of, line_of, parts_of, records_of
 from .liveness import Signature, Terms
 from .partitions import CLUSTER_PARTITIONS, Partitions
-from .script import REMEMBERED_SECONDS, LapsedError, Script
+from .script import LapsedError, Script
 from .servertime import ServerTime
 
 LAYOUT = "2"
@@ -52,7 +52,7 @@ class RedisStore:
 
     A call whose connection broke is sent again, within the timeout; the server does nothing twice. If it cannot be
     reached until then, the call raises `StoreError`, and what it asked for may have been done, or be done later: of a
-    creation, a save, a renaming or a removal, a later call finds that out. (Messages that came
+    creation, a save or a renaming, a later call finds that out; of removals that were not heard of, nobody is told. (Messages that came
     with a touch, or with a checkout that changed no data, may be counted twice then.)
     """
 
@@ -74,11 +74,10 @@ class RedisStore:
 
     def _begin_unheard(self) -> None:
         # What may have been done though nobody heard of it: creations and renamings with their instance and token,
-        # saves with their version and "token:messages" of each, removals by their token.
+        # saves with their version and "token:messages" of each.
         self._unheard_creations: dict[str, tuple[SessionRecord, str, str]] = {}
         self._unheard_renames: dict[str, tuple[str, str, str]] = {}
         self._unheard_saves: dict[str, tuple[int, str]] = {}
-        self._unheard_removals: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def after_fork_in_child(self) -> None:
         # The instances are its parent's, as is what they do not know.
@@ -231,17 +230,17 @@ class RedisStore:
 
     def delete_expired(self, now: float, limit: int, max_age: float | None = None) -> list[SessionRecord]:
         removed: list[SessionRecord] = []
+        age = repr(inf if max_age is None else max_age)
         try:
-            for token in list(self._unheard_removals):
-                # Another thread may have asked meanwhile.
-                if unheard := self._unheard_removals.pop(token, None):
-                    removed += self._remove(token, *unheard)[1]
             for base in self._partitions.bases:
                 skip = "0"
                 while skip and len(removed) < limit:
-                    arguments = (repr(now), str(limit - len(removed)), repr(inf if max_age is None else max_age), skip)
-                    skip, records = self._remove(secrets.token_hex(8), base, arguments)
+                    arguments = (repr(now), str(limit - len(removed)), age, skip)
+                    reply, *found = self._ask(base, "delete_expired", *arguments, token=secrets.token_hex(8))
+                    records = records_of(found)
+                    self._free_names((record.name, record.id) for record in records)
                     removed += records
+                    skip = reply.decode()
         except StoreError:
             # What has been removed is told now, and the next call fails.
             if not removed:
@@ -274,12 +273,12 @@ class RedisStore:
 
     # ---- What the server is asked, and what became of it
 
-    def _ask(self, base: str, operation: str, *arguments: str, token: str = "", remembered: float | None = None) -> Any:
+    def _ask(self, base: str, operation: str, *arguments: str, token: str = "") -> Any:
         self._introduce()
         self._terms.catch_up()
         # In a cluster, names are in other slots than their sessions.
         keys = [base] if self._crossing is not None else [base, f"{base}:names"]
-        return self._run(keys, operation, *arguments, token=token, remembered=remembered)
+        return self._run(keys, operation, *arguments, token=token)
 
     def _ask_for_name(self, name: str, operation: str, *arguments: str, token: str = "") -> Any:
         self._introduce()
@@ -287,12 +286,12 @@ class RedisStore:
         base = self._partitions.of(name)
         return self._run([base, f"{base}:names"], operation, name, *arguments, token=token)
 
-    def _run(self, keys: list[str], *arguments: str, token: str, remembered: float | None = None) -> Any:
+    def _run(self, keys: list[str], *arguments: str, token: str) -> Any:
         try:
-            return self._script.run(keys, *arguments, token=token, remembered=remembered)
+            return self._script.run(keys, *arguments, token=token)
         except LapsedError:
             self._terms.renew_all()
-            return self._script.run(keys, *arguments, token=token, remembered=remembered)
+            return self._script.run(keys, *arguments, token=token)
 
     def _save(self, session_id: str, changes: Changes, instance: str) -> int:
         """Save the changes, and end the lease of the instance if there is one."""
@@ -318,17 +317,6 @@ class RedisStore:
         if outcome == b"conflict":
             raise conflict(session_id, found, version)
         return found
-
-    def _remove(self, token: str, base: str, arguments: tuple[str, ...]) -> tuple[str, list[SessionRecord]]:
-        """Remove what has expired; where to go on, and what that was."""
-        try:
-            skip, *found = self._ask(base, "delete_expired", *arguments, token=token, remembered=REMEMBERED_SECONDS)
-        except StoreError:
-            self._unheard_removals[token] = base, arguments
-            raise
-        records = records_of(found)
-        self._free_names((record.name, record.id) for record in records)
-        return skip.decode(), records
 
     def _settle_all(self, session_ids: Iterable[str]) -> None:
         if self._unheard_renames or self._unheard_creations:

@@ -365,7 +365,7 @@ class TellingStore(RedisStore):
 
 @pytest.mark.parametrize("kills", [0, *[2] * max(KILLS // 10, 1)])
 def test_each_expired_session_is_finalized_by_one_process(url: str, prefix: str, store: RedisStore, kills: int) -> None:
-    """Every expired session's removal is told by exactly one process. Of thousands, none is removed that was used in
+    """The removal of an expired session is told once at most, by one process. Of thousands, none is removed that was used in
     any process, and each resource is closed in the process that made it; one that is killed takes along no more than
     what it was about to tell.
     """
