@@ -4,7 +4,8 @@
 --   :s:<id>    a hash, one session: "m" the record but its data, "d" the data, "@<instance>" for each instance that has it
 --   :due       a sorted set, ids by the instant at which they expire
 --   :ids       a sorted set, ids in their order
---   :instances    a hash, from instances to "since|until|term|lag|name", where lag may be "left"
+--   :instances    a hash, from instances to "until|term|lag|name": until when each is alive; lag may be "left"
+--   :heard     when the last heartbeat of any instance came
 --   :longest   the longest session timeout so far
 --   :layout    the version of all this
 --   :r:<token> what a call gave, for whoever did not hear it
@@ -15,7 +16,7 @@
 
 local base, NAMES, operation, token, result_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local DUE, IDS, INSTANCES = base .. ':due', base .. ':ids', base .. ':instances'
-local LONGEST, LAYOUT = base .. ':longest', base .. ':layout'
+local LONGEST, LAYOUT, HEARD = base .. ':longest', base .. ':layout', base .. ':heard'
 local RESULT = base .. ':r:' .. token
 local DAY_MS, HOUR_MS = 86400000, 3600000
 local MOST_MS = 1e14
@@ -31,16 +32,14 @@ local function number(text)
   return tonumber(text)
 end
 
--- ---- Instances, and which of them live
-
-local instances = nil
+-- ---- Instances, and which of them are alive
 
 local function instance_of(text)
-  local since, until_, term, lag, name = string.match(text, '^(.-)|(.-)|(.-)|(.-)|(.*)$')
-  return {since = number(since), until_ = number(until_), term = number(term), lag = lag, name = name}
+  local until_, term, lag, name = string.match(text, '^(.-)|(.-)|(.-)|(.*)$')
+  return {until_ = number(until_), term = number(term), lag = lag, name = name}
 end
 
--- One of them, which costs the same however many there are.
+-- One at a time, which costs the same however many instances there are.
 local known = {}
 
 local function known_instance(id)
@@ -52,52 +51,57 @@ local function known_instance(id)
 end
 
 local function all_instances()
-  if not instances then
-    instances = {}
-    local flat = redis.call('HGETALL', INSTANCES)
-    for i = 1, #flat, 2 do instances[flat[i]] = instance_of(flat[i + 1]) end
-  end
-  return instances
+  local found, flat = {}, redis.call('HGETALL', INSTANCES)
+  for i = 1, #flat, 2 do found[flat[i]] = instance_of(flat[i + 1]) end
+  return found
 end
 
--- An instance whose term has run out is dead if another one, who could say so, says that it is not the server that was
--- away: one that has renewed its own term since, and either never let it run out or has had it again for a whole term.
+local function write_instance(id, until_, term, lag, name)
+  -- Out of memory, a server refuses what adds to a hash, unless something else was written before.
+  redis.call('HDEL', INSTANCES, id)
+  redis.call('HSET', INSTANCES, id, table.concat({string.format('%.6f', until_), term, lag, name}, '|'))
+end
+
+-- For how long no instance was heard of, if that is so long that none can have been: each sends three heartbeats in a
+-- term. It is the server that was away then, or all instances were, and that time is not to count against any.
+local function silence(term)
+  local seconds = now - number(redis.call('GET', HEARD) or tostring(now))
+  return seconds > term / 2 and seconds or 0
+end
+
+-- Until an instance is heard of again, the silence counts for ten terms at most: one that died may have been the last.
 local function is_alive(id)
   local instance = known_instance(id)
   if not instance or instance.lag == 'left' then return false end
   if now <= instance.until_ then return true end
-  local witnesses = false
-  for _, other in pairs(all_instances()) do
-    if now <= other.until_ and other.lag ~= 'left' then
-      witnesses = true
-      local renewed = other.until_ - other.term
-      local was_there = other.since <= instance.until_ or now - other.since > instance.term
-      if renewed > instance.until_ and was_there then return false end
-    end
-  end
-  return witnesses or now <= instance.until_ + 10 * instance.term
+  return now <= instance.until_ + math.min(silence(instance.term), 10 * instance.term)
 end
 
 -- Which argument is the instance that is to have a session.
 local HOLDERS = {create = 4, attach = 2, rename = 3, seize = 2, adopt = 4}
 
--- Whether it has to sign on again before it gets anything: others may take it for dead, and the server may have come
--- back without it.
+-- Whether a heartbeat of the instance has to come before it gets anything: others may take it for dead, and the server
+-- may have come back without it.
 local function is_lapsed(id)
   local instance = known_instance(id)
   return not instance or (now > instance.until_ and instance.lag ~= 'left')
 end
 
-local function sign(id, term, lag, name)
+-- Gives whether the term before had not run out.
+local function begin_term(id, term, lag, name)
   local before = known_instance(id)
-  local kept = before and now <= before.until_
-  local since = kept and before.since or now
-  -- Out of memory, a server refuses what adds to a hash, unless something else was written before.
-  redis.call('HDEL', INSTANCES, id)
-  local times = string.format('%.6f|%.6f', since, now + number(term))
-  redis.call('HSET', INSTANCES, id, table.concat({times, term, lag, name}, '|'))
+  if silence(0) > 0 then
+    for other_id, other in pairs(all_instances()) do
+      local seconds = silence(other.term)
+      if seconds > 0 and other.lag ~= 'left' then
+        write_instance(other_id, other.until_ + seconds, other.term, other.lag, other.name)
+      end
+    end
+  end
+  write_instance(id, now + number(term), term, lag, name)
+  redis.call('SET', HEARD, string.format('%.6f', now), 'PX', DAY_MS)
   redis.call('PEXPIRE', INSTANCES, DAY_MS)
-  return kept
+  return before and now <= before.until_
 end
 
 -- ---- Sessions
@@ -222,8 +226,8 @@ local function others(s, me)
   return found
 end
 
--- The dead have it no more. Should one whose lease this ends turn out to live, what it saves is of an older version.
-local function bury(s, dead)
+-- Should an instance whose lease this ends turn out to be alive, what it saves is of an older version.
+local function drop_dead_instances(s, dead)
   local fenced = false
   for _, id in ipairs(dead) do
     redis.call('HDEL', s.key, '@' .. id)
@@ -262,21 +266,22 @@ end
 local operations = {}
 
 -- instance, term, lag, name -> the server's time, and whether the term before had not run out
-function operations.sign(instance, term, lag, name)
+function operations.heartbeat(instance, term, lag, name)
   local known = known_instance(instance)
-  -- It left while its renewal was on its way.
+  -- It left while its heartbeat was on its way.
   if known and known.lag == 'left' then return {string.format('%.6f', now), 1} end
-  local kept = sign(instance, term, lag, name)
+  local kept = begin_term(instance, term, lag, name)
   keep_indexes(DAY_MS)
   return {string.format('%.6f', now), kept and 1 or 0}
 end
 
 -- -> the server's time, and the layout that the store has, or "" while there is none
-function operations.introduce()
+function operations.probe()
   return {string.format('%.6f', now), redis.call('GET', LAYOUT) or ''}
 end
 
--- instance, term, lag, name, layout -> as sign, or the layout that the store has; forgets who has been dead for long
+-- instance, term, lag, name, layout -> as heartbeat, or the layout that the store has; forgets instances that have been
+-- dead for long
 function operations.join(instance, term, lag, name, layout)
   local found = redis.call('GET', LAYOUT)
   if found and found ~= layout then return found end
@@ -284,13 +289,13 @@ function operations.join(instance, term, lag, name, layout)
   for id, other in pairs(all_instances()) do
     if now > other.until_ + 360 * other.term then redis.call('HDEL', INSTANCES, id) end
   end
-  return operations.sign(instance, term, lag, name)
+  return operations.heartbeat(instance, term, lag, name)
 end
 
--- Whoever left is remembered for a while: it saves nothing any more, and nothing need be done against that.
+-- An instance that left is remembered for a while: what it had is free at once, and its records need no new version.
 function operations.leave(instance)
   local known = known_instance(instance)
-  if known then sign(instance, known.term, 'left', '') end
+  if known then write_instance(instance, now + known.term, known.term, 'left', '') end
   return 'OK'
 end
 
@@ -336,7 +341,7 @@ function operations.attach(id, instance, wanted)
   if not s then return false end
   local found = others(s, instance)
   if wanted ~= '' and (found.exclusive or (found.leased and wanted == 'x')) then return 'busy' end
-  bury(s, found.dead)
+  drop_dead_instances(s, found.dead)
   local mark = s.holders[instance]
   if wanted ~= '' then
     hold(s, instance, (string.find(mark or '', 'x') and 'x' or wanted) .. (string.match(mark or '', 'o') or ''))
@@ -430,7 +435,7 @@ function operations.rename(id, new_id, instance)
   local found = others(s, instance)
   if found.leased then return 'busy' end
   if redis.call('EXISTS', key_of(new_id)) == 1 then return 'taken' end
-  bury(s, found.dead)
+  drop_dead_instances(s, found.dead)
   local mark = string.gsub(s.holders[instance] or '', 'o', '')
   remove(s)
   s.id, s.key, s.saver = new_id, key_of(new_id), token
@@ -467,7 +472,7 @@ function operations.delete(instance, at, ...)
         delete(s)
       elseif s then
         redis.call('HDEL', s.key, '@' .. instance)
-        bury(s, found.dead)
+        drop_dead_instances(s, found.dead)
       end
     end
   end
@@ -595,7 +600,7 @@ function operations.seize(id, instance)
   if not s then return 'absent' end
   local found = others(s, instance)
   if found.leased then return 'busy' end
-  bury(s, found.dead)
+  drop_dead_instances(s, found.dead)
   local mark = s.holders[instance] or '-'
   hold(s, instance, 'x')
   return {meta_of(s), s.data, mark}

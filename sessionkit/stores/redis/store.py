@@ -23,11 +23,11 @@ from .partitions import CLUSTER_PARTITIONS, Partitions
 from .script import LapsedError, Script
 from .servertime import ServerTime
 
-LAYOUT = "2"
-"""The version of what `redis.lua` keeps."""
+LAYOUT = "3"
+"""The version of what `store.lua` keeps."""
 
 KEEP_SECONDS = 86_400.0
-"""How long a record that nobody removes stays after it expired; `redis.lua` has the same."""
+"""How long a record that nobody removes stays after it expired; `store.lua` has the same."""
 
 BATCH = 250
 """How many sessions one call of the server is about, at most: others wait for no more than that."""
@@ -364,7 +364,7 @@ class RedisStore:
         """See once, without joining it, what time it is there, and whether this sessionkit knows such a store."""
         if not self._time.is_known:
             asked_at = stopwatch()
-            now, layout = self._script.run(self._partitions.bases[:1], "introduce")
+            now, layout = self._script.run(self._partitions.bases[:1], "probe")
             if layout.decode() not in ("", LAYOUT):
                 raise self._other_layout(layout)
             self._time.note(float(now), asked_at)
@@ -377,7 +377,7 @@ class RedisStore:
 
     def _renew(self, instance: str) -> Signature:
         lag, name = self._instances.get(instance, (inf, ""))
-        signatures = [self._sign(base, "sign", instance, lag, name) for base in self._partitions.bases]
+        signatures = [self._sign(base, "heartbeat", instance, lag, name) for base in self._partitions.bases]
         return Signature(signatures[-1].server_time, all(signature.was_alive for signature in signatures))
 
     def _reattach(self, instance: str) -> None:

@@ -343,17 +343,13 @@ OPERATIONS: list[Operation] = [
 
 
 def _let_the_term_run_out(store: RedisStore, instance: str) -> None:
-    """Have the server think that the instance was last heard of long ago, and the others have been there all along."""
+    """Have the server think that the instance was last heard of long ago, and others were all along."""
     key = f"{store._partitions.bases[0]}:instances"
-    for each, text in store._server.client.hgetall(key).items():
-        since, until, term, lag, name = text.decode().split("|")
-        if each.decode() == instance:
-            until = str(float(until) - 10 * float(term))
-        else:
-            since = str(float(since) - 20 * float(term))
-        # In the way that a server that is out of memory lets pass.
-        script = "redis.call('HDEL', KEYS[1], ARGV[1]); redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
-        store._server.client.eval(script, 1, key, each, "|".join((since, until, term, lag, name)))
+    until, term, lag, name = store._server.client.hget(key, instance).decode().split("|")
+    # In the way that a server that is out of memory lets pass.
+    script = "redis.call('HDEL', KEYS[1], ARGV[1]); redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
+    text = "|".join((str(float(until) - 10 * float(term)), term, lag, name))
+    store._server.client.eval(script, 1, key, instance, text)
 
 
 # ---- The connection breaks
@@ -1127,44 +1123,62 @@ def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, instance: s
     assert other.load("s-1") is None
 
 
-def _set_instances(store: RedisStore, **changes: float) -> None:
-    """Move the ends of terms, or their beginnings, by so many seconds: `until_first=-5.0`, `since_second=-9.0`."""
-    key = f"{store._partitions.bases[0]}:instances"
-    for each, text in store._server.client.hgetall(key).items():
-        since, until, term, lag, name = text.decode().split("|")
-        since = str(float(since) + changes.get(f"since_{name}", 0.0))
-        until = str(float(until) + changes.get(f"until_{name}", 0.0))
-        store._server.client.hset(key, each, "|".join((since, until, term, lag, name)))
+def _let_time_pass(store: RedisStore, seconds: float) -> None:
+    """Have the server think that all it has heard of instances is longer ago by so many seconds."""
+    base, client = store._partitions.bases[0], store._server.client
+    client.set(f"{base}:heard", float(client.get(f"{base}:heard")) - seconds)
+    for instance, text in client.hgetall(f"{base}:instances").items():
+        until, rest = text.decode().split("|", 1)
+        client.hset(f"{base}:instances", instance, f"{float(until) - seconds}|{rest}")
 
 
 def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
     store: RedisStore, instance: str, other: RedisStore
 ) -> None:
-    """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile:
-    whoever comes back first is no witness against the others, for one term.
+    """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile, and the
+    first heartbeat that comes gives all instances that time back: those that do not come then are dead.
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
-    _set_instances(store, until_first=-3 * LONG, until_second=-3 * LONG)
+    _let_time_pass(store, 3 * LONG)
+    # Before any heartbeat has come, too.
+    assert found_in(other, "s-1") == Found(record(), inf, ("first",))
+    for _ in range(2):
+        other._terms.renew_all()
+        with pytest.raises(SessionBusyError):
+            other.attach("s-1", second, "exclusive")
+    for _ in range(3):
+        _let_time_pass(store, 0.4 * LONG)
+        other._terms.renew_all()
+    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
+
+
+def test_after_a_server_was_away_for_less_than_a_term_nobody_is_dead(
+    store: RedisStore, instance: str, other: RedisStore
+) -> None:
+    """An instance whose heartbeat was due when the server was away, and whose term ran out meanwhile, is alive."""
+    second = other.join(5.0, "second")
+    store.create(record(), instance)
+    store.attach("s-1", instance, "exclusive")
+    _let_time_pass(store, LONG / 3)
+    other._terms.renew_all()
+    _let_time_pass(store, 0.9 * LONG)
     other._terms.renew_all()
     with pytest.raises(SessionBusyError):
         other.attach("s-1", second, "exclusive")
-    _set_instances(store, since_second=-LONG / 2)
-    with pytest.raises(SessionBusyError):
-        other.attach("s-1", second, "exclusive")
-    _set_instances(store, since_second=-LONG)
-    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
+    store._terms.renew_all()
+    assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
 
 def test_an_instance_whom_nobody_sees_is_dead_after_ten_terms(
     store: RedisStore, instance: str, other: RedisStore
 ) -> None:
-    """Where there is no witness, much time does."""
+    """Where no instance is heard of, much time says that it is not the server that was away."""
     store.create(record(), instance)
-    _set_instances(store, until_first=-10 * LONG)
+    _let_time_pass(store, 10 * LONG)
     assert found_in(other, "s-1").elsewhere == ("first",)
-    _set_instances(store, until_first=-2 * LONG)
+    _let_time_pass(store, 2 * LONG)
     assert found_in(other, "s-1").elsewhere == ()
 
 
@@ -1173,7 +1187,7 @@ def test_an_instance_who_has_been_dead_for_long_is_forgotten(
 ) -> None:
     """Whoever joins clears away whom nobody will hear of again; should it come back all the same, it joins again."""
     store.create(record(), instance)
-    _set_instances(store, until_first=-400 * LONG)
+    _let_time_pass(store, 400 * LONG)
     second = other.join(5.0, "second")
     assert list(store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")) == [second.encode()]
     assert store.attach("s-1", instance) is not None
@@ -1230,7 +1244,7 @@ def _ends(store: RedisStore) -> list[float]:
     """When the terms end of those who have not left."""
     instances = store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")
     parts = [text.decode().split("|") for text in instances.values()]
-    return [float(until) for _, until, _, lag, _ in parts if lag != "left"]
+    return [float(until) for until, _, lag, _ in parts if lag != "left"]
 
 
 def _threads() -> list[threading.Thread]:

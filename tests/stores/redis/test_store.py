@@ -263,11 +263,11 @@ def test_the_defaults() -> None:
 def test_a_store_of_another_layout(server: RedisServer) -> None:
     """A store that a later version keeps is left alone, by instances and by whoever only looks."""
     with opened(server.url, "later") as store, server.client() as client:
-        client.set("{later}:layout", "3")
-        with pytest.raises(StoreError, match="has layout '3', and this sessionkit knows '2'; use the sessionkit that"):
+        client.set("{later}:layout", "4")
+        with pytest.raises(StoreError, match="has layout '4', and this sessionkit knows '3'; use the sessionkit that"):
             store.join(1.0, "first")
         for look in (lambda: store.page(None, 1), lambda: store.delete_expired(NOW, 1), store.clock_offset):
-            with pytest.raises(StoreError, match="has layout '3'"):
+            with pytest.raises(StoreError, match="has layout '4'"):
                 look()
         assert client.keys("{later}*") == [b"{later}:layout"]
 
