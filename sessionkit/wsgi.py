@@ -153,7 +153,8 @@ class _Exchange:
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [text]
 
     def _send(self, status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], object]:
-        headers = [*headers, *instance_headers(status, self._request.failure)]
+        if self._request.failure is not None:
+            headers = [*headers, *instance_headers(status, self._request.failure)]
         self._write = self._start_response(status, self._with_cookie(headers))
         self._request.headers_sent = True
         return self._write

@@ -201,7 +201,7 @@ class RequestSession:
             return
         session = self.session
         try:
-            if session is not None and self.has_news and not self.headers_sent:
+            if session is not None and not self.headers_sent and self.has_news:
                 self.end()
             self.leave()
         except Exception:  # noqa: BLE001  no caller could handle it: the response is out

@@ -48,9 +48,8 @@ class Body:
         self._parts: Iterator[Any] | None = None
 
     def begin(self) -> Iterator[Any]:
-        """Have the first part made. Beginning again does nothing. Returns the parts."""
-        if self._parts is None:
-            self._parts = self._begin(self._body)
+        """Have the first part made before the server asks for it. Returns the parts."""
+        self._parts = self._begin(self._body)
         return self._parts
 
     def __iter__(self) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from sessionkit import RemovalCause, SessionCoordinator
+from sessionkit import RemovalCause, SessionCoordinator, StoreError
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -491,27 +491,34 @@ def test_a_thread_of_the_request_that_comes_second(coordinator: SessionCoordinat
 
 
 def test_a_look_that_comes_when_the_request_is_over(coordinator: SessionCoordinator[Any]) -> None:
-    """A thread that the request has left behind finds nothing, and holds nothing; nothing is left to finish."""
-    left: list[WebSession] = []
-
-    def leave(session: WebSession) -> str:
-        left.append(session)
-        return "left"
-
-    visitor = Visitor(SessionMiddleware(Site(index=count, leave=leave), coordinator))
+    """A thread that the request has left behind finds nothing, and holds nothing; finishing again does nothing."""
+    visitor = Visitor(SessionMiddleware(SITE, coordinator))
     visitor.get()
-    # A server may close a body twice.
-    answer = visitor.begin("/leave")
-    answer.close()
-    answer.close()
-    assert dict(left[0]) == {}
-    assert left[0].id is None
-    assert coordinator.stats().checked_out == 0
     request = request_of(coordinator, visitor)
+    session = WebSession(request)
     for _ in range(2):
         request.finish()
-    assert (request.look(), request.left, request.session) == (None, {}, None)
+    assert dict(session) == {}
+    assert session.id is None
     assert coordinator.stats().checked_out == 0
+
+
+def test_a_session_that_cannot_be_given_back(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
+    """The caller is told, and each later look; here, the session is free."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    visitor = Visitor(SessionMiddleware(SITE, coordinator))
+    visitor.get()
+    request = request_of(coordinator, visitor)
+    request.look()
+    store.failing.add("*")
+    with pytest.raises(StoreError) as caught:
+        request.leave()
+    with pytest.raises(StoreError) as again:
+        request.look()
+    assert again.value is caught.value
+    assert coordinator.stats().checked_out == 0
+    store.failing.clear()
+    assert visitor.text() == "2"
 
 
 @pytest.mark.parametrize("token_sent", [True, False])
