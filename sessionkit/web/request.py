@@ -251,7 +251,10 @@ class RequestSession:
             # An earlier change that is not saved yet is no failure of this request.
             with suppress(StoreError):
                 self._give_back()
-            raise StoreError(f"the store cannot say whether session {session_id!r} is live, or who else has it")
+            raise StoreError(
+                f"the store cannot say whether session {session_id!r} is live, or whether another instance has it; try "
+                "again when the store answers"
+            )
         return checkout
 
     def _give_back(self) -> None:

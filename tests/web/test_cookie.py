@@ -176,7 +176,7 @@ def test_arbitrary_bytes_are_no_token_and_do_no_harm(before: bytes, after: bytes
 
 
 def test_a_token_cannot_be_guessed_from_its_id() -> None:
-    """Whoever reads the store, the log or the events has ids, and no id is a token."""
+    """The store, the log and the events have ids, and no id is a token, nor has one in it."""
     token = secrets.token_urlsafe(32)
     assert not is_token(id_of(token))
     assert token not in id_of(token)

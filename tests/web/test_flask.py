@@ -23,9 +23,9 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 from sessionkit.web.cookie import id_of
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
+from ..helpers.web import COOKIE
 
-CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
-COOKIE = "__Host-session"
+CONFIG = CoordinatorConfig(60, 10, max_active_sessions=3)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_visitor_has_a_session(app: flask.Flask, coordinator: SessionCoordinat
 
 
 def test_the_headers(app: flask.Flask) -> None:
-    """The cookie once, when it is new; `Vary` for whoever looks; nothing for who does not."""
+    """The cookie once, when it is new; `Vary` where the view looks at the session; nothing where it does not."""
     client = app.test_client()
     headers = client.get("/").headers
     assert set(headers["Set-Cookie"].split("; ")[1:]) == {"Secure", "HttpOnly", "Path=/", "SameSite=Lax"}
@@ -307,7 +307,7 @@ def test_streamed_responses(app: flask.Flask, coordinator: SessionCoordinator[An
 
 
 def test_a_file(app: flask.Flask, coordinator: SessionCoordinator[Any], tmp_path: Path) -> None:
-    """Is none of the application's code: the session is free while it is sent, though nobody closes anything then."""
+    """Is none of the application's code: the session is free while it is sent, though nothing closes the response then."""
     path = tmp_path / "file.txt"
     path.write_text("a file")
 

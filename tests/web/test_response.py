@@ -382,7 +382,7 @@ def test_between_two_validators(path: str, session_coordinator: CoordinatorFacto
 def test_no_room_for_one_more_visitor(
     session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """503 with `Retry-After`, said in the log; those who have a session go on, and who only looks is served."""
+    """503 with `Retry-After`, said in the log; visitors who have a session go on; a request that only looks is served."""
     app = SessionMiddleware(Counter(), session_coordinator(ROOM_FOR_3))
     visitors = [Visitor(app) for _ in range(3)]
     for visitor in visitors:
@@ -604,7 +604,7 @@ def test_a_closed_coordinator_is_503(session_coordinator: CoordinatorFactory) ->
 def test_a_session_ended_in_another_process_while_a_request_runs(
     session_coordinator: CoordinatorFactory, store: WatchedStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody logged out there: the request ends as usual, and what it wrote is gone with the session."""
+    """The visitor logged out there: the request ends as usual, and what it wrote is gone with the session."""
     coordinator = session_coordinator(CONFIG, store=store)
 
     def app(environ: Any, start_response: Any) -> Any:

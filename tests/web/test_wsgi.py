@@ -125,7 +125,7 @@ def test_a_session_that_expired_between_two_requests(
 
 
 def test_a_token_that_was_not_issued_is_never_adopted(coordinator: SessionCoordinator[Any]) -> None:
-    """Fixation: whoever brings a token of his own gets another one with the first write, and none before."""
+    """Fixation: a visitor who brings a token of his own gets another one with the first write, and none before."""
     app = SessionMiddleware(SITE, coordinator)
     victim = Visitor(app)
     planted = secrets.token_urlsafe(32)
@@ -139,7 +139,7 @@ def test_a_token_that_was_not_issued_is_never_adopted(coordinator: SessionCoordi
 
 
 def test_an_id_is_no_token(coordinator: SessionCoordinator[Any]) -> None:
-    """Whoever read one in a log, a store or a page has nothing."""
+    """A person who read an id in a log, a store or a page has nothing."""
     app = SessionMiddleware(SITE, coordinator)
     Visitor(app).get()
     thief = Visitor(app)

@@ -39,8 +39,8 @@ from sessionkit.testing import ManualClock
 
 from ...examples.test_chat import ROOT
 from ...helpers.redis_server import shared_server
+from ...helpers.servers import Server, gunicorn, serving
 from ...helpers.support import WAIT
-from ...web.test_servers import Server, gunicorn, serving
 
 KILLS = max(int(os.environ.get("SESSIONKIT_KILL_ROUNDS", "20")) // 2, 3)
 """How often something happens to a worker in a test. `make soak` has ten times as much of it."""
