@@ -307,7 +307,7 @@ def test_streamed_responses(app: flask.Flask, coordinator: SessionCoordinator[An
 
 
 def test_a_file(app: flask.Flask, coordinator: SessionCoordinator[Any], tmp_path: Path) -> None:
-    """Is none of the application's code: the session is free while it is sent, though nothing closes the response then."""
+    """Is none of the application's code: the session is free while it is sent: nothing closes the response then."""
     path = tmp_path / "file.txt"
     path.write_text("a file")
 
