@@ -382,7 +382,7 @@ def test_between_two_validators(path: str, session_coordinator: CoordinatorFacto
 def test_no_room_for_one_more_visitor(
     session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """503 with `Retry-After`, which is logged; visitors with a session go on, and a request that only looks is served."""
+    """503 with `Retry-After`, which is logged. Visitors with a session go on; a request that only looks is served."""
     app = SessionMiddleware(Counter(), session_coordinator(ROOM_FOR_3))
     visitors = [Visitor(app) for _ in range(3)]
     for visitor in visitors:
