@@ -9,9 +9,12 @@ READY := $(VENV)/ready
 demo: $(READY)  ## replay an access log, show the life of a session, and one that survives a restart
 	$(BIN)/python -m examples.demo
 
+# The tests are shared by so many processes. Many tests start processes and servers of their own, so more need more cores.
+TEST_PROCESSES ?= 2
+
 test: $(READY)  ## every test, with a branch coverage of 100 %
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
