@@ -45,6 +45,9 @@ from ...helpers.support import WAIT
 KILLS = max(int(os.environ.get("SESSIONKIT_KILL_ROUNDS", "20")) // 2, 3)
 """How often something happens to a worker in a test. `make soak` has ten times as much of it."""
 
+# Each of these keeps several processes busy: two at once would only wait for each other's.
+pytestmark = pytest.mark.xdist_group("processes")
+
 TERM = 1.0
 """For how long a worker that was killed is taken to be alive."""
 
