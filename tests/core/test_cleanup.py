@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import subprocess
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator
-from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask
+from sessionkit import (
+    CoordinatorClosedError,
+    CoordinatorConfig,
+    ManagedSession,
+    RemovalCause,
+    SessionCoordinator,
+    SessionExpiredError,
+)
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.util.timer import PeriodicThread
 
-from ..helpers.support import WAIT, Closings, in_thread
+from ..helpers.moments import interruptions, longest_decision, until_it_waits
+from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
+THREAD_NAME = "sessionkit-cleanup"
 EVERY_MILLISECOND = CoordinatorConfig(session_timeout=60, cleanup_interval=0.001)
-
-
-class Cleaner:
-    """What a task calls; counts its runs, of which each removes seven sessions."""
-
-    def __init__(self) -> None:
-        self.runs = 0
-        self.ran_twice = threading.Event()
-
-    def run(self) -> CleanupRun:
-        self.runs += 1
-        if self.runs == 2:
-            self.ran_twice.set()
-        return CleanupRun(at=float(self.runs), removed=7)
 
 
 def cleanup_threads() -> list[threading.Thread]:
@@ -46,7 +43,7 @@ def test_cleanup_removes_what_is_due_and_says_how_many(
 ) -> None:
     """One pass removes each session past its own timeout, least recently active first, and returns the number."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
+    coordinator = session_coordinator(one_minute(), on_close=closings)
     for name, timeout in (("a", None), ("b", 600), ("c", None), ("d", 30)):
         coordinator.create_session(name, session_timeout=timeout)
         session_clock.advance(1)
@@ -65,7 +62,7 @@ def test_max_age_removes_those_idle_for_more(
 ) -> None:
     """max_age removes those idle for more than that as well; dry_run only counts; the checked-out stay."""
     closings = Closings()
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10), on_close=closings)
+    coordinator = session_coordinator(one_minute(), on_close=closings)
     for name in ("expired", "old", "held", "young"):
         session = coordinator.create_session(name, session_timeout=5 if name == "expired" else None)
         session_clock.advance(10)
@@ -85,7 +82,7 @@ def test_a_max_age_above_the_timeout_spares_nobody(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """A session past its own timeout is gone, whatever max_age says."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     coordinator.create_session()
     session_clock.advance(61)
 
@@ -96,7 +93,7 @@ def test_many_sessions_take_several_batches(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Counting and removing more sessions than one batch holds gets them all."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     for _ in range(350):
         coordinator.create_session()
     session_clock.advance(61)
@@ -146,20 +143,33 @@ def test_one_thread_however_many_sessions_and_starts(session_coordinator: Coordi
 
 def test_stats_tell_how_the_task_does(session_clock: ManualClock) -> None:
     """stats() has the task's runs, the last one's instant, duration and yield, and all it removed."""
-    cleaner = Cleaner()
-    task = CleanupTask(0.001, cleaner.run)
-    before = task.stats()
-    task.start()
-    assert cleaner.ran_twice.wait(WAIT)
-    task.stop()
-    after = task.stats()
+    removed = threading.Semaphore(0)
+    with SessionCoordinator[Any](
+        EVERY_MILLISECOND, clock=session_clock, on_close=lambda session, cause: removed.release()
+    ) as coordinator:
+        coordinator.stop_cleanup_task()
+        before = coordinator.stats().cleanup
+        for number in (1, 2):
+            coordinator.start_cleanup_task()
+            coordinator.create_session()
+            session_clock.advance(61)
+            assert removed.acquire(timeout=WAIT)
+            coordinator.stop_cleanup_task()
+            after = coordinator.stats().cleanup
+            assert (after.removed, after.alive, after.failures) == (number, False, 0)
+            assert after.runs > before.runs
+            assert after.last_run_at == session_clock()
+            assert after.last_removed in (0, 1)
+            assert after.last_duration is not None
+            assert 0 <= after.last_duration < WAIT
+            before = after
 
-    assert (before.alive, before.runs, before.last_run_at, before.last_duration) == (False, 0, None, None)
-    assert after.runs >= 2
-    assert (after.removed, after.last_removed, after.last_run_at) == (7 * after.runs, 7, float(after.runs))
-    assert after.last_duration is not None
-    assert 0 <= after.last_duration < WAIT
-    assert (after.alive, after.failures) == (False, 0)
+
+def test_a_task_that_has_not_run_tells_so(session_coordinator: CoordinatorFactory) -> None:
+    """Before the first run there is no instant and no duration."""
+    stats = session_coordinator().stats().cleanup
+    assert (stats.alive, stats.runs, stats.removed, stats.last_removed) == (False, 0, 0, 0)
+    assert (stats.last_run_at, stats.last_duration) == (None, None)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
@@ -236,14 +246,6 @@ def test_close_from_the_cleanup_thread_itself(session_clock: ManualClock) -> Non
     assert not thread.is_alive()
 
 
-def test_a_run_that_begins_after_close_ends_the_thread(session_coordinator: CoordinatorFactory) -> None:
-    """A cleanup run that finds its coordinator closed does nothing, and says that there will be nothing to do."""
-    coordinator = session_coordinator()
-    assert coordinator._run_cleanup() == CleanupRun(at=0.0, removed=0)
-    coordinator.close()
-    assert coordinator._run_cleanup() is None
-
-
 def test_close_waits_for_a_run_that_is_under_way(session_clock: ManualClock) -> None:
     """When close() returns, no cleanup run is at work any more."""
     inside, go_on = threading.Event(), threading.Event()
@@ -266,6 +268,59 @@ def test_close_waits_for_a_run_that_is_under_way(session_clock: ManualClock) -> 
     assert coordinator.stats().cleanup.removed == 1
 
 
+class SleepingTask:
+    """How the cleanup thread sleeps, on a time that passes only while it sleeps or works."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, readings: Iterator[float] | None = None) -> None:
+        self.now = 100.0
+        self.sleeps: list[float | None] = []
+        self.done = threading.Event()
+        self._readings = readings
+        wait = threading.Condition.wait
+
+        def sleep(condition: threading.Condition, timeout: float | None = None) -> bool:
+            if threading.current_thread().name != THREAD_NAME:
+                return wait(condition, timeout)
+            self.sleeps.append(timeout)
+            self.now += timeout or 0
+            if len(self.sleeps) > 3:
+                self.done.set()
+                wait(condition, WAIT)
+            return False
+
+        patch.setattr(threading.Condition, "wait", sleep)
+        patch.setattr(time, "monotonic", self._read)
+
+    def _read(self) -> float:
+        if self._readings is not None and threading.current_thread().name == THREAD_NAME:
+            return next(self._readings)
+        return self.now
+
+
+def test_deadlines_are_kept_and_missed_ones_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task sleeps until the next deadline of its grid: a slow run shortens the next sleep, or skips deadlines."""
+    task = SleepingTask(monkeypatch)
+    durations = iter([1.0, 25.0, 0.0])
+
+    def clock() -> float:
+        if threading.current_thread().name == THREAD_NAME:
+            task.now += next(durations)
+        return 0.0
+
+    with SessionCoordinator[Any](one_minute(), clock=clock):
+        assert task.done.wait(WAIT)
+    assert task.sleeps[:3] == [10.0, 9.0, 5.0]
+
+
+def test_a_monotonic_clock_that_jumps_does_not_silence_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far a test moves time.monotonic, the task never sleeps for more than one interval."""
+    task = SleepingTask(monkeypatch, itertools.chain([1.7e9], itertools.repeat(5.0)))
+    with SessionCoordinator[Any](one_minute(), clock=ManualClock()):
+        assert task.done.wait(WAIT)
+    assert task.sleeps[0] == 10.0
+    assert all(sleep is not None and 0 <= sleep <= 10 for sleep in task.sleeps)
+
+
 def no_thread(self: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
@@ -273,79 +328,46 @@ def no_thread(self: threading.Thread) -> None:
 def test_rule_7_without_a_thread_sessions_expire_all_the_same(
     session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If no thread can be started, that is logged, sessions expire all the same, and starting it is tried again when
-    the next session is created.
-
-    Each failure is counted, and only a start that was asked for is logged.
+    """If no thread can be started, that is logged and counted, expiry still holds, and starting is tried again when the
+    next session is created.
     """
-    coordinator = SessionCoordinator[Any](
-        CoordinatorConfig(session_timeout=60, cleanup_interval=10), clock=session_clock
-    )
+    closings = Closings()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
+        coordinator = SessionCoordinator[Any](one_minute(), clock=session_clock, on_close=closings)
         coordinator.start_cleanup_task()
-        assert caplog.text.count("could not be started") == 1
-        session = coordinator.create_session()
-        assert (coordinator.stats().cleanup.failures, coordinator.stats().cleanup.alive) == (2, False)
+        assert "could not be started" in caplog.text
+        assert coordinator.stats().cleanup.failures >= 1
+        session = coordinator.create_session("a")
+        assert not coordinator.stats().cleanup.alive
         session_clock.advance(61)
         assert session.id not in coordinator
-        assert coordinator.stats().cleanup.failures == 2
-        coordinator.start_cleanup_task()
-        assert caplog.text.count("could not be started") == 2
+        with pytest.raises(SessionExpiredError):
+            session.touch()
+        coordinator.cleanup_inactive_sessions()
+        assert closings == [("a", RemovalCause.IDLE)]
     assert cleanup_threads() == []
-    coordinator.create_session()
-
-    assert (coordinator.stats().cleanup.failures, coordinator.stats().cleanup.alive) == (3, True)
-    assert len(cleanup_threads()) == 1
-    coordinator.create_session()
+    session_clock.advance(11)
+    coordinator.create_session("b")
+    assert coordinator.stats().cleanup.alive
     assert len(cleanup_threads()) == 1
     coordinator.close()
-
-
-@pytest.mark.parametrize("end", [CleanupTask.stop, CleanupTask.close])
-def test_a_task_that_was_stopped_is_not_tried_again(
-    end: Callable[[CleanupTask], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where no thread could be started and the task was stopped since, nothing starts it but `start`."""
-    cleaner = Cleaner()
-    task = CleanupTask(10, cleaner.run)
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", no_thread)
-        task.start()
-        assert (task.needs_start, task.wanted) == (True, True)
-    end(task)
-    assert (task.needs_start, task.wanted) == (False, False)
-    task.retry_start()
     assert cleanup_threads() == []
-
-
-def test_a_task_starts_no_thread_while_the_interpreter_is_finalizing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nothing is started, logged or counted then, and stopping it is no error."""
-    cleaner = Cleaner()
-    task = CleanupTask(10, cleaner.run)
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "is_finalizing", lambda: True)
-        task.start()
-        assert (task.needs_start, task.stats().alive, task.stats().failures) == (False, False, 0)
-        task.stop()
-    assert cleanup_threads() == []
-    assert caplog.text == ""
 
 
 def test_a_stop_while_the_thread_is_being_started_leaves_none(
     session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal handler that closes the coordinator in the middle of start_cleanup_task: no deadlock, no thread."""
+    """A signal handler that closes the coordinator right after its thread has started: no deadlock, no thread."""
     coordinator = session_coordinator()
-    start = PeriodicThread.start
+    start = threading.Thread.start
 
-    def start_and_be_interrupted(thread: PeriodicThread) -> None:
+    def start_and_be_interrupted(thread: threading.Thread) -> None:
         start(thread)
-        coordinator.close()
+        if thread.name == THREAD_NAME:
+            coordinator.close()
 
-    monkeypatch.setattr(PeriodicThread, "start", start_and_be_interrupted)
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
     coordinator.start_cleanup_task()
     for thread in cleanup_threads():
         thread.join(WAIT)
@@ -353,18 +375,45 @@ def test_a_stop_while_the_thread_is_being_started_leaves_none(
     assert not coordinator.stats().cleanup.alive
 
 
-def test_a_task_that_was_closed_does_not_start(session_coordinator: CoordinatorFactory) -> None:
-    """A close() between the check and the start of start_cleanup_task leaves no thread behind."""
-    coordinator = session_coordinator()
-    check_open = coordinator._roster.check_open
+def test_a_task_that_was_closed_by_another_thread_does_not_start() -> None:
+    """A close() at whatever line of start_cleanup_task leaves no thread behind."""
+    for once in interruptions():
+        coordinator = SessionCoordinator[Any](clock=ManualClock())
 
-    def check_and_be_overtaken() -> None:
-        check_open()
+        closer = threading.Thread(target=coordinator.close)
+
+        def close(closer: threading.Thread = closer) -> None:
+            closer.start()
+            # It may wait for the start.
+            until_it_waits(closer.ident or 0, lambda: not closer.is_alive())
+
+        with suppress(CoordinatorClosedError), once.outside_decisions(coordinator, close):
+            coordinator.start_cleanup_task()
+        if once.came:
+            closer.join(WAIT)
         coordinator.close()
+        for thread in cleanup_threads():
+            thread.join(WAIT)
+        assert cleanup_threads() == []
 
-    coordinator._roster.check_open = check_and_be_overtaken  # type: ignore[method-assign]  # the moment under test
-    coordinator.start_cleanup_task()
-    assert cleanup_threads() == []
+
+@pytest.mark.parametrize("due", [True, False])
+@pytest.mark.parametrize("call", ["cleanup_inactive_sessions", "list_sessions", "close", "create_session"])
+def test_rule_5_the_lock_is_let_go_while_there_is_much_to_do(call: str, due: bool) -> None:
+    """However many sessions are due, or were touched without the lock, no call holds the lock for longer."""
+
+    def longest(number: int) -> int:
+        clock = ManualClock()
+        config = one_minute(max_active_sessions=number, on_full="evict")
+        with system_time(clock), SessionCoordinator[Any](config) as coordinator:
+            sessions = [coordinator.create_session() for _ in range(number)]
+            clock.advance(40)
+            for session in [] if due else sessions:
+                session.touch()
+            clock.advance(21)
+            return longest_decision(coordinator, getattr(coordinator, call))
+
+    assert longest(1000) <= 1.1 * longest(500)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -397,16 +446,22 @@ def test_rule_11_dropping_warns_once_and_closing_does_not() -> None:
     assert len(caught) == 1
 
 
-def test_at_the_exit_of_the_interpreter_nothing_is_waited_for(session_coordinator: CoordinatorFactory) -> None:
-    """A coordinator that is collected while the interpreter exits warns, and takes no lock a dead thread may have."""
-    coordinator = session_coordinator()
-    coordinator.start_cleanup_task()
-    channel = coordinator.subscribe()
-    with pytest.warns(ResourceWarning, match="dropped without close"):
-        coordinator.__del__(is_finalizing=lambda: True)
-    assert not channel.closed
-    assert coordinator.stats().cleanup.alive
-    coordinator.close()
+@pytest.mark.parametrize("started", [True, False])
+def test_at_the_exit_of_the_interpreter_a_coordinator_that_was_not_closed_warns(started: bool) -> None:
+    """A coordinator that is collected while the interpreter exits warns, and waits for nothing."""
+    program = f"""
+from sessionkit import SessionCoordinator
+coordinator = SessionCoordinator()
+{"coordinator.start_cleanup_task()" if started else ""}
+channel = coordinator.subscribe()
+coordinator.create_session()
+"""
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "ResourceWarning" in done.stderr
+    assert "dropped without close" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
