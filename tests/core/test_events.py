@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import sys
+import itertools
 import threading
-from queue import SimpleQueue
-from types import FrameType
+import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,20 +19,14 @@ from sessionkit import (
     RemovalCause,
     SessionCoordinator,
     SessionEvent,
+    SessionExistsError,
     SessionState,
 )
-from sessionkit.core import events
-from sessionkit.core.events import EventBus
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, all_at_once, in_thread, lock_is_free
-
-Events = SimpleQueue[SessionEvent | None]
-
-
-def created(number: int) -> SessionEvent:
-    return SessionEvent(EventKind.CREATED, str(number), float(number))
+from ..helpers.moments import Interruption, before_each_line, interruptions
+from ..helpers.support import WAIT, all_at_once, in_thread, one_minute
 
 
 def drain(channel: EventChannel) -> list[SessionEvent]:
@@ -43,7 +37,7 @@ def test_a_channel_tells_the_life_of_a_session(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock
 ) -> None:
     """Creation, switch, message, tool execution, state change and removal are events; touches are not."""
-    coordinator = session_coordinator(CoordinatorConfig(session_timeout=60, cleanup_interval=10))
+    coordinator = session_coordinator(one_minute())
     with coordinator.subscribe() as channel:
         session = coordinator.create_session()
         session_clock.advance(1)
@@ -66,24 +60,25 @@ def test_a_channel_tells_the_life_of_a_session(
         ]
 
 
-def test_a_removal_is_told_before_its_id_is_used_again(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The removal is posted in the same decision that frees the id, so no creation can come before it."""
-    coordinator = session_coordinator()
-    channel = coordinator.subscribe()
-    post = coordinator._bus.post
-    free: list[bool] = []
+def test_a_removal_is_told_before_its_id_is_used_again() -> None:
+    """Another thread that creates a session with the id as soon as that is free has its creation told after it."""
+    for once in interruptions():
+        with SessionCoordinator[Any](clock=ManualClock()) as coordinator:
+            channel = coordinator.subscribe()
+            coordinator.create_session(session_id="s-1")
 
-    def post_and_look(*event: Any) -> None:
-        free.append(lock_is_free(coordinator))
-        post(*event)
+            def create(coordinator: SessionCoordinator[Any] = coordinator) -> None:
+                with suppress(SessionExistsError), in_thread(create_again, coordinator) as created:
+                    created.result(WAIT)
 
-    monkeypatch.setattr(coordinator._bus, "post", post_and_look)
-    for _ in range(2):
-        coordinator.close_session(coordinator.create_session(session_id="s-1").id)
-    assert free == [False] * 4
-    assert [event.kind for event in drain(channel)] == [EventKind.CREATED, EventKind.REMOVED] * 2
+            with once.outside_decisions(coordinator, create):
+                coordinator.close_session("s-1")
+            kinds = [event.kind for event in drain(channel)]
+            assert kinds == [EventKind.CREATED, EventKind.REMOVED, EventKind.CREATED][: coordinator.stats().created + 1]
+
+
+def create_again(coordinator: SessionCoordinator[Any]) -> None:
+    coordinator.create_session(session_id="s-1")
 
 
 def test_a_dropped_coordinator_lets_its_readers_go() -> None:
@@ -134,198 +129,44 @@ def test_get_waits_for_the_next_event(session_coordinator: CoordinatorFactory) -
 
 
 def test_close_lets_all_readers_go(session_coordinator: CoordinatorFactory) -> None:
-    """Readers that wait are let go when their channel is closed, also by a handler just before they wait."""
+    """Readers that wait are let go when their channel is closed."""
     channel = session_coordinator().subscribe()
-    about_to_wait = threading.Semaphore(0)
-    closed_by_handler = False
+    reading = threading.Barrier(3)
 
-    class Interrupted(Events):
-        """A queue whose reader is interrupted just before it waits."""
+    def read() -> SessionEvent | None:
+        reading.wait(WAIT)
+        return channel.get()
 
-        def get(self, block: bool = True, timeout: float | None = None) -> SessionEvent | None:
-            nonlocal closed_by_handler
-            about_to_wait.release()
-            if threading.current_thread() is threading.main_thread():
-                channel.close()
-                closed_by_handler = True
-            return super().get(block, timeout)
-
-    channel._events = Interrupted()  # the moment under test is inside
-    with in_thread(channel.get) as first, in_thread(channel.get) as second:
-        for _ in range(2):
-            assert about_to_wait.acquire(timeout=WAIT)
-        assert channel.get() is None
-        assert (first.result(WAIT), second.result(WAIT)) == (None, None)
-    assert closed_by_handler
-
-
-def test_channels_that_come_and_go_cost_no_writer(session_coordinator: CoordinatorFactory) -> None:
-    """However many channels were closed or dropped, the next subscription and the next event forget them all."""
-    coordinator = session_coordinator()
-    kept = coordinator.subscribe()
-    for _ in range(100):
-        coordinator.subscribe().close()
-    assert len(coordinator._bus.channels) <= 2
-    closed = [coordinator.subscribe() for _ in range(100)]
-    for channel in closed:
+    with in_thread(read) as first, in_thread(read) as second:
+        reading.wait(WAIT)
         channel.close()
-    for _ in range(2):
-        coordinator.create_session()
-    assert len(coordinator._bus.channels) == 1
-    assert len(drain(kept)) == 2
+        assert (first.result(WAIT), second.result(WAIT)) == (None, None)
+        assert channel.get() is None
 
 
-def test_an_interrupted_post_loses_one_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that a signal handler raises in the middle of a post loses neither later events nor the end."""
-    bus = EventBus()
-    channel = bus.subscribe(10)
-    put = channel.put
-
-    def put_or_exit(event: SessionEvent) -> bool:
-        if event.session_id == "struck":
-            raise SystemExit
-        return put(event)
-
-    monkeypatch.setattr(channel, "put", put_or_exit)
-    with pytest.raises(SystemExit):
-        bus.post(EventKind.CREATED, "struck", 0.0)
-    bus.post(EventKind.CREATED, "later", 0.0)
-    bus.close()
-    assert [event.session_id for event in channel] == ["later"]
-    assert channel.closed
+def lines_before_it_waits(channel: EventChannel) -> int:
+    """How many lines a reader runs before it waits: the next one comes when the time is up."""
+    instants: list[float] = []
+    with before_each_line(lambda: instants.append(time.monotonic())):
+        assert channel.get(timeout=0.1) is None
+    gaps = [later - instant for instant, later in itertools.pairwise(instants)]
+    return gaps.index(max(gaps)) + 1
 
 
-def test_ctrl_c_in_the_middle_of_a_post_loses_one_event() -> None:
-    """Wherever it strikes, at most one event is lost, those after it come, and the end comes after them."""
-
-    def strike(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal lines_to_go
-        if frame.f_code.co_filename != events.__file__:
-            return None
-        lines_to_go -= event == "line"
-        if lines_to_go < 0:
-            lines_to_go = sys.maxsize
-            raise KeyboardInterrupt
-        return strike
-
-    strikes = 0
-    while strikes < 1000:
-        bus = EventBus()
-        gone, full, roomy = bus.subscribe(1), bus.subscribe(1), bus.subscribe(10)
-        bus.post(EventKind.CREATED, "early", 0.0)
-        gone.close()
-        lines_to_go = strikes
-        before = sys.gettrace()
-        sys.settrace(strike)
-        try:
-            bus.post(EventKind.CREATED, "struck", 1.0)
-            break
-        except KeyboardInterrupt:
-            strikes += 1
-        finally:
-            sys.settrace(before)
-        bus.post(EventKind.CREATED, "later", 2.0)
-        bus.close()
-        assert [event.session_id for event in full] == ["later"], strikes
-        assert [event.session_id for event in roomy if event.session_id != "struck"] == ["early", "later"], strikes
-    assert strikes > 10
-
-
-def test_a_handler_that_closes_during_subscribe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """close() in the middle of subscribe(): no channel is left that nobody closes."""
-    bus = EventBus()
-    first = bus.subscribe(1)
-
-    def close_and_make(capacity: int) -> EventChannel:
-        bus.close()
-        return EventChannel(capacity)
-
-    monkeypatch.setattr("sessionkit.core.events.EventChannel", close_and_make)
-    with pytest.raises(CoordinatorClosedError):
-        bus.subscribe(1)
-    assert first.closed
-    assert not bus.channels
-
-
-def test_channels_that_two_threads_forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A post and a subscription that both find a channel closed remove it once, and agree on the others."""
-    bus = EventBus()
-    closed, kept = bus.subscribe(1), bus.subscribe(1)
-    closed.close()
-
-    class Overtaken(list[Any]):
-        """The channels, which another thread goes over before the copy is used."""
-
-        def copy(self) -> list[Any]:
-            copied = super().copy()
-            monkeypatch.setattr(bus, "channels", list(self))
-            bus.post(EventKind.CREATED, "s-1", 0.0)
-            return copied
-
-    bus.channels = Overtaken(bus.channels)
-    new = bus.subscribe(1)
-    assert [reference() for reference in bus.channels] == [kept, new]
-    assert [event.session_id for event in drain(kept)] == ["s-1"]
-
-
-def test_a_reader_may_come_in_the_middle_of_a_post() -> None:
-    """A reader that takes the oldest event just when it is to be dropped: one event is dropped for a new one, or none.
-
-    The count agrees with what is missing.
-    """
-
-    class Overtaken(Events):
-        """A queue that is read between the question how full it is and what follows from that."""
-
-        def qsize(self) -> int:
-            number = super().qsize()
-            if number == channel.capacity and not read:
-                read.append(channel.get())
-            return number
-
-    for capacity, expected in ((1, [0, 1]), (2, [0, 2])):
-        read: list[SessionEvent | None] = []
-        channel = EventChannel(capacity)
-        channel._events = Overtaken()  # the moment under test is inside
-        fits = [channel.put(created(number)) for number in range(capacity + 1)]
-        assert [event.at for event in [*read, *drain(channel)] if event] == expected
-        assert fits.count(False) == channel.dropped == capacity + 1 - len(expected)
-
-
-def test_a_channel_that_is_closed_in_the_middle_of_a_post_ends() -> None:
-    """close() just when the oldest event, or even the mark of the end, is dropped: readers get the end all the same."""
-
-    class Closed(Events):
-        """A queue whose channel is closed between the question how full it is and what follows from that."""
-
-        def qsize(self) -> int:
-            channel.close()
-            return 1
-
-    channel = EventChannel(1)
-    channel._events = Closed()  # the moment under test is inside
-    channel.put(created(1))
-    assert [event.at for event in channel] == [1.0]
-    assert channel.get() is None
-
-
-def test_a_reader_that_cannot_keep_up_misses_what_was_dropped_and_nothing_else() -> None:
-    """However reader and writer meet, events come in order, once each, and the others are counted as dropped."""
-    bus = EventBus()
-    channel = bus.subscribe(3)
-
-    def write() -> None:
-        for number in range(5000):
-            bus.post(EventKind.MESSAGE, "s-1", float(number))
-        bus.close()
-
-    with in_thread(lambda: [event.at for event in channel]) as first, in_thread(write) as writer:
-        second = [event.at for event in channel]
-        assert writer.result(WAIT) is None
-        both = [first.result(WAIT), second]
-    assert both == [sorted(set(times)) for times in both]
-    assert len({*both[0], *both[1]}) == len(both[0]) + len(both[1]) == 5000 - bus.dropped
-    assert channel.dropped == bus.dropped
+@pytest.mark.parametrize("closes", ["channel", "coordinator"])
+def test_a_handler_that_closes_what_the_interrupted_thread_reads(closes: str) -> None:
+    """A reader whose channel is closed by a handler that interrupts it, just before it waits too, is let go."""
+    with SessionCoordinator[Any](clock=ManualClock()) as coordinator:
+        lines = lines_before_it_waits(coordinator.subscribe())
+    for at in range(lines):
+        with SessionCoordinator[Any](clock=ManualClock()) as coordinator:
+            channel = coordinator.subscribe()
+            once = Interruption(at)
+            began = time.monotonic()
+            with once.outside_decisions(coordinator, channel.close if closes == "channel" else coordinator.close):
+                assert channel.get(timeout=WAIT) is None
+            assert once.came
+            assert time.monotonic() - began < WAIT
 
 
 def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coordinator: CoordinatorFactory) -> None:
@@ -341,6 +182,19 @@ def test_closing_the_coordinator_ends_iteration_after_the_last_event(session_coo
         coordinator.subscribe()
 
 
+def test_a_handler_that_closes_during_subscribe() -> None:
+    """close() in the middle of subscribe(): no channel is left that nobody closes."""
+    for once in interruptions():
+        coordinator = SessionCoordinator[Any](clock=ManualClock())
+        first = coordinator.subscribe()
+        second = None
+        with suppress(CoordinatorClosedError), once.outside_decisions(coordinator, coordinator.close):
+            second = coordinator.subscribe()
+        assert first.closed is once.came
+        assert second is None or second.closed is once.came
+        coordinator.close()
+
+
 def test_a_closed_channel_takes_nothing_more(session_coordinator: CoordinatorFactory) -> None:
     """After its block a channel can be read out, and gets no more events; closing it again does nothing."""
     coordinator = session_coordinator()
@@ -352,21 +206,22 @@ def test_a_closed_channel_takes_nothing_more(session_coordinator: CoordinatorFac
     channel.close()
 
     assert [event.kind for event in channel] == [EventKind.CREATED]
-    assert channel.put(SessionEvent(EventKind.CREATED, "late", 0))
+    coordinator.create_session()
     assert drain(channel) == []
 
 
 def test_a_dropped_channel_costs_nothing(session_coordinator: CoordinatorFactory) -> None:
     """The coordinator does not keep a channel that its reader dropped, nor events for it."""
     coordinator = session_coordinator()
-    channel: EventChannel | None = coordinator.subscribe()
+    channel: EventChannel | None = coordinator.subscribe(capacity=1)
+    dropped = weakref.ref(channel)
     coordinator.create_session()
-    assert channel is not None
     del channel
     gc.collect()
     coordinator.create_session()
 
-    assert len(coordinator._bus.channels) == 0
+    assert dropped() is None
+    assert coordinator.stats().events_dropped == 0
 
 
 def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordinator: CoordinatorFactory) -> None:
@@ -391,16 +246,57 @@ def test_every_channel_gets_events_in_the_order_of_the_decisions(session_coordin
     assert not created
 
 
-def test_a_channel_gets_only_what_is_decided_after_it_was_made(session_coordinator: CoordinatorFactory) -> None:
-    """An event that was posted before does not come to a channel that was made later."""
-    coordinator = session_coordinator()
-    first = coordinator.subscribe()
-    coordinator._bus.post(EventKind.CREATED, "early", 0.0)
-    second = coordinator.subscribe()
-    del first
-    session = coordinator.create_session()
+def test_a_channel_gets_only_what_is_decided_after_it_was_made() -> None:
+    """A channel that is made while another thread creates a session is told of it if it was not there before."""
+    for once in interruptions():
+        with SessionCoordinator[Any](clock=ManualClock()) as coordinator:
+            first = coordinator.subscribe()
+            late: list[EventChannel] = []
+            was_there: list[bool] = []
 
-    assert [event.session_id for event in drain(second)] == [session.id]
+            def subscribe(
+                coordinator: SessionCoordinator[Any] = coordinator,
+                late: list[EventChannel] = late,
+                was_there: list[bool] = was_there,
+            ) -> None:
+                was_there.append("early" in coordinator)
+                late.append(coordinator.subscribe())
+
+            with once.outside_decisions(coordinator, subscribe):
+                coordinator.create_session(session_id="early")
+            coordinator.create_session(session_id="later")
+            told = ["later"] if was_there == [True] else ["early", "later"]
+            assert [event.session_id for event in drain(first)] == ["early", "later"]
+            assert [[event.session_id for event in drain(channel)] for channel in late] == [told][: len(late)]
+
+
+def test_closing_while_an_event_is_brought_closes_after_it() -> None:
+    """A channel is closed after the last event, at whatever line of a creation another thread closes."""
+    for once in interruptions():
+        coordinator = SessionCoordinator[Any](clock=ManualClock())
+        channel = coordinator.subscribe()
+
+        def close(coordinator: SessionCoordinator[Any] = coordinator) -> None:
+            with in_thread(coordinator.close) as closed:
+                assert closed.exception(WAIT) is None
+
+        with suppress(CoordinatorClosedError), once.outside_decisions(coordinator, close):
+            coordinator.create_session()
+        coordinator.close()
+        assert channel.closed
+        assert [event.kind for event in channel] == [EventKind.CREATED, EventKind.REMOVED][
+            : 2 * coordinator.stats().created
+        ]
+
+
+def test_a_slow_reader_slows_no_writer(session_coordinator: CoordinatorFactory) -> None:
+    """However many events nobody reads, calls return, and the newest events are there."""
+    coordinator = session_coordinator()
+    channel = coordinator.subscribe(capacity=3)
+    for number in range(50):
+        coordinator.create_session(session_id=str(number))
+    assert [event.session_id for event in drain(channel)] == ["47", "48", "49"]
+    assert channel.dropped == 47
 
 
 @pytest.mark.parametrize(
