@@ -7,27 +7,24 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sessionkit.core.sweep import BATCH
 
 from sessionkit import (
     CoordinatorClosedError,
-    CoordinatorConfig,
-    ManagedSession,
+    EventChannel,
     RemovalCause,
     SessionCoordinator,
     SessionNotFoundError,
 )
-from sessionkit.core.cleanup import THREAD_NAME, CleanupRun, CleanupTask
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import WAIT, Closings, in_child, in_thread
+from ..helpers.moments import interruptions, standing
+from ..helpers.support import WAIT, Closings, in_child
 
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -39,7 +36,6 @@ def test_rule_11_a_child_starts_with_no_sessions_and_its_own_task(session_clock:
 
     def child() -> tuple[Any, ...]:
         stats = coordinator.stats()
-        assert parents_task._closed
         threads = [thread.name for thread in threading.enumerate()]
         with pytest.raises(SessionNotFoundError):
             coordinator.get_session(inherited.id)
@@ -49,46 +45,65 @@ def test_rule_11_a_child_starts_with_no_sessions_and_its_own_task(session_clock:
         session_clock.advance(4000)
         removed = coordinator.cleanup_inactive_sessions()
         coordinator.close()
-        return stats.live, stats.created, stats.cleanup.alive, THREAD_NAME in threads, own.name, removed, list(closings)
+        return (
+            stats.live,
+            stats.created,
+            stats.cleanup.alive,
+            "sessionkit-cleanup" in threads,
+            own.name,
+            removed,
+            list(closings),
+        )
 
     with SessionCoordinator(clock=session_clock, on_close=closings) as coordinator:
         inherited = coordinator.create_session("support")
-        parents_task = coordinator._cleanup_task
         assert in_child(child) == (0, 0, True, True, "support", 1, [("support", RemovalCause.IDLE)])
         assert coordinator.get_session(inherited.id) is inherited
     assert closings == [("support", RemovalCause.SHUTDOWN)]
 
 
+def use_everything(coordinator: SessionCoordinator[Any]) -> bool:
+    """Whether a message that a session records is heard."""
+    session = coordinator.create_session()
+    with coordinator.checkout(session.id), coordinator.subscribe() as own:
+        session.record_message()
+        heard = own.get(timeout=0)
+    coordinator.start_cleanup_task()
+    coordinator.close()
+    return heard is not None
+
+
+CALLS: dict[str, Callable[[SessionCoordinator[Any], EventChannel], object]] = {
+    "create": lambda coordinator, _: coordinator.create_session(session_id="other"),
+    "close": lambda coordinator, _: coordinator.close_session("held"),
+    "check out": lambda coordinator, _: coordinator.checkout("held").__enter__(),
+    "subscribe": lambda coordinator, _: coordinator.subscribe(),
+    "hear": lambda _, channel: channel.get(timeout=0),
+    "start": lambda coordinator, _: coordinator.start_cleanup_task(),
+}
+
+
 @fork
-def test_rule_11_a_child_may_use_the_coordinator_while_its_parent_holds_the_lock(
-    session_coordinator: CoordinatorFactory,
-) -> None:
-    """The lock, the queue and the channel may all be taken by another thread of the parent at the fork."""
-    coordinator = session_coordinator()
-    channel = coordinator.subscribe()
-    held = coordinator.create_session()
-    locked, unlock = threading.Event(), threading.Event()
+@pytest.mark.parametrize("call", CALLS)
+def test_rule_11_a_child_may_use_the_coordinator_wherever_its_parent_stands(call: str) -> None:
+    """Another thread of the parent may be at any line of a call at the fork, with whatever it has locked there."""
+    for once in interruptions():
+        coordinator = SessionCoordinator[Any](clock=ManualClock())
+        channel = coordinator.subscribe()
+        coordinator.create_session(session_id="held")
 
-    def hold_everything() -> None:
-        with coordinator._lock, coordinator._cleanup_task._lock:
-            locked.set()
-            assert unlock.wait(WAIT)
+        def child(
+            coordinator: SessionCoordinator[Any] = coordinator, channel: EventChannel = channel
+        ) -> tuple[Any, ...]:
+            # What was not read is there still; the one that is being read may be gone.
+            return use_everything(coordinator), channel.closed, [event.session_id for event in channel][:1]
 
-    def child() -> tuple[Any, ...]:
-        session = coordinator.create_session()
-        with coordinator.checkout(session.id), coordinator.subscribe() as own:
-            session.record_message()
-            heard = own.get(timeout=0)
-        coordinator.start_cleanup_task()
+        with standing(once.anywhere, lambda c=coordinator, ch=channel: CALLS[call](c, ch)):
+            heard, closed, events = in_child(child)
+        assert (heard, closed) == (True, True)
+        assert events == ["held"] or call == "hear"
+        assert not channel.closed
         coordinator.close()
-        return channel.closed, [event.session_id for event in channel], heard is not None
-
-    with in_thread(hold_everything):
-        assert locked.wait(WAIT)
-        closed, events, heard = in_child(child)
-        unlock.set()
-    assert (closed, events, heard) == (True, [held.id], True)
-    assert not channel.closed
 
 
 @fork
@@ -127,94 +142,6 @@ def test_a_child_that_is_forked_inside_a_checkout_gives_nothing_back(
 
 
 @fork
-def test_a_close_callback_that_forks_does_not_go_on_in_the_child(session_clock: ManualClock) -> None:
-    """A fork inside a close callback: the child closes none of the sessions that its parent is closing."""
-    asked: list[str | None] = []
-    answers: list[Any] = []
-
-    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
-        asked.append(session.name)
-        if session.name == "a":
-            reader, writer = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                forked.append(writer)
-                return
-            os.close(writer)
-            with os.fdopen(reader, "rb") as pipe:
-                answers.append(pipe.read())
-            os.waitpid(pid, 0)
-
-    forked: list[int] = []
-    coordinator = SessionCoordinator(clock=session_clock, on_close=on_close)
-    for name in ("a", "b", "c"):
-        coordinator.create_session(name)
-    session_clock.advance(4000)
-    finalizer = coordinator._finalizer
-    removed = coordinator.cleanup_inactive_sessions()
-    if forked:
-        assert not any(finalizer.removed.values())
-        os.write(forked[0], repr((asked, removed, len(coordinator))).encode())
-        os._exit(0)
-    coordinator.close()
-
-    assert (asked, removed) == (["a", "b", "c"], 3)
-    assert answers == [repr((["a"], 1, 0)).encode()]
-
-
-@fork
-@pytest.mark.parametrize("forks_in", ["factory", "on_close"])
-def test_a_creation_that_forks_makes_no_session_in_the_child(forks_in: str, session_clock: ManualClock) -> None:
-    """A fork in the factory, or while the evicted is closed: the child has no session, and makes and closes nothing."""
-    made: list[str | None] = []
-    closings = Closings()
-    answers: list[Any] = []
-    forked: list[int] = []
-
-    def fork_for(session: ManagedSession[Any], where: str, name: str) -> None:
-        if where != forks_in or session.name != name:
-            return
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            forked.append(writer)
-            return
-        os.close(writer)
-        with os.fdopen(reader, "rb") as pipe:
-            answers.append(pipe.read())
-        os.waitpid(pid, 0)
-
-    def factory(session: ManagedSession[Any]) -> str:
-        made.append(session.name)
-        fork_for(session, "factory", "new")
-        return "the parent's agent"
-
-    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
-        closings(session, cause)
-        fork_for(session, "on_close", "old")
-
-    config = CoordinatorConfig(max_active_sessions=1, on_full="evict")
-    coordinator = SessionCoordinator(config, clock=session_clock, resource_factory=factory, on_close=on_close)
-    coordinator.create_session("old")
-    outcome = "created"
-    try:
-        coordinator.create_session("new")
-    except SessionNotFoundError as error:
-        outcome = type(error).__name__
-    if forked:
-        coordinator.close()
-        os.write(forked[0], repr((outcome, len(coordinator), made, list(closings))).encode())
-        os._exit(0)
-    coordinator.close()
-
-    made_by_then = ["old", "new"] if forks_in == "factory" else ["old"]
-    evicted = [("old", RemovalCause.CAPACITY)]
-    assert answers == [repr(("SessionNotFoundError", 0, made_by_then, evicted)).encode()]
-    assert (outcome, made) == ("created", ["old", "new"])
-    assert closings == [*evicted, ("new", RemovalCause.SHUTDOWN)]
-
-
-@fork
 def test_a_closed_coordinator_stays_closed_in_the_child(session_coordinator: CoordinatorFactory) -> None:
     """A fork does not reopen what was closed."""
     coordinator = session_coordinator()
@@ -250,79 +177,6 @@ def test_giving_back_what_the_parent_had_changes_no_figures_of_the_child(
 
     with inherited:
         assert in_child(child) == [1, 0]
-
-
-@pytest.mark.parametrize("way", ["close", "cleanup_inactive_sessions"])
-def test_what_forks_many_sessions_deep_does_not_ask_for_the_lock_of_its_parent(
-    way: str, session_clock: ManualClock
-) -> None:
-    """A close callback that forks returns in the child too: what comes after it is the parent's, and so is the lock."""
-
-    def on_close(*_: object) -> None:
-        # What happens in a child, in this process: its coordinator is new, and nobody will ever let go of the old lock.
-        if not parents_lock:
-            parents_lock.append(coordinator._lock)
-            coordinator.after_fork_in_child()
-            held.enter_context(in_thread(hold_lock))
-            assert has_lock.wait(WAIT)
-
-    def hold_lock() -> None:
-        with parents_lock[0]:
-            has_lock.set()
-            assert done.wait(WAIT)
-
-    parents_lock: list[Any] = []
-    has_lock, done = threading.Event(), threading.Event()
-    coordinator = SessionCoordinator[Any](clock=session_clock, on_close=on_close)
-    for _ in range(3 * BATCH):
-        coordinator.create_session()
-    session_clock.advance(4000)
-    with ExitStack() as held:
-        try:
-            with in_thread(getattr(coordinator, way)) as called:
-                assert called.exception(WAIT) is None
-        finally:
-            done.set()
-    assert len(coordinator) == 0
-    coordinator.close()
-
-
-@fork
-def test_one_that_cannot_start_clean_does_not_keep_the_others_from_it(
-    session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error while one coordinator starts clean in a child is reported, and the others start clean."""
-    coordinators = [session_coordinator() for _ in range(3)]
-    for coordinator in coordinators:
-        coordinator.create_session()
-
-    def fail() -> None:
-        raise OSError("not today")
-
-    monkeypatch.setattr(coordinators[1]._bus, "abandon", fail)
-    assert in_child(lambda: [len(coordinators[0]), len(coordinators[2])]) == [0, 0]
-
-
-@fork
-def test_a_run_of_the_task_that_forks_is_the_last_one_in_the_child(session_clock: ManualClock) -> None:
-    """A fork in the cleanup thread: the child's copy of that thread ends, and its own task is another one."""
-
-    class Cleaner:
-        runs = 0
-
-        def run(self) -> CleanupRun:
-            self.runs += 1
-            task.abandon()
-            if self.runs == 2:
-                raise OSError("failed, and forked")
-            return CleanupRun(0.0, 0)
-
-    cleaner = Cleaner()
-    task = CleanupTask(10, cleaner.run)
-    assert task._fire() is False
-    assert task._fire() is False
-    task.start()
-    assert not task.stats().alive
 
 
 def use_in_process(coordinator: SessionCoordinator[Any], answers: Any) -> None:
@@ -370,6 +224,24 @@ coordinator.create_session()
 """
 
 
+FIFTY_TIMES = """
+import os
+import sys
+import threading
+import sessionkit
+statuses = []
+while len(statuses) < 50:
+    child = os.fork()
+    if child == 0:
+        break
+    statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+else:
+    sys.exit(any(statuses))
+"""
+"""What follows runs in children, whose interpreters exit as any does, without importing everything each time."""
+
+
+@fork
 @pytest.mark.parametrize("source", [RUNNING_AT_EXIT, IDLE_AT_EXIT], ids=["at work", "idle"])
 def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, tmp_path: Path) -> None:
     """Programs that end while the cleanup thread runs print nothing and do not hang.
@@ -377,36 +249,11 @@ def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, t
     Fifty of each kind.
     """
     program = tmp_path / "running_at_exit.py"
-    program.write_text(source)
+    program.write_text(FIFTY_TIMES + source)
 
     # A user's program is not measured, and measuring has work of its own to do at the exit.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
-
-    def run(_: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603  our own program
-            [sys.executable, program], capture_output=True, text=True, timeout=60, check=False, env=environment
-        )
-
-    with ThreadPoolExecutor(2) as pool:
-        outcomes = {(done.returncode, done.stdout, done.stderr) for done in pool.map(run, range(50))}
-    assert outcomes == {(0, "", "")}
-
-
-def test_a_program_ends_that_still_has_a_response_open() -> None:
-    """A request that is a global, and is given back by its finalizer when the interpreter exits, holds nothing up."""
-    program = """
-from sessionkit import SessionCoordinator
-from sessionkit.wsgi import SessionMiddleware
-
-def application(environ, start_response):
-    environ["sessionkit.session"]["n"] = 1
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [b"hello"]
-
-middleware = SessionMiddleware(application, SessionCoordinator())
-response = middleware({"REQUEST_METHOD": "GET", "PATH_INFO": "/", "wsgi.url_scheme": "http"}, lambda *_: None)
-"""
-    ended = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=WAIT, check=False
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, program], capture_output=True, text=True, timeout=60, check=False, env=environment
     )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -73,6 +73,10 @@ class Interruption:
         self.came = False
         """Whether there was such a line."""
 
+    def anywhere(self, act: Callable[[], object]) -> Any:
+        """A block in which it happens at whatever line."""
+        return before_each_line(lambda: None if self.came else self._count(act))
+
     def outside_decisions(self, coordinator: Coordinator, act: Callable[[], object]) -> Any:
         """A block in which it happens at a line that runs with the lock free; only those lines count."""
         return before_each_line(lambda: None if self.came or in_decision(coordinator) else self._count(act))
@@ -99,25 +103,36 @@ def interruptions() -> Iterator[Interruption]:
 
 
 @contextmanager
-def held_in_a_decision(coordinator: Coordinator, call: Callable[[], object] | None = None) -> Iterator[None]:
-    """For the length of the block, another thread stands in the middle of a decision: it has the lock."""
+def standing(block: Callable[[Callable[[], object]], Any], call: Callable[[], object]) -> Iterator[None]:
+    """Another thread makes a call and stands, for the length of the block, where an interruption has it stand."""
     inside, go_on = threading.Event(), threading.Event()
 
     def stand() -> None:
         inside.set()
         assert go_on.wait(WAIT)
 
-    def decide() -> None:
-        with Interruption(0).within_decisions(coordinator, stand):
-            (call or coordinator.list_sessions)()
+    def run() -> None:
+        with block(stand):
+            call()
+        # It may not have come there.
+        inside.set()
 
-    with in_thread(decide) as decided:
+    with in_thread(run) as done:
         try:
             assert inside.wait(WAIT)
             yield
         finally:
             go_on.set()
-    decided.result()
+    done.result()
+
+
+@contextmanager
+def held_in_a_decision(coordinator: Coordinator) -> Iterator[None]:
+    """For the length of the block, another thread stands in the middle of a decision: it has the lock."""
+    once = Interruption(0)
+    with standing(lambda stand: once.within_decisions(coordinator, stand), coordinator.list_sessions):
+        assert once.came
+        yield
 
 
 @contextmanager
