@@ -413,7 +413,7 @@ def test_rule_5_the_lock_is_let_go_while_there_is_much_to_do(call: str, due: boo
             clock.advance(21)
             return longest_decision(coordinator, getattr(coordinator, call))
 
-    assert longest(1000) <= 1.1 * longest(500)
+    assert longest(600) <= 1.1 * longest(300)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sessionkit import RemovalCause, SessionCoordinator, SessionExpiredError, SessionLimitError, SessionNotFoundError
@@ -129,6 +129,7 @@ def test_sessions_that_were_touched_expire_a_timeout_after_that(cleans: bool) ->
         assert [name for name, _ in closings] == ["2", "1", "0"]
 
 
+@settings(max_examples=50)
 @given(st.floats(0, 2e9), st.floats(0.001, 1e5), st.floats(0, 2e-6))
 @example(1063535.5932222926, 85.049, 0.0)
 def test_a_session_that_is_due_has_an_ending(active: float, timeout: float, later: float) -> None:

@@ -495,6 +495,8 @@ def test_one_step_is_one_step() -> None:
     for path in Path(sessionkit.__file__).parent.rglob("*.py"):
         source = path.read_text()
         numbers = {number for number, line in enumerate(source.splitlines(), 1) if line.rstrip().endswith("# one step")}
+        if not numbers:
+            continue
         seen: set[int] = set()
         for code in codes_of(compile(source, str(path), "exec")):
             for instruction in dis.get_instructions(code):

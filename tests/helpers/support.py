@@ -16,40 +16,9 @@ from typing import Any
 from unittest.mock import patch
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, StoreError
-from sessionkit.stores import Changes, SessionRecord, SQLiteStore, Store, Touch
+from sessionkit.stores import SessionRecord, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
-
-# What a store is asked to do, as `WatchedStore` counts it and lets it fail.
-JOIN, LEAVE, SET_WRITE_INTERVAL = "join", "leave", "set_write_interval"
-CREATE, LOAD, FIND, PAGE, RENAME = "create", "load", "find", "page", "rename"
-ATTACH, DETACH, LEASE, RELEASE = "attach", "detach", "lease", "release"
-GIVE_BACK, SAVE, TOUCH = "give_back", "save", "touch"  # to give back is to save and to release in one step
-DELETE, DELETE_IF_DUE = "delete", "delete_unless_used"
-EVERYTHING = "*"
-
-
-def operation_of(method: str, arguments: tuple[Any, ...]) -> str:
-    """Which of these a call of a store's method is: some methods do one thing or another by what they are given."""
-    match method:
-        case "attach" if arguments[2:] and arguments[2] is not None:
-            return LEASE
-        case "release" if arguments[2:] and arguments[2] is not None:
-            return GIVE_BACK
-        case "delete" if any(known is not None for known in arguments[0].values()):
-            return DELETE_IF_DUE
-    return method
-
-
-def delete_record(store: Any, session_id: str) -> None:
-    """Delete a record, as an instance elsewhere does that closes the session."""
-    store.delete({session_id: None})
-
-
-def save_record(store: Any, session_id: str, version: int, data: str) -> None:
-    """Save a record, as an instance elsewhere does that has read this version."""
-    store.save(session_id, Changes(version, data, Touch(0.0)))
-
 
 WAIT = 20.0
 """Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
@@ -77,14 +46,6 @@ def all_at_once(*functions: Callable[[], Any]) -> list[Any]:
         return [future.exception(WAIT) or future.result(WAIT) for future in futures]
 
 
-def until(is_so: Callable[[], object]) -> None:
-    """Ask until it is so; fail if it is not so within `WAIT` seconds."""
-    end = time.perf_counter() + WAIT
-    while not is_so():
-        assert time.perf_counter() < end, f"it did not come to that in {WAIT} seconds"
-        threading.Event().wait(0.001)
-
-
 LOCK_PROBE = "lock probe"
 """The name of the threads that ask for the lock: a clock that looks whether it is free gives them a reading at once."""
 
@@ -103,35 +64,11 @@ def one_minute(**settings: Any) -> CoordinatorConfig:
     return CoordinatorConfig(session_timeout=60, cleanup_interval=10, **settings)
 
 
-wait_until = until
-
-
 class Closings(list[tuple[str, RemovalCause]]):
     """A close callback that notes whom it was called for, by name or else id."""
 
     def __call__(self, session: ManagedSession[Any], cause: RemovalCause) -> None:
         self.append((session.name or session.id, cause))
-
-
-class HookedClock(ManualClock):
-    """A manual clock in which something may happen between a reading and what is done with it."""
-
-    def __init__(self, start: float = 0.0, wall_start: float = ManualClock().wall()) -> None:
-        super().__init__(start, wall_start)
-        self._here = threading.local()
-
-    def at_reading(self, number: int, act: Callable[[], object]) -> None:
-        """Call `act` at the reading of this number from now on, of those in this thread; once."""
-        self._here.left, self._here.act = number, act
-
-    def __call__(self) -> float:
-        reading = super().__call__()
-        left = getattr(self._here, "left", 0)
-        if left:
-            self._here.left = left - 1
-            if left == 1:
-                self._here.act()
-        return reading
 
 
 class HeldUpClock(ManualClock):
@@ -192,57 +129,25 @@ def records_in(path: Path) -> dict[str, SessionRecord]:
         return {record.id: record for record in store.page(None, 100)}
 
 
-def record_of(store: Any, session: ManagedSession[Any]) -> SessionRecord:
-    """The record of a session, which has one."""
-    found = store.load(session.id)
-    assert found is not None
-    record: SessionRecord = found.record
-    return record
-
-
 class WatchedStore:
-    """A store whose operations are counted, fail on demand, and have something happen before or after them."""
+    """A store whose calls are counted, and fail on demand."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.calls: Counter[str] = Counter()
         self.failing: set[str] = set()
-        """The operations that fail; `EVERYTHING` for all."""
-        self.unreadable: set[str] = set()
-        """The ids of the sessions whose records cannot be loaded."""
-        self.instance: str | None = None
-        """The instance that joined last."""
-        self._before: dict[str, Callable[[], object]] = {}
-        self._after: dict[str, Callable[[], object]] = {}
-
-    def before(self, operation: str, act: Callable[[], object]) -> None:
-        """Have something done before the next such operation, once. What it raises, the operation raises, undone."""
-        self._before[operation] = act
-
-    def after(self, operation: str, act: Callable[[], object]) -> None:
-        """Have something done after the next such operation, once. What it raises, the operation raises, done."""
-        self._after[operation] = act
+        """The methods that fail; `"*"` for all."""
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        if name == "clock_offset" or not callable(method):
+        if name == "clock_offset":
             # No I/O, which cannot fail.
             return method
 
-        def call(*arguments: Any, **options: Any) -> Any:
-            operation = operation_of(name, (*arguments, *options.values()))
-            self.calls[operation] += 1
-            self._before.pop(operation, _nothing)()
-            if self.failing & {operation, EVERYTHING} or (operation == LOAD and arguments[0] in self.unreadable):
-                raise StoreError(f"no {operation} today") from OSError(28, "No space left on device")
-            result = method(*arguments, **options)
-            if operation == JOIN:
-                self.instance = result
-            self._after.pop(operation, _nothing)()
-            return result
+        def call(*arguments: Any) -> Any:
+            self.calls[name] += 1
+            if self.failing & {name, "*"}:
+                raise StoreError(f"no {name} today") from OSError(28, "No space left on device")
+            return method(*arguments)
 
         return call
-
-
-def _nothing() -> None:
-    pass
