@@ -8,17 +8,48 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, StoreError
-from sessionkit.stores import SessionRecord, SQLiteStore, Store
+from sessionkit import ManagedSession, RemovalCause, SessionCoordinator, StoreError
+from sessionkit.stores import SessionRecord, SQLiteStore, Store, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
+
+# What a store is asked to do, as `WatchedStore` counts it and lets it fail.
+JOIN, LEAVE, SET_WRITE_INTERVAL = "join", "leave", "set_write_interval"
+CREATE, LOAD, FIND, PAGE, RENAME = "create", "load", "find", "page", "rename"
+ATTACH, DETACH, LEASE, RELEASE = "attach", "detach", "lease", "release"
+GIVE_BACK, SAVE, TOUCH = "give_back", "save", "touch"  # to give back is to save and to release in one step
+DELETE, DELETE_IF_DUE = "delete", "delete_unless_used"
+EVERYTHING = "*"
+
+
+def operation_of(method: str, arguments: tuple[Any, ...]) -> str:
+    """Which of these a call of a store's method is: some methods do one thing or another by what they are given."""
+    match method:
+        case "attach" if arguments[2:] and arguments[2] is not None:
+            return LEASE
+        case "release" if arguments[2:] and arguments[2] is not None:
+            return GIVE_BACK
+        case "delete" if isinstance(arguments[0], Mapping) and any(at is not None for at in arguments[0].values()):
+            return DELETE_IF_DUE
+    return method
+
+
+def delete_record(store: Any, session_id: str) -> None:
+    """Delete a record, as an instance elsewhere does that closes the session."""
+    store.delete({session_id: None})
+
+
+def save_record(store: Any, session_id: str, version: int, data: str) -> None:
+    """Save a record, as an instance elsewhere does that has read this version."""
+    store.save(session_id, version, data, Touch(0.0))
+
 
 WAIT = 20.0
 """Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
@@ -46,29 +77,57 @@ def all_at_once(*functions: Callable[[], Any]) -> list[Any]:
         return [future.exception(WAIT) or future.result(WAIT) for future in futures]
 
 
-LOCK_PROBE = "lock probe"
-"""The name of the threads that ask for the lock: a clock that looks whether it is free gives them a reading at once."""
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another thread does, for `WAIT` seconds at most."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        threading.Event().wait(0.001)
 
 
 def lock_is_free(coordinator: SessionCoordinator[Any]) -> bool:
-    """Whether another thread could take the coordinator's lock now: it can count the sessions."""
-    counted = threading.Event()
-    # Should the lock never be free, nobody waits for this thread.
-    probe = threading.Thread(target=lambda: (len(coordinator), counted.set()), name=LOCK_PROBE, daemon=True)
-    probe.start()
-    return counted.wait(WAIT)
+    """Whether another thread could take the coordinator's lock now: whether a call that needs no more gets through."""
+    called = threading.Event()
 
+    def call() -> None:
+        coordinator.stats()
+        called.set()
 
-def one_minute(**settings: Any) -> CoordinatorConfig:
-    """A minute of session timeout, a cleanup every ten seconds, and these settings."""
-    return CoordinatorConfig(session_timeout=60, cleanup_interval=10, **settings)
+    # No pool, whose end would wait for a call that does not come through.
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    free = called.wait(WAIT)
+    if free:
+        thread.join(WAIT)
+    return free
 
 
 class Closings(list[tuple[str, RemovalCause]]):
-    """A close callback that notes whom it was called for, by name or else id."""
+    """A close callback that notes which sessions it was called for, by name or else id."""
 
     def __call__(self, session: ManagedSession[Any], cause: RemovalCause) -> None:
         self.append((session.name or session.id, cause))
+
+
+class HookedClock(ManualClock):
+    """A manual clock in which something may happen between a reading and what is done with it."""
+
+    def __init__(self, start: float = 0.0, wall_start: float = ManualClock().wall()) -> None:
+        super().__init__(start, wall_start)
+        self._here = threading.local()
+
+    def at_reading(self, number: int, act: Callable[[], object]) -> None:
+        """Call `act` at the reading of this number from now on, of those in this thread; once."""
+        self._here.left, self._here.act = number, act
+
+    def __call__(self) -> float:
+        reading = super().__call__()
+        left = getattr(self._here, "left", 0)
+        if left:
+            self._here.left = left - 1
+            if left == 1:
+                self._here.act()
+        return reading
 
 
 class HeldUpClock(ManualClock):
@@ -95,7 +154,6 @@ class HeldUpClock(ManualClock):
 @contextmanager
 def system_time(clock: ManualClock) -> Iterator[None]:
     """Make the clock the system's own, which coordinators also read on their paths without the lock."""
-    # freezegun, the public way to set the system's time, freezes it: then every call takes the lock.
     with patch.object(time, "monotonic", clock), patch.dict(BUILTIN_CLOCKS, {system_clock: clock}):
         yield
 
@@ -124,30 +182,62 @@ def in_child(function: Callable[[], Any]) -> Any:
 
 
 def records_in(path: Path) -> dict[str, SessionRecord]:
-    """What is in a SQLite store that nobody has open here; 100 at most."""
+    """What is in a SQLite store that is not open here; 100 at most."""
     with closing(SQLiteStore(path)) as store:
         return {record.id: record for record in store.page(None, 100)}
 
 
+def record_of(store: Any, session: ManagedSession[Any]) -> SessionRecord:
+    """The record of a session, which has one."""
+    found = store.load(session.id)
+    assert found is not None
+    record: SessionRecord = found.record
+    return record
+
+
 class WatchedStore:
-    """A store whose calls are counted, and fail on demand."""
+    """A store whose operations are counted, fail on demand, and have something happen before or after them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.calls: Counter[str] = Counter()
         self.failing: set[str] = set()
-        """The methods that fail; `"*"` for all."""
+        """The operations that fail; `EVERYTHING` for all."""
+        self.unreadable: set[str] = set()
+        """The ids of the sessions whose records cannot be loaded."""
+        self.instance: str | None = None
+        """The instance that joined last."""
+        self._before: dict[str, Callable[[], object]] = {}
+        self._after: dict[str, Callable[[], object]] = {}
+
+    def before(self, operation: str, act: Callable[[], object]) -> None:
+        """Have something done before the next such operation, once. What it raises, the operation raises, undone."""
+        self._before[operation] = act
+
+    def after(self, operation: str, act: Callable[[], object]) -> None:
+        """Have something done after the next such operation, once. What it raises, the operation raises, done."""
+        self._after[operation] = act
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.store, name)
-        if name == "clock_offset":
+        if name == "clock_offset" or not callable(method):
             # No I/O, which cannot fail.
             return method
 
-        def call(*arguments: Any) -> Any:
-            self.calls[name] += 1
-            if self.failing & {name, "*"}:
-                raise StoreError(f"no {name} today") from OSError(28, "No space left on device")
-            return method(*arguments)
+        def call(*arguments: Any, **options: Any) -> Any:
+            operation = operation_of(name, (*arguments, *options.values()))
+            self.calls[operation] += 1
+            self._before.pop(operation, _nothing)()
+            if self.failing & {operation, EVERYTHING} or (operation == LOAD and arguments[0] in self.unreadable):
+                raise StoreError(f"no {operation} today") from OSError(28, "No space left on device")
+            result = method(*arguments, **options)
+            if operation == JOIN:
+                self.instance = result
+            self._after.pop(operation, _nothing)()
+            return result
 
         return call
+
+
+def _nothing() -> None:
+    pass

@@ -53,7 +53,7 @@ def apart(process: Maker) -> Processes:
 
 
 @pytest.mark.parametrize("way", LOOKS | TOUCHES)
-def test_whoever_asks_elsewhere_is_told_where_it_is(apart: Processes, way: str) -> None:
+def test_a_caller_elsewhere_is_told_where_the_session_is(apart: Processes, way: str) -> None:
     """`SessionElsewhereError` names the other process; nothing is made or written, and the session stays as it is."""
     here, there = apart
     session = there.sessions.create_session("support")
@@ -144,7 +144,7 @@ def test_restoring_all_passes_over_what_is_elsewhere(apart: Processes) -> None:
 
 
 def test_of_several_that_restore_at_once_one_gets_it(process: Maker) -> None:
-    """The others are told that another one has it, and leave no trace."""
+    """The other processes are told that another one has it, and leave no trace."""
     maker = process("maker")
     ids = [maker.sessions.create_session().id for _ in range(10)]
     maker.sessions.close()
@@ -159,7 +159,7 @@ def test_of_several_that_restore_at_once_one_gets_it(process: Maker) -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_another_one_that_was_faster(process: Maker, apart: Processes, fails: bool) -> None:
+def test_another_process_that_was_faster(process: Maker, apart: Processes, fails: bool) -> None:
     """It was nowhere at the first look, and elsewhere at the second: it is left there; should that fail, later."""
     here, there = apart
     maker = process("maker")
@@ -248,7 +248,7 @@ def test_instance_names_and_affinity_of_the_wrong_type(value: Any) -> None:
 
 
 def visits(session: Any) -> str:
-    """A page: how often somebody was here, which the resource was told when it was made."""
+    """A page: how many visits there were, and of how many the resource knew when it was made."""
     session["said"] = [*session.get("said", []), "visit"]
     return f"{len(session['said'])} of {len(session.resource.knew.get('said', []))}"
 

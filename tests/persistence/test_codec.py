@@ -69,7 +69,7 @@ def test_a_tuple_comes_back_as_a_list(restart: Restart) -> None:
 def test_data_that_was_refused_does_not_keep_its_session_in_memory(
     restart: Restart, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever gave it back was told; when the session leaves memory, the last good data is what is kept."""
+    """The caller that gave it back was told; when the session leaves memory, the last good data is what is kept."""
     coordinator = restart(config(max_active_sessions=1, on_full="passivate"))
     first = coordinator.create_session(data={"good": 1})
     with pytest.raises(InvalidSessionError), coordinator.checkout(first.id) as held:

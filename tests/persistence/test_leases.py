@@ -1,4 +1,4 @@
-"""Checkouts between processes: who has the session, who waits, and when it is free again."""
+"""Checkouts between processes: when the session is to be had, when it is waited for, and when it is free again."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_session_on_lease_elsewhere_never_expires_here(pair: Pair, session_clo
 
 
 def test_both_sharing_and_changing_is_a_conflict(pair: Pair) -> None:
-    """Nobody's update is lost silently: the second is told, and the next checkout has what the first one saved."""
+    """No update is lost silently: the second one raises, and the next checkout has what the first one saved."""
     here, there = pair
     session = here.create_session()
     checkout = here.checkout(session.id, exclusive=False)

@@ -225,7 +225,7 @@ def test_a_closed_coordinator_restores_nothing(restart: Restart) -> None:
 
 def test_a_coordinator_with_a_store_that_is_dropped_is_collected(store: WatchedStore) -> None:
     """At once, without the garbage collector's help, and with the same warning as without a store."""
-    coordinator: SessionCoordinator[Any] | None = SessionCoordinator(CONFIG, store=store)  # type: ignore[arg-type]  # it stands for any store
+    coordinator: SessionCoordinator[Any] | None = SessionCoordinator(CONFIG, store=store)
     assert coordinator is not None
     coordinator.create_session()
     dropped = weakref.ref(coordinator)
@@ -358,7 +358,7 @@ def test_a_session_timed_out_while_no_process_ran(restart: Restart, session_cloc
 
 
 def test_lifetime_goes_on_across_a_restart(restart: Restart, session_clock: ManualClock) -> None:
-    """Those who were restored stand in their place in the order of creation, whoever was created since."""
+    """Restored sessions have their place in the order of creation, before those that were created since."""
     settings = CoordinatorConfig(session_timeout=1000, cleanup_interval=10, max_lifetime=100)
     coordinator = restart(settings)
     old = [coordinator.create_session() for _ in range(2)]
@@ -378,7 +378,7 @@ def test_lifetime_goes_on_across_a_restart(restart: Restart, session_clock: Manu
     assert coordinator.cleanup_inactive_sessions() == 1
 
 
-def test_a_clock_set_back_between_restarts_ages_nobody(path: Path) -> None:
+def test_a_clock_set_back_between_restarts_ages_no_session(path: Path) -> None:
     """The session that seems to come from the future has its full timeout, and its last activity never moves back."""
     late = ManualClock(wall_start=2_000_000.0)
     with SessionCoordinator[Any](CONFIG, clock=late, store=SQLiteStore(path)) as coordinator:
@@ -405,7 +405,7 @@ def test_a_clock_set_forward_between_restarts_ages_by_as_much(path: Path) -> Non
         assert session.id not in coordinator
 
 
-def test_the_wall_clock_stepping_does_nothing_to_who_is_in_memory(path: Path) -> None:
+def test_the_wall_clock_stepping_does_nothing_to_sessions_in_memory(path: Path) -> None:
     """In one process, time is monotonic, whatever happens to the wall clock."""
     clock, wall = ManualClock(), [1_000_000.0]
     clock.wall = lambda: wall[0]  # type: ignore[method-assign]  # a clock of its own
@@ -434,7 +434,7 @@ def test_freezegun_sets_the_wall_clock_too(path: Path) -> None:
 
 
 def test_a_session_that_is_too_old_and_checked_out(restart: Restart, session_clock: ManualClock) -> None:
-    """It is gone for everybody else, its name is free, and it ends once when it is given back."""
+    """It is gone for every other caller, its name is free, and it ends once when it is given back."""
     closings = Closings()
     settings = CoordinatorConfig(session_timeout=1000, cleanup_interval=10, max_lifetime=100)
     coordinator = restart(settings, on_close=closings)
@@ -455,7 +455,7 @@ def test_a_session_that_is_too_old_and_checked_out(restart: Restart, session_clo
 # ---- Factories and close callbacks
 
 
-def test_one_restoration_for_all_who_ask_at_once(restart: Restart) -> None:
+def test_one_restoration_for_all_threads_that_ask_at_once(restart: Restart) -> None:
     """However many threads ask, the factory runs once, and all get the same session."""
     made = restart().create_session()
     calls: list[str] = []
@@ -471,7 +471,7 @@ def test_one_restoration_for_all_who_ask_at_once(restart: Restart) -> None:
 
 
 def test_a_factory_that_asks_for_its_own_session(restart: Restart) -> None:
-    """It is not there yet, and nobody waits for ever."""
+    """It is not there yet, and no call waits for ever."""
     made = restart().create_session()
 
     def factory(session: ManagedSession[Any]) -> str:
@@ -486,7 +486,7 @@ def test_a_factory_that_asks_for_its_own_session(restart: Restart) -> None:
 
 
 def test_a_close_callback_that_asks_for_its_own_session(restart: Restart, session_clock: ManualClock) -> None:
-    """It is gone, whatever the cause, and nobody waits for ever."""
+    """It is gone, whatever the cause, and no call waits for ever."""
     seen: list[RemovalCause] = []
 
     def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
@@ -633,8 +633,8 @@ def test_passivation_needs_a_store() -> None:
         SessionCoordinator(store="sessions.db")  # type: ignore[arg-type]  # what people try
 
 
-def test_a_refused_creation_passivates_nobody(restart: Restart) -> None:
-    """A name that is taken is found out before anybody has to move."""
+def test_a_refused_creation_passivates_no_session(restart: Restart) -> None:
+    """That a name is taken is found out before a session has to move."""
     coordinator = restart(config(max_active_sessions=1, on_full="passivate"))
     first = coordinator.create_session("first")
     with pytest.raises(SessionExistsError):
@@ -710,7 +710,7 @@ def test_a_caller_waits_for_another_thread_that_lets_a_session_go(restart: Resta
 def test_a_session_passivated_before_it_is_used_is_restored_again(
     restart: Restart, session_clock: HookedClock, way: str, reading: int
 ) -> None:
-    """At whichever reading of the clock it is passivated: the caller, who is too late, gets it from the store."""
+    """At whichever reading of the clock it is passivated: the caller is too late, and gets it from the store."""
     coordinator = restart(config(max_active_sessions=1, on_full="passivate"))
     session = coordinator.create_session("first")
     came: list[int] = []

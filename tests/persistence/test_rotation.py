@@ -133,7 +133,7 @@ def test_an_id_that_is_taken_or_not_allowed_is_refused(session_coordinator: Coor
 
 
 def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
-    """Raises as a look does; and one that is closed while somebody has it has ended for whoever rotates it too."""
+    """Raises as a look does; a session that is closed while it is checked out has ended for a rotation too."""
     coordinator = session_coordinator(CONFIG)
     with pytest.raises(SessionNotFoundError):
         coordinator.rotate_session("nobody")
@@ -150,7 +150,7 @@ def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory,
 
 
 def test_rotation_under_a_checkout_of_this_thread(session_coordinator: CoordinatorFactory) -> None:
-    """Whoever has it goes on with it, and can give it back; alone or shared, as long as nobody else has it."""
+    """The thread goes on with the session, and can give it back; alone or shared, as long as no other thread has it."""
     coordinator = session_coordinator(CONFIG)
     coordinator.create_session(session_id="s-0")
     for number, exclusive in enumerate([True, False]):
@@ -162,7 +162,7 @@ def test_rotation_under_a_checkout_of_this_thread(session_coordinator: Coordinat
     assert coordinator.get_session("s-2").metadata.message_count == 2
 
 
-def test_rotation_waits_for_whoever_has_the_session(session_coordinator: CoordinatorFactory) -> None:
+def test_rotation_waits_while_the_session_is_checked_out(session_coordinator: CoordinatorFactory) -> None:
     """For as long as it is told to; then it raises, and nothing has changed."""
     coordinator = session_coordinator(CONFIG)
     session = coordinator.create_session(session_id="old")

@@ -130,7 +130,7 @@ def test_a_failed_creation_leaves_no_record(restart: Restart, store: WatchedStor
 
 def test_the_coordinator_closed_during_a_creation_leaves_no_record(restart: Restart, store: WatchedStore) -> None:
     """No caller was given the session, so the next start has not got it either."""
-    coordinator = restart(store=store, resource_factory=lambda _: coordinator.close())
+    coordinator: SessionCoordinator[Any] = restart(store=store, resource_factory=lambda _: coordinator.close())
     with pytest.raises(CoordinatorClosedError):
         coordinator.create_session("support")
     assert store.page(None, 10) == []

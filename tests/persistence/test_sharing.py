@@ -81,7 +81,7 @@ def test_messages_counted_by_several_add_up(pair: Pair) -> None:
 
 
 def test_a_look_changes_nothing_under_a_checkout(pair: Pair) -> None:
-    """While somebody here works on the data, what others saved is not put into it."""
+    """While a checkout here works on the data, what others saved is not put into it."""
     here, there = pair
     session = here.create_session()
     with here.checkout(session.id, exclusive=False):
@@ -129,7 +129,7 @@ def test_a_touch_of_a_session_ended_elsewhere_is_noticed_with_the_next_batch(
 
 
 def test_a_session_ended_elsewhere_while_it_is_checked_out(pair: Pair, closings: tuple[Closings, Closings]) -> None:
-    """Whoever holds it is told when giving back what was changed; nothing is brought back."""
+    """The holder is told when it gives back what it changed; nothing is brought back."""
     here, there = pair
     session = here.create_session("support")
     checkout = here.checkout(session.id)
@@ -181,7 +181,7 @@ def test_names_are_unique_across_processes(pair: Pair) -> None:
             here.create_session("support")
 
 
-def test_a_restored_name_that_somebody_gone_has_here(pair: Pair) -> None:
+def test_a_restored_name_that_an_ended_session_has_here(pair: Pair) -> None:
     """The one here makes way, because it was ended elsewhere; asked for by id too."""
     here, there = pair
     old = here.create_session("support")
@@ -264,7 +264,9 @@ def test_an_expired_session_is_finalized_by_one(
             coordinator.get_session(session.id)
 
 
-def test_who_seemed_expired_and_lives_on_is_not_called_expired(pair: Pair, session_clock: ManualClock) -> None:
+def test_a_session_that_seemed_expired_and_lives_on_is_not_called_expired(
+    pair: Pair, session_clock: ManualClock
+) -> None:
     """What ends elsewhere later is not found here; it is not said to have been idle here."""
     here, there = pair
     session = here.create_session()
@@ -279,7 +281,7 @@ def test_who_seemed_expired_and_lives_on_is_not_called_expired(pair: Pair, sessi
     assert not isinstance(caught.value, SessionExpiredError)
 
 
-def test_a_cleanup_with_its_clock_ahead_removes_nobody_who_is_in_memory_elsewhere(
+def test_a_cleanup_with_its_clock_ahead_removes_nothing_that_is_in_memory_elsewhere(
     session_coordinator: CoordinatorFactory, open_store: OpenStore
 ) -> None:
     """A cleanup removes nobody who is in memory of another living process. Wrong clocks make no difference."""
@@ -403,7 +405,7 @@ def test_every_expired_record_is_finalized_by_exactly_one_process(path: Path) ->
 
 
 def _expire(all_are_ready: Barrier, index: int, path: Path, ids: list[str]) -> list[tuple[str, str]]:
-    """Have some sessions in memory, let all expire, and clean up; for whom on_close or an event said so, and why."""
+    """Have some sessions in memory, let all expire, and clean up; which ended, as events tell, and why."""
     clock = ManualClock()
     ended: list[tuple[str, str]] = []
     with SessionCoordinator[Any](CONFIG, clock=clock, store=SQLiteStore(path, timeout=60)) as coordinator:

@@ -1,4 +1,4 @@
-"""One session in several processes, each with a live resource: whose copy is stale, and is let go."""
+"""One session in several processes, each with a live resource: which copy is stale, and is let go."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pair(process: Maker) -> Processes:
 
 
 @pytest.mark.parametrize("way", LOOKS)
-def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Processes, way: str) -> None:
+def test_a_look_at_a_stale_copy_gives_a_new_one(pair: Processes, way: str) -> None:
     """Another process had the session: here its close callback is called once, with the newest data, and a new resource
     is made of them."""
     here, there = pair
@@ -61,7 +61,7 @@ def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Process
         again = LOOKS[way](here.sessions, session.id)
         events = list(iter(lambda: channel.get(0), None))
     assert here.closed == [Closing(RemovalCause.PASSIVATED, {"said": ["there"]}, old)]
-    assert [(event.kind, event.cause) for event in events[:2] if event] == [
+    assert [(event.kind, event.cause) for event in events[:2]] == [
         (EventKind.REMOVED, RemovalCause.PASSIVATED),
         (EventKind.RESTORED, None),
     ]
@@ -73,7 +73,7 @@ def test_whoever_looks_at_a_copy_that_is_out_of_use_gets_a_new_one(pair: Process
 
 
 @pytest.mark.parametrize("way", TOUCHES)
-def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Processes, way: str) -> None:
+def test_a_touch_keeps_a_stale_copy(pair: Processes, way: str) -> None:
     """It does not look: nothing is closed, nor by a cleanup; the next look does that."""
     here, there = pair
     session = here.sessions.create_session()
@@ -86,7 +86,7 @@ def test_a_touch_keeps_a_copy_that_is_out_of_use(pair: Processes, way: str) -> N
     assert len(here.closed) == 1
 
 
-def test_looking_whether_it_is_live_lets_go_too(pair: Processes) -> None:
+def test_asking_whether_a_session_is_live_lets_go_too(pair: Processes) -> None:
     """`in` looks, and says yes: the session is live, wherever."""
     here, there = pair
     session = here.sessions.create_session()
@@ -112,8 +112,8 @@ def test_a_session_without_a_resource_stays_and_catches_up(process: Maker) -> No
     assert here.closed == []
 
 
-def test_shared_checkouts_make_nobody_stale(pair: Processes) -> None:
-    """Whoever shares a session with others has a resource that can stand that; what they saved is in the data."""
+def test_shared_checkouts_make_no_copy_stale(pair: Processes) -> None:
+    """A resource that is shared can stand that others work too; what they saved is in the data."""
     here, there = pair
     session = here.sessions.create_session()
     there.add(session.id, "there", exclusive=False)
@@ -123,7 +123,7 @@ def test_shared_checkouts_make_nobody_stale(pair: Processes) -> None:
     assert here.closed == there.closed == []
 
 
-def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Processes) -> None:
+def test_a_session_that_is_used_again_and_again_has_one_resource(pair: Processes) -> None:
     """It is let go once for each time that the session was elsewhere, and not for checkouts of one's own, in which it
     may be looked at."""
     here, there = pair
@@ -140,7 +140,7 @@ def test_whoever_uses_a_session_again_and_again_has_one_resource(pair: Processes
 
 
 def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Processes) -> None:
-    """A look meanwhile gives what is here; whoever wants to check it out waits, and then has a new resource."""
+    """A look meanwhile gives what is here; a checkout waits, and then has a new resource."""
     here, there = pair
     session = here.sessions.create_session()
     checkout = there.sessions.checkout(session.id)
@@ -161,8 +161,8 @@ def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Processes) 
     assert len(here.closed) == 1
 
 
-def test_a_resource_that_was_made_while_another_process_was_at_work_is_out_of_use(pair: Processes) -> None:
-    """It knows of half of that only: whoever waits for the session makes another one when it has it."""
+def test_a_resource_that_was_made_while_another_process_was_at_work_is_stale(pair: Processes) -> None:
+    """It knows of half of that only: a checkout that waited makes another one when it has the session."""
     here, there = pair
     session = there.sessions.create_session()
     checkout = there.sessions.checkout(session.id)
@@ -177,7 +177,7 @@ def test_a_resource_that_was_made_while_another_process_was_at_work_is_out_of_us
 
 
 def test_what_the_close_callback_changes_is_saved_before_others_have_the_session(pair: Processes) -> None:
-    """In a checkout: nobody else gets the session until it is back here, and in use."""
+    """In a checkout: no other process gets the session until it is back here, and in use."""
     here, there = pair
     session_id = here.sessions.create_session().id
     there.add(session_id, "there")
@@ -198,8 +198,8 @@ def _assert_is_busy(process: Process, session_id: str) -> None:
         process.sessions.checkout(session_id, timeout=0).__enter__()
 
 
-def test_several_who_take_long_to_make_a_resource_get_their_turn_all_the_same(process: Maker) -> None:
-    """Each checkout makes two at most: one when the session comes into memory, one when it is had."""
+def test_processes_that_take_long_to_make_a_resource_get_their_turn_all_the_same(process: Maker) -> None:
+    """Each checkout makes two at most: one when the session comes into memory, one when it has the lease."""
     processes = [process(name) for name in ("a", "b", "c")]
     session_id = processes[0].sessions.create_session().id
     makes_together = threading.Barrier(3)
@@ -225,8 +225,8 @@ def test_several_who_take_long_to_make_a_resource_get_their_turn_all_the_same(pr
 
 
 @pytest.mark.parametrize("affinity", [False, True])
-def test_a_resource_that_is_had_alone_knows_all_that_is_in_the_data(process: Maker, affinity: bool) -> None:
-    """Whoever had the session before, in whichever process, and whatever else is done with it."""
+def test_a_resource_in_an_exclusive_checkout_knows_all_that_is_in_the_data(process: Maker, affinity: bool) -> None:
+    """Whichever process had the session before, and whatever else is done with it."""
     options = {"affinity": affinity, "max_active_sessions": 2, "on_full": "passivate"}
     processes = [process(name, **options) for name in ("a", "b", "c")]
     ids = [processes[0].sessions.create_session(data={"said": []}).id for _ in range(3)]
@@ -419,7 +419,7 @@ def test_a_checkout_interrupted_while_it_lets_go(pair: Processes, comes_back: bo
 
 
 def test_a_checkout_that_the_store_could_not_note_goes_on_with_what_is_here(pair: Processes) -> None:
-    """Though another process had the session before; whoever comes in meanwhile shares it, and then it is let go."""
+    """Though another process had the session before; a checkout inside has the same copy, which is let go then."""
     here, there = pair
     session = here.sessions.create_session()
     for joined in (False, True):
@@ -479,7 +479,9 @@ def test_a_store_that_fails_while_another_thread_lets_go(pair: Processes) -> Non
     assert (len(here.made), len(here.closed)) == (2, 1)
 
 
-def test_a_session_that_leaves_with_a_conflict_is_nobodys(pair: Processes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_that_leaves_with_a_conflict_is_attached_to_no_instance(
+    pair: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
     """Another process saved it while the close callback ran here: that change is lost and logged, and others may have
     the session to themselves."""
     here, there = pair

@@ -255,7 +255,7 @@ def test_a_failed_delete_is_retried_and_its_id_refuses_to_load_meanwhile(
     closings: Closings,
     cause: RemovalCause,
 ) -> None:
-    """A failed delete is retried, and its id refuses to load meanwhile. Whoever ended stays ended, for every caller."""
+    """A failed delete is retried, and its id refuses to load meanwhile. What ended stays ended, for every caller."""
     settings = config(max_active_sessions=1, on_full="evict")
     coordinator = session_coordinator(settings, store=store, on_close=closings)
     session = coordinator.create_session("support")
@@ -307,7 +307,7 @@ def test_a_creation_of_the_same_name_or_id_retries_the_delete(
 def test_a_failed_passivation_keeps_the_session_in_memory(
     session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, session_clock: ManualClock
 ) -> None:
-    """The creation that wanted its place raises; nothing is closed, and nobody was touched by it."""
+    """The creation that wanted its place raises; nothing is closed, and no session was touched by it."""
     settings = config(max_active_sessions=1, on_full="passivate")
     coordinator = session_coordinator(settings, store=store, on_close=closings)
     session = coordinator.create_session("first")
@@ -346,7 +346,7 @@ def test_what_a_passivated_session_could_not_write_last_is_logged(
 def test_touches_that_cannot_be_written_are_written_later(
     coordinator: SessionCoordinator[Any], store: WatchedStore, session_clock: ManualClock
 ) -> None:
-    """A run that fails is counted and keeps what it could not write; who has left meanwhile is forgotten."""
+    """A run that fails is counted and keeps what it could not write; a session that has left meanwhile is forgotten."""
     session, other = coordinator.create_session(), coordinator.create_session()
     session_clock.advance(5)
     session.touch()
@@ -528,10 +528,10 @@ def test_a_file_that_was_moved_and_brought_back(
     assert again.get_session(session.id).data == {"step": 1}
 
 
-def test_somebody_in_the_way_whom_the_store_cannot_tell_of(
+def test_a_session_in_the_way_that_the_store_cannot_tell_of(
     session_coordinator: CoordinatorFactory, coordinator: SessionCoordinator[Any], store: WatchedStore
 ) -> None:
-    """Whoever has the name keeps it, also where the store cannot say whether he is gone."""
+    """The session that has the name keeps it, also where the store cannot say whether it has ended."""
     coordinator.create_session("support")
     store.failing = {LOAD}
     with pytest.raises(SessionExistsError):

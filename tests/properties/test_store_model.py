@@ -129,7 +129,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.coordinator = SessionCoordinator[Any](
             self.config,
             clock=self.clock,
-            store=self.store,  # type: ignore[arg-type]  # it stands for any store
+            store=self.store,
             resource_factory=lambda session: f"agent of {session.id}",
             on_close=self.note_close,
         )
@@ -158,7 +158,7 @@ class StoreMachine(RuleBasedStateMachine):
         return self.config.max_active_sessions is not None and len(self.here()) >= self.config.max_active_sessions
 
     def settle(self) -> None:
-        """Take in whom on_close was called for, each for a reason that the model sees."""
+        """Take in what on_close was called for, each session for a reason that the model sees."""
         for session_id, cause in self.closed:
             naive = self.sessions[session_id]
             assert naive.in_memory
@@ -351,7 +351,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert (naive.id in self.coordinator) is (naive in self.live()), naive
         assert {session.id for session in self.coordinator.list_sessions()} == {naive.id for naive in self.here()}
         assert len(self.coordinator) == len(self.here())
-        # No record of whom nobody can find, but of those that cleanup has not come to.
+        # There is no record of a session that cannot be found, unless cleanup has not come to it yet.
         waiting = {naive.id for naive in self.sessions.values() if naive.ended is None}
         assert self.unended() <= waiting
         assert {naive.id for naive in self.live()} <= self.unended()
@@ -384,6 +384,6 @@ def nowhere() -> Iterator[str]:
 def test_the_coordinator_with_a_store_does_what_dicts_would_do(
     machine: Any, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Random lives with restarts, crashes and passivation: who is live, with which data, who left and why."""
+    """Random lives with restarts, crashes and passivation: what is live, with which data, what left and why."""
     with server() as OnServer.url, caplog.at_level("CRITICAL", logger="sessionkit"):
         run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40))
