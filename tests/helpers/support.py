@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from sessionkit import ManagedSession, RemovalCause, SessionCoordinator, StoreError
+from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, StoreError
 from sessionkit.stores import SessionRecord, SQLiteStore, Store, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
@@ -77,29 +77,22 @@ def all_at_once(*functions: Callable[[], Any]) -> list[Any]:
         return [future.exception(WAIT) or future.result(WAIT) for future in futures]
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another thread does, for `WAIT` seconds at most."""
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        threading.Event().wait(0.001)
+LOCK_PROBE = "lock probe"
+"""The name of the threads that ask for the lock: a clock that looks whether it is free gives them a reading at once."""
 
 
 def lock_is_free(coordinator: SessionCoordinator[Any]) -> bool:
-    """Whether another thread could take the coordinator's lock now: whether a call that needs no more gets through."""
-    called = threading.Event()
+    """Whether another thread could take the coordinator's lock now: it can count the sessions."""
+    counted = threading.Event()
+    # Should the lock never be free, nobody waits for this thread.
+    probe = threading.Thread(target=lambda: (len(coordinator), counted.set()), name=LOCK_PROBE, daemon=True)
+    probe.start()
+    return counted.wait(WAIT)
 
-    def call() -> None:
-        coordinator.stats()
-        called.set()
 
-    # No pool, whose end would wait for a call that does not come through.
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    free = called.wait(WAIT)
-    if free:
-        thread.join(WAIT)
-    return free
+def one_minute(**settings: Any) -> CoordinatorConfig:
+    """A minute of session timeout, a cleanup every ten seconds, and these settings."""
+    return CoordinatorConfig(session_timeout=60, cleanup_interval=10, **settings)
 
 
 class Closings(list[tuple[str, RemovalCause]]):
@@ -179,6 +172,14 @@ def in_child(function: Callable[[], Any]) -> Any:
     succeeded, result = pickle.loads(answer)  # noqa: S301  written by our own child
     assert succeeded, result
     return result
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another thread does, for `WAIT` seconds at most."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        threading.Event().wait(0.001)
 
 
 def records_in(path: Path) -> dict[str, SessionRecord]:
