@@ -20,6 +20,10 @@ from sessionkit.stores import SessionRecord, SQLiteStore, Store, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
 
+WAIT = 20.0
+"""Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
+
+
 # What a store is asked to do, as `WatchedStore` counts it and lets it fail.
 JOIN, LEAVE, SET_WRITE_INTERVAL = "join", "leave", "set_write_interval"
 CREATE, LOAD, FIND, PAGE, RENAME = "create", "load", "find", "page", "rename"
@@ -49,10 +53,6 @@ def delete_record(store: Any, session_id: str) -> None:
 def save_record(store: Any, session_id: str, version: int, data: str) -> None:
     """Save a record, as an instance elsewhere does that has read this version."""
     store.save(session_id, version, data, Touch(0.0))
-
-
-WAIT = 20.0
-"""Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
 
 
 @contextmanager
