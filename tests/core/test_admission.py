@@ -9,7 +9,6 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
-from sessionkit.core.sweep import BATCH
 
 from sessionkit import (
     CoordinatorClosedError,

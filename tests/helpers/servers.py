@@ -59,7 +59,7 @@ def site(environ, start_response):
     return body
 
 store = None if os.environ.get("NO_STORE") else SQLiteStore(here / "sessions.db")
-coordinator = SessionCoordinator(CoordinatorConfig(600, 300), store=store)
+coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=600, cleanup_interval=300), store=store)
 application = SessionMiddleware(site, coordinator)
 """
 
@@ -85,16 +85,16 @@ class Server:
             self.process = subprocess.Popen(  # noqa: S603  our own arguments
                 [sys.executable, *arguments], cwd=directory, stderr=log, env={**os.environ, **environment}
             )
-        found = self.until(lambda: re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log))
+        found = self.wait_until(lambda: re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log))
         self.port = int(found[1])
         workers = sum(int(number) for number in re.findall(r"--workers=(\d)", " ".join(arguments)))
-        self.until(lambda: self.log.count("Booting worker") == workers)
+        self.wait_until(lambda: self.log.count("Booting worker") == workers)
 
     @property
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def until(self, look: Callable[[], Any]) -> Any:
+    def wait_until(self, look: Callable[[], Any]) -> Any:
         """Look until there is something to see, for a bounded time."""
         end = time.monotonic() + WAIT
         while time.monotonic() < end:
@@ -133,7 +133,7 @@ class Server:
                 told.update(text.split() for text in pool.map(self.text, ["/worker"] * 16))
             return len(told) >= number
 
-        self.until(ask)
+        self.wait_until(ask)
         return told
 
     def stop(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from unittest.mock import patch
 
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator, StoreError
-from sessionkit.stores import SessionRecord, SQLiteStore, Store, Touch
+from sessionkit.stores import Changes, SessionRecord, SQLiteStore, Store, Touch
 from sessionkit.testing import ManualClock
 from sessionkit.util.clock import BUILTIN_CLOCKS, system_clock
 
@@ -52,7 +52,7 @@ def delete_record(store: Any, session_id: str) -> None:
 
 def save_record(store: Any, session_id: str, version: int, data: str) -> None:
     """Save a record, as an instance elsewhere does that has read this version."""
-    store.save(session_id, version, data, Touch(0.0))
+    store.save(session_id, Changes(version, data, Touch(0.0)))
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def in_child(function: Callable[[], Any]) -> Any:
     return result
 
 
-def until(condition: Callable[[], object]) -> None:
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait for something that another thread does, for `WAIT` seconds at most."""
     deadline = time.monotonic() + WAIT
     while not condition():

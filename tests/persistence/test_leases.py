@@ -47,7 +47,7 @@ from ..helpers.support import (
     WatchedStore,
     in_thread,
     records_in,
-    until,
+    wait_until,
 )
 
 
@@ -81,7 +81,7 @@ def test_a_checkout_waits_for_another_process(pair: Pair, stores: tuple[WatchedS
     held = checkout.__enter__()
     with in_thread(take) as future:
         held.data["from"] = "here"
-        until(lambda: stores[1].calls[LEASE])
+        wait_until(lambda: stores[1].calls[LEASE])
         assert not future.done()
         checkout.__exit__()
         assert future.result(WAIT) == {"from": "here"}
@@ -154,7 +154,7 @@ def test_the_first_of_several_sharers_catches_up_before_the_others_work(
         stores[0].after(LEASE, let_in)
         with here.checkout(session.id, exclusive=False) as first:
             assert first.data["by"] == "there"
-            until(lambda: "and by" in first.data or sharing[0].done())
+            wait_until(lambda: "and by" in first.data or sharing[0].done())
             done.set()
             sharing[0].result(WAIT)
     assert there.get_session(session.id).data == {"by": "there", "and by": "second"}

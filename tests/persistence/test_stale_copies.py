@@ -39,7 +39,7 @@ from ..helpers.support import (
     HookedClock,
     all_at_once,
     in_thread,
-    until,
+    wait_until,
 )
 
 
@@ -153,7 +153,7 @@ def test_what_is_under_way_elsewhere_is_let_go_when_it_is_done(pair: Processes) 
     assert (here.closed, here.sessions.stats().checked_out) == ([], 0)
     here.store.calls.clear()
     with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
-        until(lambda: here.store.calls[LEASE])
+        wait_until(lambda: here.store.calls[LEASE])
         assert not adding.done()
         checkout.__exit__()
         assert adding.result(WAIT) is here.made[1]
@@ -168,7 +168,7 @@ def test_a_resource_that_was_made_while_another_process_was_at_work_is_stale(pai
     checkout = there.sessions.checkout(session.id)
     checkout.__enter__().data["said"] = ["there"]
     with in_thread(lambda: here.add(session.id, "here", timeout=WAIT)) as adding:
-        until(lambda: here.store.calls[LEASE])
+        wait_until(lambda: here.store.calls[LEASE])
         assert not adding.done()
         assert [agent.knew for agent in here.made] == [{}]
         checkout.__exit__()
@@ -339,7 +339,7 @@ def test_a_look_does_not_wait_for_another_process(pair: Processes) -> None:
     here.store.before(LEASE, look_and_lose_it)
     with ThreadPoolExecutor(2) as pool:
         taking = pool.submit(here.add, old.id, "here", timeout=WAIT)
-        until(lambda: looking)
+        wait_until(lambda: looking)
         assert looking[0].result(WAIT / 2).resource is here.made[-1]
         assert not taking.done()
         checkout.__exit__()

@@ -49,7 +49,7 @@ from ..helpers.support import (
     delete_record,
     record_of,
     save_record,
-    until,
+    wait_until,
 )
 
 
@@ -391,11 +391,11 @@ def test_the_cleanup_task_goes_on_and_retries(
         session = coordinator.create_session()
         store.failing = {EVERYTHING}
         session.touch()
-        until(lambda: coordinator.stats().cleanup.failures)
+        wait_until(lambda: coordinator.stats().cleanup.failures)
         store.failing.clear()
-        until(lambda: figures(coordinator).dirty == 0)
+        wait_until(lambda: figures(coordinator).dirty == 0)
         cleanup = coordinator.stats().cleanup
-        until(lambda: coordinator.stats().cleanup.runs > cleanup.runs + 1)
+        wait_until(lambda: coordinator.stats().cleanup.runs > cleanup.runs + 1)
         assert coordinator.stats().cleanup.failures == cleanup.failures
     assert "a cleanup run failed; the next one will come" in caplog.text
 

@@ -25,7 +25,7 @@ from sessionkit.web.cookie import id_of
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 from ..helpers.web import COOKIE
 
-CONFIG = CoordinatorConfig(60, 10, max_active_sessions=3)
+CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_a_worker_killed_in_mid_request_frees_its_sessions(kind: str, tmp_path: 
     with serving(tmp_path, SERVERS[kind]) as server:
         token = server.new_visitor()
         with in_thread(server.text, "/wait", token) as hanging:
-            pid = int(server.until(lambda: _text_of(tmp_path / "go-on-begun")))
+            pid = int(server.wait_until(lambda: _text_of(tmp_path / "go-on-begun")))
             os.kill(pid, signal.SIGKILL)
             assert isinstance(hanging.exception(WAIT), OSError | http.client.HTTPException)
         began = time.monotonic()
@@ -64,7 +64,7 @@ def test_a_graceful_stop_lets_requests_finish(kind: str, tmp_path: Path) -> None
     with serving(tmp_path, SERVERS[kind]) as server:
         token = server.new_visitor()
         with in_thread(server.text, "/wait", token) as running:
-            server.until(lambda: _text_of(tmp_path / "go-on-begun"))
+            server.wait_until(lambda: _text_of(tmp_path / "go-on-begun"))
             server.process.send_signal(signal.SIGTERM)
             (tmp_path / "go-on").touch()
             assert running.exception(WAIT) is None or kind == "waitress"

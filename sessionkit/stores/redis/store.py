@@ -52,8 +52,8 @@ class RedisStore:
 
     A call whose connection broke is sent again, within the timeout; the server does nothing twice. If it cannot be
     reached until then, the call raises `StoreError`, and what it asked for may have been done, or be done later: of a
-    creation, a save or a renaming, a later call finds that out; of removals that were not heard of, nobody is told. (Messages that came
-    with a touch, or with a checkout that changed no data, may be counted twice then.)
+    creation, a save or a renaming, a later call finds that out; of removals that were not heard of, nobody is told.
+    (Messages that came with a touch, or with a checkout that changed no data, may be counted twice then.)
     """
 
     def __init__(

@@ -368,9 +368,9 @@ class TellingStore(RedisStore):
 
 @pytest.mark.parametrize("kills", [0, *[2] * max(KILLS // 10, 1)])
 def test_each_expired_session_is_finalized_by_one_process(url: str, prefix: str, store: RedisStore, kills: int) -> None:
-    """The removal of an expired session is told once at most, by one process. Of thousands, none is removed that was used in
-    any process, and each resource is closed in the process that made it; one that is killed takes along no more than
-    what it was about to tell.
+    """The removal of an expired session is told once at most, by one process. Of thousands, none is removed that was
+    used in any process, and each resource is closed in the process that made it; one that is killed takes along no
+    more than what it was about to tell.
     """
     chance = random.Random(seed := random.randrange(1_000_000))  # noqa: S311  no secret
     config = CoordinatorConfig(
