@@ -1,4 +1,4 @@
-"""What time it is: the default clock, and the steady time that a coordinator makes of any clock."""
+"""What time it is: the default clock, the steady time that is made of any clock, and the comparison with a limit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ BUILTIN_CLOCKS: dict[Clock, Clock] = (
     # In a dict, where freezegun does not find it to replace it. Empty if time was frozen before the first import.
     {system_clock: time.monotonic} if type(time.monotonic) is BuiltinFunctionType else {}
 )
-"""What a clock comes down to while time is not frozen: a function that is called without any of our own in between."""
+"""For a clock of this module, the builtin that it reads while time is not frozen."""
 
 
 def stopwatch() -> float:
@@ -75,10 +75,16 @@ def stopwatch() -> float:
     return BUILTIN_CLOCKS.get(system_clock, time.monotonic)()
 
 
+def is_past(end: float, now: float) -> bool:
+    """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
+    return now - end > SLACK
+
+
 class SteadyClock:
     """Time that never goes back, made of any clock.
 
-    `read` asks the clock and may be called by anyone at any time. `advance` and `latest` belong to the owner's lock.
+    `read` reads the clock, and may be called from any thread at any time. `advance` and `latest`, the time that it
+    returned last, are guarded by the coordinator's lock.
     """
 
     __slots__ = ("latest", "read")
