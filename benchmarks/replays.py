@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import redis
 from redis.connection import Connection, ConnectionPool
 
-from sessionkit.stores.redis.partitions import CLUSTER_PARTITIONS
+from sessionkit.stores.redis.cluster import CLUSTER_PARTITIONS
 
 from .measure import median
 from .redis_memory import Kind, fill, fill_at_once

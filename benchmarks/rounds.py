@@ -15,7 +15,7 @@ import redis
 from sessionkit import CoordinatorConfig, SessionCoordinator
 from sessionkit.stores import RedisStore
 from sessionkit.stores.base import SessionRecord
-from sessionkit.stores.redis.partitions import CLUSTER_PARTITIONS
+from sessionkit.stores.redis.cluster import CLUSTER_PARTITIONS
 from sessionkit.testing import ManualClock
 from sessionkit.wsgi import SessionMiddleware
 

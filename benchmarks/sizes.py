@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
-from sessionkit.stores.redis.partitions import CLUSTER_PARTITIONS, Partitions
+from sessionkit.stores.redis.cluster import CLUSTER_PARTITIONS, Partitions
 
 # ---- How sessions spread over a cluster: simulated
 

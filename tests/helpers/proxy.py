@@ -28,8 +28,6 @@ class _Pair:
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client = client
         self.server = server
-        self.waiting = b""
-        """What the server has replied, and the client not been given yet."""
         self.is_done = False
         """Whether the client has nothing more to say."""
 
@@ -50,7 +48,6 @@ class Proxy:
         self._orders: list[tuple[Callable[[], None], threading.Event]] = []
         self._lock = threading.Lock()
         self._mode = Mode.PASS
-        self._interval: float | None = None
         self._cut_after: int | None = None
         self._cut_next: list[int] = []
         self._cut_request = False
@@ -96,22 +93,11 @@ class Proxy:
         """From now on, and for connections that there are too: this."""
         self._tell(lambda: self._turn(mode))
 
-    def drip(self, interval: float) -> None:
-        """Pass on replies a byte at a time, at most so many seconds apart."""
-
-        def order() -> None:
-            self._interval = interval
-
-        self._tell(order)
-
     def pass_on(self) -> None:
         """No more of all that."""
 
         def order() -> None:
-            self._cut_after, self._cut_request, self._interval = None, False, None
-            for pair in set(self._pairs.values()):
-                data, pair.waiting = pair.waiting, b""
-                self._give(pair, data)
+            self._cut_after, self._cut_request = None, False
             self._turn(Mode.PASS)
 
         self._tell(order)
@@ -141,15 +127,8 @@ class Proxy:
 
     def _run(self) -> None:
         while not self._ended:
-            for key, _ in self._selector.select(self._interval if self._drips() else None):
+            for key, _ in self._selector.select():
                 key.data(key.fileobj)
-            for pair in set(self._pairs.values()):
-                if pair.waiting:
-                    self._give(pair, pair.waiting[:1])
-                    pair.waiting = pair.waiting[1:]
-
-    def _drips(self) -> bool:
-        return any(pair.waiting for pair in self._pairs.values())
 
     def _obey(self, poked: socket.socket) -> None:
         poked.recv(1)
@@ -223,10 +202,7 @@ class Proxy:
 
     def _reply(self, pair: _Pair, data: bytes) -> None:
         self.replied += len(data)
-        if self._interval is not None:
-            pair.waiting += data
-        else:
-            self._give(pair, data)
+        self._give(pair, data)
 
     def _give(self, pair: _Pair, data: bytes) -> None:
         after = self._cut_after

@@ -1,4 +1,4 @@
-"""Crossing: what takes several steps in a cluster, because it is about several slots."""
+"""What only a Redis Cluster needs: parts of a store that lie in different slots, and steps that agree across them."""
 
 from __future__ import annotations
 
@@ -7,30 +7,66 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+from zlib import crc32
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS, key_slot
 
 from ...errors import SessionExistsError, StoreError
 from ..base import SessionRecord, taken
 from .codec import record_of
-from .partitions import Partitions
+
+CLUSTER_PARTITIONS = 64
+"""How many partitions a store has in a cluster: it spreads over up to as many servers. On one server, it has one."""
 
 CLAIM_SECONDS = 30
-"""For how long a name belongs to a session that is being created."""
+"""For how long a name is kept for a session that is being created."""
 
 
-class Asker(Protocol):
-    """How an operation of `redis.lua` is run: where, which, and with what."""
+class Partitions:
+    """The parts of a store, each of which lies in one slot of a cluster; on one server, there is just one."""
+
+    def __init__(self, prefix: str, count: int) -> None:
+        self.bases = [f"{{{prefix}}}"] if count == 1 else list(_spread(prefix, count))
+        """What the keys of each partition begin with: a hash tag, which puts all of them into one slot."""
+
+    def of(self, text: str) -> str:
+        """The base of the partition that an id or a name belongs to."""
+        return self.bases[crc32(text.encode()) % len(self.bases)]
+
+    def sorted(self, ids: Iterable[str]) -> dict[str, list[str]]:
+        """Ids by the base of their partition."""
+        found: dict[str, list[str]] = {}
+        for session_id in ids:
+            found.setdefault(self.of(session_id), []).append(session_id)
+        return found
+
+
+def _spread(prefix: str, count: int) -> Iterable[str]:
+    """Hash tags whose slots lie evenly among all, so that every server of a cluster gets as many."""
+    width = REDIS_CLUSTER_HASH_SLOTS / count
+    tags: dict[int, str] = {}
+    number = 0
+    while len(tags) < count:
+        tag = f"{{{prefix}:{number}}}"
+        tags.setdefault(int(key_slot(tag.encode()) // width), tag)
+        number += 1
+    return (tags[part] for part in sorted(tags))
+
+
+class Ask(Protocol):
+    """Runs one operation of `store.lua`: in the partition with this base, or in that of this name."""
 
     def __call__(self, where: str, operation: str, /, *arguments: str, token: str = "") -> Any: ...
 
 
-class Crossing:
-    """Names, and sessions that get another id, where two slots of a cluster have to agree.
+class ClusterSteps:
+    """Names, and sessions that get another id: operations of several steps, in the slots of a name and of two ids.
 
-    No step leaves anything that is wrong, should it be the last one: a name whose session is not there is free, and of
-    a session that has moved only one id is known to anybody. Every failure raises `StoreError`.
+    Each may be interrupted after any step: a name whose session is not there is free, and a session that is being
+    moved can be found by one of its two ids only. Every failure raises `StoreError`.
     """
 
-    def __init__(self, ask: Asker, ask_for_name: Asker, partitions: Partitions) -> None:
+    def __init__(self, ask: Ask, ask_for_name: Ask, partitions: Partitions) -> None:
         self._ask_partition = ask
         self._ask_for_name = ask_for_name
         self._partitions = partitions
@@ -39,7 +75,7 @@ class Crossing:
 
     @contextmanager
     def named(self, record: SessionRecord) -> Iterator[None]:
-        """Create a record in the block: its name is its own then. Raises `SessionExistsError` if that is taken."""
+        """Claim the name of a record that is created in the block. Raises `SessionExistsError` if it is taken."""
         if record.name is None:
             yield
             return
@@ -47,7 +83,7 @@ class Crossing:
         try:
             yield
         except BaseException as error:
-            # Whoever has the id may have the name too.
+            # If the id is taken, that may be by a session which has this name.
             if not isinstance(error, SessionExistsError) or self._name_of(record.id) != record.name:
                 with contextlib.suppress(StoreError):
                     self.free([(record.name, record.id)])
@@ -66,7 +102,7 @@ class Crossing:
         return str(found.decode())
 
     def free(self, pairs: Iterable[tuple[str | None, str]]) -> None:
-        """These names belong to these ids no more."""
+        """Free each of these names if it belongs to the id beside it."""
         for name, session_id in pairs:
             if name:
                 self._ask_for_name(name, "free", session_id)
@@ -110,24 +146,27 @@ class Crossing:
                 if record.name is not None:
                     self._point(record.name, session_id, record._replace(id=new_id))
                 return b"renamed"
-            self._ask_partition(self._partitions.of(new_id), "delete", "", "inf", new_id, "")
+            self._delete(new_id)
             if outcome == b"absent":
                 return b"absent"
-            # Somebody saved it in between: the same again, with that.
+            # Another instance has saved it in between: the same again, with what that one saved.
             self._ask(session_id, "mark", instance, mark.decode())
 
     def undo_rename(self, session_id: str, new_id: str, instance: str, token: str) -> None:
-        """Undo what became of a renaming that failed, whatever that was."""
+        """Undo a renaming that failed, whichever of its steps have been done."""
         saver = self._ask(new_id, "saver")
         if saver is not None and saver.decode() == token:
             if self._ask(session_id, "load", instance) is None:
                 self.rename(new_id, session_id, instance, secrets.token_hex(8))
                 return
-            self._ask_partition(self._partitions.of(new_id), "delete", "", "inf", new_id, "")
-        # It may have been undone before, but for its name.
+            self._delete(new_id)
+        # It may have been undone before, except for its name.
         name = self._name_of(session_id)
         if name is not None:
             self._ask_for_name(name, "point", new_id, session_id, "0")
+
+    def _delete(self, session_id: str) -> None:
+        self._ask_partition(self._partitions.of(session_id), "delete", "", "-inf", session_id, "")
 
     def _ask(self, session_id: str, operation: str, *arguments: str, token: str = "") -> Any:
         return self._ask_partition(self._partitions.of(session_id), operation, session_id, *arguments, token=token)

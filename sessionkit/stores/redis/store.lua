@@ -357,7 +357,7 @@ function operations.attach(id, instance, wanted)
 end
 
 -- instance, ids: after a term that ran out, and now and then so that nothing of a living instance goes by itself.
-function operations.reattach(instance, ...)
+function operations.attach_again(instance, ...)
   for _, id in ipairs({...}) do
     local s = peek(id)
     if s then

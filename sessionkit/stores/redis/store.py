@@ -14,14 +14,10 @@ from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
 from ...util.validation import Duration, checked_seconds, shown
 from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
-from .address import Client
-from .client import Server
-from .cluster import Crossing
+from .client import Client, LapsedError, Server
+from .cluster import CLUSTER_PARTITIONS, ClusterSteps, Partitions
 from .codec import found_of, line_of, parts_of, records_of
-from .liveness import Signature, Terms
-from .partitions import CLUSTER_PARTITIONS, Partitions
-from .script import LapsedError, Script
-from .servertime import ServerTime
+from .liveness import Heartbeats, ServerClock
 
 LAYOUT = "3"
 """The version of what `store.lua` keeps."""
@@ -42,18 +38,20 @@ class RedisStore:
     (`redis+sentinel://host:26379,host:26379/service/0`), or a client of redis-py, `redis.Redis` or
     `redis.RedisCluster`. Redis 6.2 or later, or Valkey. Safe from any number of threads, processes and machines.
 
-    `prefix`: what all its keys begin with; stores with different ones know nothing of each other. `timeout`: how long a
-    call may take before it raises `StoreError`, in seconds or a timedelta; default 2. A client that is passed in has
-    timeouts of its own. `term`: for how long an instance is taken to be alive that is not heard of, default 10 seconds.
-    One daemon thread renews it three times as often, while there is an instance.
+    `prefix`: what all its keys begin with; stores with different ones know nothing of each other. `timeout`: for how
+    long a call waits for a dead or silent server, over all retries, before it raises `StoreError`, in seconds or a
+    timedelta; default 2. A client that is passed in has timeouts of its own. `term`: for how long an instance is taken
+    to be alive that is not heard of, default 10 seconds. One daemon thread sends a heartbeat three times as often,
+    while there is an instance.
 
     It is the server's clock that records, leases and terms go by, not that of any host. What survives the death of the
     server is for its own settings to say (`appendonly`, `appendfsync`), as is what a failover loses.
 
-    A call whose connection broke is sent again, within the timeout; the server does nothing twice. If it cannot be
-    reached until then, the call raises `StoreError`, and what it asked for may have been done, or be done later: of a
-    creation, a save or a renaming, a later call finds that out; of removals that were not heard of, nobody is told.
-    (Messages that came with a touch, or with a checkout that changed no data, may be counted twice then.)
+    A call whose connection broke is sent again while the timeout has not passed; the server does nothing twice. If the
+    server cannot be reached until then, the call raises `StoreError`, and what it asked for may have been done, or be
+    done later. If it was a creation, a save or a renaming, a later call finds that out and repairs it. If it was the
+    removal of expired records, these are told by nobody. Messages that came with a touch, or with a release that
+    changed no data, may be counted twice.
     """
 
     def __init__(
@@ -62,27 +60,30 @@ class RedisStore:
         self._prefix = _checked_prefix(prefix)
         self._server = Server(where, checked_seconds("timeout", timeout))
         self._partitions = Partitions(self._prefix, CLUSTER_PARTITIONS if self._server.is_cluster else 1)
-        self._terms = Terms(checked_seconds("term", term), KEEP_SECONDS, self._renew, self._reattach)
-        self._time = ServerTime()
-        self._script = Script(self._server)
-        self._crossing = Crossing(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
-        self._instances: dict[str, tuple[float, str]] = {}
-        # Whom each instance is attached to, should its term run out.
-        self._attached: dict[str, set[str]] = {}
-        self._begin_unheard()
+        self._cluster = (
+            ClusterSteps(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
+        )
+        self._clock = ServerClock()
+        self._heartbeats = Heartbeats(
+            checked_seconds("term", term), KEEP_SECONDS, self._send_heartbeat, self._attach_again
+        )
+        self._forget_instances()
         start_clean_after_fork(self)
 
-    def _begin_unheard(self) -> None:
-        # What may have been done though nobody heard of it: creations and renamings with their instance and token,
-        # saves with their version and "token:messages" of each.
+    def _forget_instances(self) -> None:
+        # The write interval and the name of each instance that joined here.
+        self._instances: dict[str, tuple[float, str]] = {}
+        # What each instance has in memory, should its term run out.
+        self._attached: dict[str, set[str]] = {}
+        # Calls that failed, though the server may have done what they asked for. By session id: creations and
+        # renamings with their instance and token; saves with their version, and "token:messages" of each.
         self._unheard_creations: dict[str, tuple[SessionRecord, str, str]] = {}
         self._unheard_renames: dict[str, tuple[str, str, str]] = {}
         self._unheard_saves: dict[str, tuple[int, str]] = {}
 
     def after_fork_in_child(self) -> None:
-        # The instances are its parent's, as is what they do not know.
-        self._instances, self._attached = {}, {}
-        self._begin_unheard()
+        # The instances are the parent's, and so is the repair of their calls.
+        self._forget_instances()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._server.name!r}, prefix={self._prefix!r})"
@@ -90,46 +91,46 @@ class RedisStore:
     # ---- Instances
 
     def join(self, write_interval: float, name: str) -> str:
-        if self._terms.is_empty:
+        if self._heartbeats.is_empty:
             self._server.check()
         instance = secrets.token_hex(8)
         for base in self._partitions.bases:
-            self._sign(base, "join", instance, write_interval, name, LAYOUT)
+            self._begin_term(base, "join", instance, write_interval, name, LAYOUT)
         self._instances[instance] = write_interval, name
         self._attached[instance] = set()
-        self._terms.begin(instance)
+        self._heartbeats.begin(instance)
         return instance
 
     def set_write_interval(self, instance: str, seconds: float) -> None:
         known = self._instances.get(instance)
         if known is not None:
             self._instances[instance] = seconds, known[1]
-            self._renew(instance)
+            self._send_heartbeat(instance)
 
     def leave(self, instance: str) -> None:
         with contextlib.suppress(StoreError):
-            # Nobody else knows of that.
-            self._settle_all([*self._unheard_renames, *self._unheard_creations])
-        was_last = self._terms.end(instance)
+            # No other process knows what there is to repair.
+            self._repair_all([*self._unheard_renames, *self._unheard_creations])
+        was_last = self._heartbeats.end(instance)
         self._instances.pop(instance, None)
         self._attached.pop(instance, None)
         try:
             for base in self._partitions.bases:
                 self._ask(base, "leave", instance)
         finally:
-            if was_last and self._terms.is_empty:
-                # Whoever makes a store for a coordinator need not close it.
-                self._server.rest()
+            if was_last and self._heartbeats.is_empty:
+                # A store that was made for a coordinator need not be closed.
+                self._server.close_idle()
 
     def clock_offset(self) -> float:
-        self._introduce()
-        return self._time.clock_offset()
+        self._probe()
+        return self._clock.offset()
 
     # ---- One record
 
     def create(self, record: SessionRecord, instance: str) -> None:
         namesakes = [each.id for each, _, _ in self._unheard_creations.values() if each.name == record.name]
-        self._settle_all([record.id, *namesakes])
+        self._repair_all([record.id, *namesakes])
         base, token = self._partitions.of(record.id), secrets.token_hex(8)
         try:
             with self._named(record):
@@ -142,18 +143,18 @@ class RedisStore:
         self._note(instance, record.id)
 
     def load(self, session_id: str, instance: str | None = None) -> Found | None:
-        self._settle(session_id)
+        self._repair(session_id)
         reply = self._ask(self._partitions.of(session_id), "load", session_id, instance or "")
         return None if reply is None else found_of(session_id, reply)
 
     def find(self, name: str) -> str | None:
-        if self._crossing is not None:
-            return self._crossing.find(name)
+        if self._cluster is not None:
+            return self._cluster.find(name)
         found = self._ask(self._partitions.of(name), "find", name)
         return None if found is None else str(found.decode())
 
     def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
-        self._settle(session_id)
+        self._repair(session_id)
         reply = self._ask(self._partitions.of(session_id), "attach", session_id, instance, _MARKS[lease])
         if reply == b"busy":
             raise busy(session_id)
@@ -165,7 +166,7 @@ class RedisStore:
 
     def detach(self, session_ids: Iterable[str], instance: str) -> None:
         session_ids = list(session_ids)
-        self._settle_all(session_ids)
+        self._repair_all(session_ids)
         for base, ids in self._batches(session_ids):
             self._ask(base, "detach", instance, *ids)
             self._forget(instance, ids)
@@ -173,7 +174,7 @@ class RedisStore:
     def release(self, session_id: str, instance: str, changes: Changes | None = None) -> int | None:
         if changes is not None:
             return self._save(session_id, changes, instance)
-        self._settle(session_id)
+        self._repair(session_id)
         self._ask(self._partitions.of(session_id), "release", session_id, instance)
         return None
 
@@ -181,11 +182,11 @@ class RedisStore:
         return self._save(session_id, changes, "")
 
     def rename(self, session_id: str, new_id: str, instance: str) -> bool:
-        self._settle(session_id)
+        self._repair(session_id)
         token = secrets.token_hex(8)
         try:
-            if self._crossing is not None:
-                outcome = self._crossing.rename(session_id, new_id, instance, token)
+            if self._cluster is not None:
+                outcome = self._cluster.rename(session_id, new_id, instance, token)
             else:
                 base = self._partitions.of(session_id)
                 outcome = self._ask(base, "rename", session_id, new_id, instance, token=token)
@@ -206,7 +207,7 @@ class RedisStore:
 
     def touch(self, touches: Mapping[str, Touch]) -> set[str]:
         absent: set[str] = set()
-        self._settle_all(touches)
+        self._repair_all(touches)
         for base, ids in self._batches(touches):
             arguments = chain.from_iterable((session_id, *parts_of(touches[session_id])) for session_id in ids)
             found = self._ask(base, "touch", *arguments, token=secrets.token_hex(8))
@@ -215,7 +216,7 @@ class RedisStore:
 
     def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
         deleted: set[str] = set()
-        self._settle_all(known)
+        self._repair_all(known)
         for base, ids in self._batches(known):
             instants = ("" if known[id_] is None else repr(known[id_]) for id_ in ids)
             arguments = chain.from_iterable(zip(ids, instants, strict=True))
@@ -268,34 +269,34 @@ class RedisStore:
         with contextlib.suppress(StoreError):
             for instance in list(self._instances):
                 self.leave(instance)
-        self._terms.end_all()
+        self._heartbeats.end_all()
         self._server.close()
 
     # ---- What the server is asked, and what became of it
 
     def _ask(self, base: str, operation: str, *arguments: str, token: str = "") -> Any:
-        self._introduce()
-        self._terms.catch_up()
+        self._probe()
+        self._heartbeats.send_overdue()
         # In a cluster, names are in other slots than their sessions.
-        keys = [base] if self._crossing is not None else [base, f"{base}:names"]
+        keys = [base] if self._cluster is not None else [base, f"{base}:names"]
         return self._run(keys, operation, *arguments, token=token)
 
     def _ask_for_name(self, name: str, operation: str, *arguments: str, token: str = "") -> Any:
-        self._introduce()
-        self._terms.catch_up()
+        self._probe()
+        self._heartbeats.send_overdue()
         base = self._partitions.of(name)
         return self._run([base, f"{base}:names"], operation, name, *arguments, token=token)
 
     def _run(self, keys: list[str], *arguments: str, token: str) -> Any:
         try:
-            return self._script.run(keys, *arguments, token=token)
+            return self._server.run(keys, *arguments, token=token)
         except LapsedError:
-            self._terms.renew_all()
-            return self._script.run(keys, *arguments, token=token)
+            self._heartbeats.send_all()
+            return self._server.run(keys, *arguments, token=token)
 
     def _save(self, session_id: str, changes: Changes, instance: str) -> int:
         """Save the changes, and end the lease of the instance if there is one."""
-        self._settle(session_id)
+        self._repair(session_id)
         version, data, touch = changes
         known, unheard = self._unheard_saves.get(session_id, (0, ""))
         if known != version:
@@ -318,17 +319,17 @@ class RedisStore:
             raise conflict(session_id, found, version)
         return found
 
-    def _settle_all(self, session_ids: Iterable[str]) -> None:
+    def _repair_all(self, session_ids: Iterable[str]) -> None:
         if self._unheard_renames or self._unheard_creations:
             for session_id in session_ids:
-                self._settle(session_id)
+                self._repair(session_id)
 
-    def _settle(self, session_id: str) -> None:
-        """Undo what may have been done with this session, though whoever asked for it was told that it failed."""
+    def _repair(self, session_id: str) -> None:
+        """Undo what the server may have done with this session in calls that failed."""
         if session_id in self._unheard_renames:
             new_id, instance, token = self._unheard_renames[session_id]
-            if self._crossing is not None:
-                self._crossing.undo_rename(session_id, new_id, instance, token)
+            if self._cluster is not None:
+                self._cluster.undo_rename(session_id, new_id, instance, token)
             else:
                 self._ask(self._partitions.of(session_id), "undo_rename", session_id, new_id, instance, token)
             self._unheard_renames.pop(session_id, None)
@@ -341,33 +342,37 @@ class RedisStore:
     # ---- Names that are in another slot than their sessions
 
     def _named(self, record: SessionRecord) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._crossing is None else self._crossing.named(record)
+        return contextlib.nullcontext() if self._cluster is None else self._cluster.named(record)
 
     def _free_names(self, pairs: Iterable[tuple[str | None, str]]) -> None:
-        if self._crossing is not None:
+        if self._cluster is not None:
             # A name whose session is not there is free all the same.
             with contextlib.suppress(StoreError):
-                self._crossing.free(pairs)
+                self._cluster.free(pairs)
 
-    # ---- The server, and the instances' terms
+    # ---- The server, and the terms of instances
 
-    def _sign(self, base: str, operation: str, instance: str, lag: float, name: str, *layout: str) -> Signature:
+    def _begin_term(
+        self, base: str, operation: str, instance: str, write_interval: float, name: str, *layout: str
+    ) -> bool:
+        """Join or send a heartbeat, in one partition; gives whether the term before had not run out."""
         asked_at = stopwatch()
         keys = [base, f"{base}:names"]
-        reply = self._script.run(keys, operation, instance, repr(self._terms.term), repr(lag), name, *layout)
+        term = repr(self._heartbeats.term)
+        reply = self._server.run(keys, operation, instance, term, repr(write_interval), name, *layout)
         if not isinstance(reply, list):
             raise self._other_layout(reply)
-        self._time.note(float(reply[0]), asked_at)
-        return Signature(float(reply[0]), bool(reply[1]))
+        self._clock.note(float(reply[0]), asked_at)
+        return bool(reply[1])
 
-    def _introduce(self) -> None:
-        """See once, without joining it, what time it is there, and whether this sessionkit knows such a store."""
-        if not self._time.is_known:
+    def _probe(self) -> None:
+        """See once, without joining, what time it is at the server and whether this sessionkit knows such a store."""
+        if not self._clock.is_known:
             asked_at = stopwatch()
-            now, layout = self._script.run(self._partitions.bases[:1], "probe")
+            now, layout = self._server.run(self._partitions.bases[:1], "probe")
             if layout.decode() not in ("", LAYOUT):
                 raise self._other_layout(layout)
-            self._time.note(float(now), asked_at)
+            self._clock.note(float(now), asked_at)
 
     def _other_layout(self, found: bytes) -> StoreError:
         return StoreError(
@@ -375,14 +380,15 @@ class RedisStore:
             "sessionkit that made it, or another prefix"
         )
 
-    def _renew(self, instance: str) -> Signature:
-        lag, name = self._instances.get(instance, (inf, ""))
-        signatures = [self._sign(base, "heartbeat", instance, lag, name) for base in self._partitions.bases]
-        return Signature(signatures[-1].server_time, all(signature.was_alive for signature in signatures))
+    def _send_heartbeat(self, instance: str) -> bool:
+        write_interval, name = self._instances.get(instance, (inf, ""))
+        # All of them, whatever the first ones say.
+        kept = [self._begin_term(base, "heartbeat", instance, write_interval, name) for base in self._partitions.bases]
+        return all(kept)
 
-    def _reattach(self, instance: str) -> None:
+    def _attach_again(self, instance: str) -> None:
         for base, ids in self._batches(list(self._attached.get(instance, ()))):
-            self._ask(base, "reattach", instance, *ids)
+            self._ask(base, "attach_again", instance, *ids)
 
     def _note(self, instance: str, session_id: str) -> None:
         self._attached.setdefault(instance, set()).add(session_id)

@@ -12,7 +12,7 @@ from freezegun import freeze_time
 
 from sessionkit import CoordinatorConfig, SessionCoordinator, SessionNotFoundError
 from sessionkit.stores import RedisStore
-from sessionkit.stores.redis.servertime import ServerTime
+from sessionkit.stores.redis.liveness import ServerClock
 from sessionkit.testing.store_contract import record
 from sessionkit.util.clock import stopwatch
 
@@ -33,7 +33,7 @@ def host(url: str, prefix: str, wrong_by: float) -> SessionCoordinator[Any]:
     store = RedisStore(url, prefix)
     coordinator = SessionCoordinator[Any](CONFIG, store=store)
     assert coordinator._records is not None
-    coordinator._records._read_wall_clock = store._time.host_clock = lambda: time.time() + wrong_by
+    coordinator._records._read_wall_clock = store._clock.host_clock = lambda: time.time() + wrong_by
     return coordinator
 
 
@@ -49,7 +49,7 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
         assert store is not None
         # Also for whoever has asked for nothing yet, and is no instance.
         operator = RedisStore(url, prefix)
-        operator._time.host_clock = lambda: time.time() + wrong_by
+        operator._clock.host_clock = lambda: time.time() + wrong_by
         assert abs(operator.clock_offset() + wrong_by) < 1
         operator.close()
         instance = store.join(1.0, "gone")
@@ -74,23 +74,23 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
 
 def test_the_servers_time_is_known_between_two_bounds() -> None:
     """What was asked and answered says between which bounds it is; a clock that has been set begins anew."""
-    server = ServerTime()
+    server = ServerClock()
     server.host_clock = lambda: 1000.0 + stopwatch()
-    assert server.clock_offset() == 0.0
+    assert server.offset() == 0.0
     server.note(1000.0 + stopwatch(), stopwatch() - 1)
-    assert server.clock_offset() == 0.0
+    assert server.offset() == 0.0
     server.note(1500.0 + stopwatch(), stopwatch() - 1)
-    assert 499.9 < server.clock_offset() < 501.1
+    assert 499.9 < server.offset() < 501.1
     server.note(1500.5 + stopwatch(), stopwatch())
-    assert 500.4 < server.clock_offset() < 500.6
+    assert 500.4 < server.offset() < 500.6
     server.note(990.0 + stopwatch(), stopwatch())
-    assert -10.1 < server.clock_offset() < -9.9
+    assert -10.1 < server.offset() < -9.9
 
 
 def test_a_frozen_clock_is_gone_by() -> None:
     """While a test has frozen the time, the store takes that for the server's."""
-    server = ServerTime()
+    server = ServerClock()
     with freeze_time("2026-01-01"):
         server.note(2e9, stopwatch())
-        assert server.clock_offset() == 0.0
-    assert server.clock_offset() > 1e6
+        assert server.offset() == 0.0
+    assert server.offset() > 1e6

@@ -431,11 +431,11 @@ class Interrupted:
     """A store whose connection breaks after so many steps, before or after the last one was done, and stays so."""
 
     def __init__(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._run = store._script.run
+        self._run = store._server.run
         self.left: int | None = None
         self.is_done = False
         self.was_interrupted = False
-        monkeypatch.setattr(store._script, "run", self)
+        monkeypatch.setattr(store._server, "run", self)
 
     def __call__(self, keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if self.left is None:
@@ -565,7 +565,7 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
     """What is saved while a session moves moves with it; and it is undone with that, if it is interrupted then."""
     instance = spread.join(10.0, "first")
     interrupted = Interrupted(spread, monkeypatch)
-    run, saved = spread._script.run, []
+    run, saved = spread._server.run, []
 
     def run_beside_a_save(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "give_up" and not saved:
@@ -584,7 +584,7 @@ def test_a_renaming_and_somebody_who_saves_meanwhile(
         assert [each.id for each in other.page(None, 10)] == ["s-1"]
         assert other.find("a") == "s-1"
 
-    monkeypatch.setattr(spread._script, "run", run_beside_a_save)
+    monkeypatch.setattr(spread._server, "run", run_beside_a_save)
     assert interrupted.at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check) == 9
     assert other.load("s-1") is None
     assert found_in(other, "s-2").record.data == '{"by":"other"}'
@@ -595,7 +595,7 @@ def test_a_renaming_and_somebody_who_deletes_meanwhile(
 ) -> None:
     """A session that is deleted while it moves is gone, by both ids."""
     instance = spread.join(10.0, "first")
-    run = spread._script.run
+    run = spread._server.run
 
     def run_beside_a_deletion(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "give_up":
@@ -603,7 +603,7 @@ def test_a_renaming_and_somebody_who_deletes_meanwhile(
         return run(keys, operation, *arguments, **options)
 
     spread.create(record(name="a"), instance)
-    monkeypatch.setattr(spread._script, "run", run_beside_a_deletion)
+    monkeypatch.setattr(spread._server, "run", run_beside_a_deletion)
     assert not spread.rename("s-1", "s-2", instance)
     assert other.page(None, 10) == []
     assert other.find("a") is None
@@ -663,7 +663,7 @@ def test_a_name_whose_creation_takes_too_long(
 ) -> None:
     """A name is kept for half a minute for who creates a session; who takes longer has created nothing."""
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
-    run = spread._script.run
+    run = spread._server.run
 
     def run_slowly(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "point":
@@ -672,8 +672,8 @@ def test_a_name_whose_creation_takes_too_long(
             other.create(record("s-2", name="a"), second)
         return run(keys, operation, *arguments, **options)
 
-    monkeypatch.setattr(spread._script, "run", run_slowly)
-    monkeypatch.setattr(other._crossing, "_name_of", lambda _: None)
+    monkeypatch.setattr(spread._server, "run", run_slowly)
+    monkeypatch.setattr(other._cluster, "_name_of", lambda _: None)
     with pytest.raises(StoreError, match="took longer than 30 seconds, and its name 'a' went to another one"):
         spread.create(record(name="a"), instance)
     monkeypatch.undo()
@@ -684,7 +684,7 @@ def test_a_name_whose_creation_takes_too_long(
 def test_a_name_that_is_being_taken_is_not_free(spread: RedisStore, other: RedisStore) -> None:
     """While one session is created, another one cannot have its name, nor is the first found by it."""
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
-    with spread._crossing.named(record(name="a")):
+    with spread._cluster.named(record(name="a")):
         assert other.find("a") is None
         with pytest.raises(SessionExistsError) as caught:
             other.create(record("s-2", name="a"), second)
@@ -710,23 +710,6 @@ def test_a_name_that_was_lost_is_that_of_its_session(spread: RedisStore, other: 
         other.create(record("s-2", name="a"), second)
 
 
-# ---- What is read from a socket
-
-
-def test_each_way_of_reading_ends_in_time(store: RedisStore) -> None:
-    """Also the way in which hiredis reads, where that is installed: as long as there is time, and not longer."""
-    store.load("s-1")
-    (connection,) = store._server.client.connection_pool._available_connections
-    connection.send_command("PING")
-    buffer = bytearray(7)
-    with store._server._deadline.within(BOUND):
-        assert connection._sock.recv_into(buffer) == 7
-    assert buffer == b"+PONG\r\n"
-    for read in (lambda: connection._sock.recv_into(buffer), lambda: connection._sock.recv(7)):
-        with store._server._deadline.within(0.01), pytest.raises(TimeoutError):
-            read()
-
-
 # ---- Clocks
 
 
@@ -736,7 +719,7 @@ def test_the_clock_of_the_server_is_the_one_that_counts(store: RedisStore, monke
     store.join(1.0, "first")
     assert store.clock_offset() == 0.0
     for seconds in (100.0, -100.0):
-        monkeypatch.setattr(store._time, "host_clock", lambda seconds=seconds: time.time() + seconds)
+        monkeypatch.setattr(store._clock, "host_clock", lambda seconds=seconds: time.time() + seconds)
         assert store.clock_offset() == pytest.approx(-seconds, abs=1.0)
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert store.clock_offset() == 0.0
