@@ -86,8 +86,10 @@ def test_every_test_says_what_it_shows() -> None:
 
 
 def test_the_map_names_every_package() -> None:
-    """The README's map of the code has each package, and each module that stands beside them."""
-    picture = README.partition("## A map of the code")[2].partition("```")[2].partition("```")[0]
+    """The map of the code, which the README links to, has each package, and each module that stands beside them."""
+    page = "docs/architecture.md"
+    assert f"({page})" in README.partition("## A map of the code")[2].partition("\n## ")[0]
+    picture = (ROOT / page).read_text().partition("```")[2].partition("```")[0]
     for path in (ROOT / "sessionkit").iterdir():
         if path.name not in ("__pycache__", "py.typed"):
             assert path.stem.partition("_")[0] in picture
