@@ -23,6 +23,6 @@ def _no_thread_is_left() -> Iterator[None]:
     yield
     started = [thread for thread in threading.enumerate() if thread not in before]
     for thread in started:
-        # Whoever was told to end may take a moment to do so.
+        # A thread that was told to end may take a moment to do so.
         thread.join(WAIT)
     assert not [thread for thread in started if thread.is_alive()]

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,17 +243,19 @@ else:
 
 @fork
 @pytest.mark.parametrize("source", [RUNNING_AT_EXIT, IDLE_AT_EXIT], ids=["at work", "idle"])
-def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str, tmp_path: Path) -> None:
+def test_the_interpreter_exits_quietly_with_a_running_coordinator(source: str) -> None:
     """Programs that end while the cleanup thread runs print nothing and do not hang.
 
     Fifty of each kind.
     """
-    program = tmp_path / "running_at_exit.py"
-    program.write_text(FIFTY_TIMES + source)
-
     # A user's program is not measured, and measuring has work of its own to do at the exit.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     done = subprocess.run(  # noqa: S603  our own program
-        [sys.executable, program], capture_output=True, text=True, timeout=60, check=False, env=environment
+        [sys.executable, "-c", FIFTY_TIMES + source],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=environment,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -284,7 +284,7 @@ def test_a_handler_that_closes_the_coordinator_while_its_task_is_started() -> No
 def test_a_close_callback_that_is_interrupted_at_the_end_of_a_block_is_not_repeated(
     interruption: type[BaseException],
 ) -> None:
-    """The session is given back, once, and the interruption goes to whoever left the block."""
+    """The session is given back, once, and the interruption goes to the thread that left the block."""
     calls = []
 
     def on_close(*_: object) -> None:

@@ -147,7 +147,7 @@ def telling_decisions(coordinator: Coordinator, tell: Callable[[], object]) -> I
             tell()
         was_inside = is_inside
 
-    # Who waits on a condition leaves the decision in there.
+    # A thread that waits on a condition leaves the decision in there.
     with before_each_line(look, LIBRARY, THREADING):
         yield
 

@@ -230,7 +230,7 @@ def test_a_clock_that_gives_no_number_is_refused(reading: Any) -> None:
 
 
 def test_a_checkout_without_with_says_what_to_write(coordinator: SessionCoordinator[Any]) -> None:
-    """Whoever forgets `with` is told."""
+    """A caller that forgets `with` is told."""
     session = coordinator.create_session()
     with pytest.raises(AttributeError, match=r"has no 'data'; write `with coordinator\.checkout"):
         _ = coordinator.checkout(session.id).data  # type: ignore[attr-defined]  # the mistake under test
