@@ -70,12 +70,6 @@ class OnServer:
     def open(self) -> Store:
         return RedisStore(self.url, prefix=self.prefix)
 
-    def crash(self, store: Any) -> None:
-        with redis.Redis.from_url(self.url, protocol=2) as client:
-            # As if its term had run out.
-            client.hdel(f"{{{self.prefix}}}:instances", "", *store._instances)
-        store._instances.clear()
-        store._heartbeats.end_all()
 
     def remove(self) -> None:
         pass
