@@ -7,11 +7,13 @@ import logging
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from sessionkit import (
+    CoordinatorClosedError,
     CoordinatorConfig,
     EventKind,
     ManagedSession,
@@ -539,6 +541,60 @@ def test_rule_5_a_close_that_interrupts_a_decision_comes_after_it() -> None:
             assert kinds == [EventKind.SWITCHED, EventKind.REMOVED]
             assert closings == [("it", RemovalCause.SHUTDOWN)]
         coordinator.close()
+
+
+def interrupt_a_decision(once: Interruption, way: str) -> None:
+    closed_in: list[str] = []
+
+    def on_close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        assert lock_is_free(coordinator)
+        closed_in.append(threading.current_thread().name)
+
+    def respond() -> Iterator[str]:
+        with coordinator.checkout("it") as session:
+            yield session.id
+
+    def start_no_thread(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    started: list[str] = []
+    start = threading.Thread.start
+    coordinator = SessionCoordinator[Any](CONFIG, clock=ManualClock(), on_close=on_close)
+    coordinator.create_session(session_id="it")
+    response = respond()
+    if way == "give back":
+        next(response)
+        coordinator.close_session("it")
+    deferred = {
+        "close": coordinator.close,
+        "close_session": lambda: coordinator.close_session("it"),
+        "give back": response.close,
+    }[way]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start_no_thread)
+        with once.within_decisions(coordinator, lambda: (deferred(), closed_in.append("deferred"))):
+            coordinator.subscribe().close()
+            with suppress(SessionNotFoundError, CoordinatorClosedError):
+                coordinator.switch_session("it")
+        # By the next call at the latest.
+        coordinator.list_sessions()
+        assert len(coordinator) == 0 or not once.came
+        assert coordinator.stats().checked_out == 0 or not once.came
+        assert [name for name in started if name != LOCK_PROBE] == []
+    if once.came:
+        assert closed_in == ["deferred", threading.current_thread().name]
+    response.close()
+    coordinator.close()
+
+
+@pytest.mark.parametrize("way", ["close", "close_session", "give back"])
+def test_rule_5_what_is_closed_in_the_middle_of_a_decision_is_closed_after_it_by_the_same_thread(way: str) -> None:
+    """A finalizer or signal handler that closes, or gives back, in the middle of a decision: that is done when the lock
+    is next free, in the thread that was interrupted or by the next call, and no thread is started for it.
+    """
+    for once in interruptions():
+        interrupt_a_decision(once, way)
 
 
 # ---- Rule 6, cleanup costs what it removes, has its tests in tests/project/test_cost.py
