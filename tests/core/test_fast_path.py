@@ -509,10 +509,14 @@ def test_one_step_is_one_step() -> None:
     assert marked >= 1
 
 
-def test_looks_and_touches_do_without_the_lock() -> None:
+@pytest.mark.parametrize("switches", [False, True])
+def test_looks_and_touches_do_without_the_lock(switches: bool) -> None:
     """With the GIL, the default clock and no store, looks and touches go on while another thread holds the lock."""
     with system_time(clock := ManualClock()), SessionCoordinator[Any]() as coordinator:
         session = coordinator.create_session()
+        if switches:
+            # It costs later calls nothing.
+            coordinator.switch_session(session.id)
         clock.advance(5)
         counted = threading.Thread(target=coordinator.__len__)
         if HAS_GIL:

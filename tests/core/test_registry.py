@@ -207,6 +207,66 @@ def test_an_id_goes_before_a_name(coordinator: SessionCoordinator[Any]) -> None:
     assert coordinator.switch_session("twin") is by_id
 
 
+def test_when_the_active_session_ends_none_is_active(
+    coordinator: SessionCoordinator[Any], session_clock: ManualClock
+) -> None:
+    """The application chooses the next one, such as the last of list_sessions(): the most recently active."""
+    sessions = {}
+    for name in ("a", "b", "c"):
+        sessions[name] = coordinator.create_session(name, session_timeout=100 if name == "b" else None)
+        session_clock.advance(1)
+    coordinator.touch_session(sessions["a"].id)
+    session_clock.advance(1)
+    coordinator.switch_session("b")
+    coordinator.close_session(sessions["b"].id)
+
+    assert coordinator.active_session is None
+    assert coordinator.switch_session(coordinator.list_sessions()[-1].id) is sessions["a"]
+    assert coordinator.active_session is sessions["a"]
+    coordinator.close_session(sessions["a"].id)
+    assert coordinator.active_session is None
+    coordinator.create_session("d")
+    assert coordinator.active_session is None
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["looked at in between", "not looked at"])
+@pytest.mark.parametrize("cleans", [True, False], ids=["cleaned up", "not cleaned up"])
+def test_when_the_active_session_expires_none_is_active(
+    looks: bool, cleans: bool, coordinator: SessionCoordinator[Any], session_clock: ManualClock
+) -> None:
+    """It makes no difference who looks, and when, nor whether a cleanup has run."""
+    active = coordinator.create_session(session_timeout=10)
+    other = coordinator.create_session()
+    coordinator.switch_session(active.id)
+    session_clock.advance(11)
+    if looks:
+        assert coordinator.active_session is None
+    if cleans:
+        assert coordinator.cleanup_inactive_sessions() == 1
+    coordinator.touch_session(other.id)
+
+    assert coordinator.active_session is None
+    assert coordinator.list_sessions() == [other]
+
+
+def test_an_active_session_that_is_held_when_it_ends_is_active_no_more(coordinator: SessionCoordinator[Any]) -> None:
+    """A session that was closed while it is checked out is gone for every caller, and so not active."""
+    session = coordinator.create_session()
+    coordinator.switch_session(session.id)
+    with coordinator.checkout(session.id):
+        assert coordinator.active_session is session
+        coordinator.close_session(session.id)
+        assert coordinator.active_session is None
+
+
+def test_a_rotated_session_stays_the_active_one(coordinator: SessionCoordinator[Any]) -> None:
+    """Another id makes no other session of it."""
+    session = coordinator.create_session()
+    coordinator.switch_session(session.id)
+    coordinator.rotate_session(session.id)
+    assert coordinator.active_session is session
+
+
 def test_list_goes_from_least_to_most_recently_active(
     coordinator: SessionCoordinator[Any], session_clock: ManualClock
 ) -> None:

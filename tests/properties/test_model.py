@@ -327,8 +327,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         assert set(listed) == {naive.session for naive in live}
         activity = [session.metadata.last_active for session in listed]
         assert activity == sorted(activity)
-        if self.active is not None:
-            assert self.coordinator.active_session is self.active.session
+        assert self.coordinator.active_session is (self.active.session if self.active else None)
         assert stats.checked_out == sum(naive.holds > 0 for naive in self.sessions.values())
         assert stats.created == len(self.sessions)
         assert sum(stats.removed.values()) == sum(naive.finalized for naive in self.sessions.values())
