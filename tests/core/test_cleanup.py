@@ -355,6 +355,50 @@ def test_rule_7_without_a_thread_sessions_expire_all_the_same(
     assert cleanup_threads() == []
 
 
+def test_rule_7_without_a_thread_no_caller_cleans_up(
+    session_clock: ManualClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calls do what they are for; only a creation tries to start the thread, and each one does, until there is one."""
+    closings = Closings()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        coordinator = SessionCoordinator[Any](one_minute(), clock=session_clock, on_close=closings)
+        coordinator.start_cleanup_task()
+        coordinator.create_session("expired")
+        session_clock.advance(61)
+        session = coordinator.create_session("live")
+        failures = coordinator.stats().cleanup.failures
+        assert failures == 3
+        assert len([record for record in caplog.records if "could not be started" in record.getMessage()]) >= 1
+        session_clock.advance(11)
+        for call in (session.touch, session.record_message, coordinator.list_sessions, coordinator.__len__):
+            call()
+        with coordinator.checkout(session.id):
+            pass
+        assert coordinator.stats().cleanup.failures == failures
+        assert closings == []
+    coordinator.touch_session(session.id)
+    assert cleanup_threads() == []
+    coordinator.create_session("b")
+    assert coordinator.stats().cleanup.alive
+    assert coordinator.stats().cleanup.failures == failures
+    coordinator.close()
+
+
+@pytest.mark.parametrize("stops", ["stopped", "never started"])
+def test_a_creation_starts_no_task_that_nobody_wants(stops: str, session_coordinator: CoordinatorFactory) -> None:
+    """Starting is tried again only where it was asked for and failed, and not after stop_cleanup_task."""
+    coordinator = session_coordinator()
+    if stops == "stopped":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            coordinator.start_cleanup_task()
+        coordinator.stop_cleanup_task()
+    coordinator.create_session()
+    assert cleanup_threads() == []
+    assert not coordinator.stats().cleanup.alive
+
+
 def test_a_stop_while_the_thread_is_being_started_leaves_none(
     session_coordinator: CoordinatorFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
