@@ -487,6 +487,26 @@ def test_sessions_expire_without_a_thread_and_with_a_failing_store(
         coordinator.get_session(session.id)
 
 
+def test_without_a_thread_expiry_holds_and_the_next_creation_tries_again(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, session_clock: ManualClock, closings: Closings
+) -> None:
+    """No caller cleans up meanwhile; when the next session is created, the cleanup task is started."""
+    with session_coordinator(CONFIG, store=store, on_close=closings) as coordinator:
+        coordinator.stop_cleanup_task()
+        session = coordinator.create_session("support")
+        with patch.object(threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            coordinator.start_cleanup_task()
+            session_clock.advance(61)
+            for _ in range(2):
+                assert len(coordinator) == 0
+                assert session.name not in [live.name for live in coordinator.list_sessions()]
+                session_clock.advance(11)
+            assert closings == []
+        assert not coordinator.stats().cleanup.alive
+        coordinator.create_session("other")
+        assert coordinator.stats().cleanup.alive
+
+
 def test_locked_past_the_timeout(coordinator: SessionCoordinator[Any], store: WatchedStore, path: Path) -> None:
     """A real lock: what writes raises, what is in memory goes on, and nothing is lost once it is free."""
     session = coordinator.create_session(data={"step": 0})
