@@ -177,7 +177,7 @@ class SessionCoordinator(Generic[R]):
         the rest is done.
         """
         state = self._sessions.state
-        if state.interrupted:
+        if state.is_interrupted():
             state.defer(self.close)
             return
         self._sessions.stop()
@@ -197,7 +197,9 @@ class SessionCoordinator(Generic[R]):
         had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
         `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
-        return self._sessions.get(checked_str("session id", session_id))
+        if not isinstance(session_id, str):
+            checked_str("session id", session_id)
+        return self._sessions.get(session_id)
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does.
@@ -206,7 +208,9 @@ class SessionCoordinator(Generic[R]):
         """
         fast = self._sessions.state.fast
         if fast is None or not fast.touch(session_id):
-            self._sessions.touch(checked_str("session id", session_id))
+            if not isinstance(session_id, str):
+                checked_str("session id", session_id)
+            self._sessions.touch(session_id)
 
     def checkout(
         self,
@@ -233,7 +237,8 @@ class SessionCoordinator(Generic[R]):
         (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory, and the next one
         tries again; after `SessionConflictError` it is not, and after `SessionNotFoundError` the session is gone.
         """
-        checked_str("session id", session_id)
+        if not isinstance(session_id, str):
+            checked_str("session id", session_id)
         if exclusive is not True:
             checked_flag("exclusive", exclusive)
         wait = None if timeout is None else checked_wait("timeout", timeout)

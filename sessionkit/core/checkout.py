@@ -11,7 +11,7 @@ from .session import ManagedSession, R
 class Lender(Protocol):
     """What a checkout asks of the sessions that it is made for."""
 
-    def check_out(self, checkout: Checkout[Any]) -> ManagedSession[Any]: ...
+    def check_out(self, checkout: Checkout[Any], timeout: float | None) -> ManagedSession[Any]: ...
 
     def give_back(self, checkout: Checkout[Any]) -> None: ...
 
@@ -34,7 +34,18 @@ class Checkout(Generic[R]):
     are for whoever holds the session, between entering and leaving.
     """
 
-    __slots__ = ("_lender", "_used", "confirmed", "exclusive", "held", "session", "session_id", "timeout", "token")
+    __slots__ = (
+        "_lender",
+        "_used",
+        "confirmed",
+        "exclusive",
+        "held",
+        "record",
+        "session",
+        "session_id",
+        "timeout",
+        "token",
+    )
 
     def __init__(
         self, lender: Lender, session_id: str, exclusive: bool, timeout: float | None, holder: object | None = None
@@ -52,6 +63,8 @@ class Checkout(Generic[R]):
         """Whether the session is checked out by this checkout."""
         self.confirmed = True
         """Whether other processes know of it: False if the store could not be asked."""
+        self.record: object = None
+        """What is known of the session's record, if there is a store."""
         self.session: ManagedSession[R] | None = None
         """The session, from entering until leaving."""
         self._used = False
@@ -65,7 +78,7 @@ class Checkout(Generic[R]):
             self.token = this_thread.token
         self._used = True
         try:
-            return self._lender.check_out(self)
+            return self._lender.check_out(self, self.timeout)
         except BaseException:
             self._used = False
             raise

@@ -104,7 +104,7 @@ class InMemorySessions:
     def close(self, session_id: str) -> None:
         """End a session; finalize it, unless it is checked out."""
         state = self.state
-        if state.interrupted:
+        if state.is_interrupted():
             state.defer(partial(self.close, session_id))
             return
         reading = state.begin()
@@ -148,8 +148,7 @@ class InMemorySessions:
         state = self.state
         reading = state.begin()
         with state.lock:
-            now = state.advance(reading)
-            state.registry.touch(state.registry.find(session_id, now), now)
+            state.registry.touch_live(session_id, state.advance(reading))
 
     def note_activity(self, session: Session, activity: Activity, new_state: SessionState | None = None) -> None:
         """Note what a session has done, and tell the channels; a plain touch is no event."""
@@ -188,11 +187,7 @@ class InMemorySessions:
 
     # ---- Checking out
 
-    def check_out(self, checkout: Checkout[Any]) -> Session:
-        """Take a session for a checkout."""
-        return self.take(checkout, checkout.timeout)
-
-    def take(self, checkout: Checkout[Any], timeout: float | None) -> Session:
+    def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
         """Take a session for a checkout, waiting up to `timeout` seconds; if that raises, it is not taken."""
         state = self.state
         reading = state.begin()
@@ -241,16 +236,20 @@ class InMemorySessions:
         state, session = self.state, checkout.session
         if session is None:
             return
-        if state.interrupted:
+        if state.is_interrupted():
             state.defer(partial(self.give_back, checkout))
             return
         try:
             reading = state.read()
             with state.lock:
-                state.advance(reading)
-        finally:
+                must_run = state.registry.give_back(session, checkout, state.advance(reading))
+        except BaseException:
             # Even a clock that fails must not keep the session checked out for ever.
             self.finish_checkout(checkout)
+            raise
+        checkout.session = None
+        if must_run:
+            state.finalizer.run([session])
 
     def finish_checkout(self, checkout: Checkout[Any]) -> None:
         """Give a session back, at the latest time that is known."""

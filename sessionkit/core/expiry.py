@@ -38,7 +38,7 @@ class Line:
     session would be one more place in memory to fetch at each touch.
     """
 
-    __slots__ = ("_heap", "_horizon", "_horizon_holds_until", "moved", "ordered", "timeout")
+    __slots__ = ("_heap", "horizon", "horizon_holds_until", "moved", "ordered", "timeout")
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
@@ -49,15 +49,7 @@ class Line:
         # Their order. An entry whose session has left, or was filed anew, is skipped when it comes up; so there are
         # never more than sessions that were alive one timeout ago.
         self._heap: list[tuple[float, str]] = []
-        self._horizon = self._horizon_holds_until = NEVER
-
-    def add(self, session: Session, now: float, life_end: float) -> None:
-        """File a session that is active now, and lives until `life_end` at most, at the end."""
-        if now > self._horizon_holds_until:
-            self._horizon = now + self.timeout
-            self._horizon_holds_until = now + self.timeout * HORIZON_SHARE
-        session._alive_until = self._horizon if self._horizon < life_end else life_end
-        self.ordered[session] = now
+        self.horizon = self.horizon_holds_until = NEVER
 
     def add_moved(self, session: Session, life_end: float) -> None:
         """File a session at its last activity, which is some time ago."""
@@ -66,9 +58,9 @@ class Line:
         self.moved[session._id] = active_at, session
         heappush(self._heap, (active_at, session._id))
 
-    def discard(self, session: Session) -> None:
-        """Take a session out of the line, if it stands in it."""
-        if self.ordered.pop(session, None) is None and self.moved.pop(session._id, None) is not None and not self.moved:
+    def discard_moved(self, session: Session) -> None:
+        """Take a session out of those that had moved on, if it is one of them."""
+        if self.moved.pop(session._id, None) is not None and not self.moved:
             self._heap.clear()
 
     def head(self) -> tuple[Session, float] | None:
@@ -121,15 +113,26 @@ class ExpiryIndex:
         if named is session:
             self._look_at_age_of(session)
 
-    def rest(self, session: Session, now: float) -> None:
-        """The session is at rest from now on, and active now: it stands at the end of its line."""
-        self._line_of(session).add(session, now, self._life_end(session))
+    def rest(self, session: Session, now: float) -> Ending | None:
+        """The session is at rest from now on, and active now; or how it ended, if it is past its maximum lifetime."""
+        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
+        if now > life_end and (ending := self.ending_of(session, now)) is not None:
+            return ending
+        line = self._lines.get(session._timeout)
+        if line is None:
+            line = self._lines[session._timeout] = Line(session._timeout)
+        if now > line.horizon_holds_until:
+            line.horizon = now + line.timeout
+            line.horizon_holds_until = now + line.timeout * HORIZON_SHARE
+        session._alive_until = line.horizon if line.horizon < life_end else life_end
+        line.ordered[session] = now
+        return None
 
     def leave_rest(self, session: Session) -> None:
         """The session is checked out: it stands in no line until it rests again. Doing it again does nothing."""
         line = self._lines.get(session._timeout)
-        if line is not None:
-            line.discard(session)
+        if line is not None and line.ordered.pop(session, None) is None:
+            line.discard_moved(session)
 
     def discard(self, session: Session) -> None:
         """The session has ended: nothing of it is in the index, and it cannot be used without the lock any more."""
@@ -240,7 +243,7 @@ class ExpiryIndex:
         return True
 
     def _put_right(self, line: Line, session: Session) -> None:
-        line.discard(session)
+        self.leave_rest(session)
         line.add_moved(session, self._life_end(session))
 
     def _line_of(self, session: Session) -> Line:

@@ -58,20 +58,19 @@ class SessionLock:
 
     __slots__ = ("_exclusive", "_times", "_waiters")
 
-    def __init__(self) -> None:
+    def __init__(self, holder: Holder | None = None) -> None:
         # How often each token has it; and how often of these exclusively, which only a sole holder can.
         self._times: dict[object, int] = {}
         self._exclusive = 0
         self._waiters: deque[Waiter] | None = None
-
-    @property
-    def free(self) -> bool:
-        """Whether nobody has the session."""
-        return not self._times
+        if holder is not None:
+            self._times[holder.token] = 1
+            self._exclusive += holder.exclusive
+            holder.held = True
 
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once."""
-        if self._times and not self._has_already(holder):
+        if not self._has_already(holder):
             may_join = holder.token not in self._times and not self._waiters
             if not may_join or not self._admits(holder.exclusive):
                 return False
@@ -90,8 +89,8 @@ class SessionLock:
         self._waiters.append(waiter)
         return waiter
 
-    def give_back(self, holder: Holder) -> None:
-        """Undo one `take` (or one granted wait), and let in the waiters that can be let in."""
+    def give_back(self, holder: Holder) -> bool:
+        """Undo one `take` (or one granted wait), and let in the waiters that can be let in; whether it is free then."""
         times = self._times[holder.token]
         if times > 1:
             self._times[holder.token] = times - 1
@@ -101,6 +100,7 @@ class SessionLock:
         holder.held = False
         if self._waiters:
             self._admit()
+        return not self._times
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""

@@ -118,6 +118,17 @@ class Registry:
 
     # ---- Using
 
+    def touch_live(self, session_id: str, now: float) -> None:
+        """The live session with this id is active now. Raises as `find` does."""
+        session = self.live.get(session_id)
+        if session is None or self.closed or now >= session._alive_until:
+            self.touch(self.find(session_id, now), now)
+            return
+        if now > session._active_at:
+            session._active_at = now
+        if self.dirty is not None:
+            self.dirty.add(session)
+
     def touch(self, session: Session, now: float) -> None:
         """The session is active now."""
         if now > session._active_at:
@@ -135,8 +146,13 @@ class Registry:
         lock = session._lock
         if lock is None:
             self.index.leave_rest(session)
-            lock = session._lock = SessionLock()
+            session._lock = SessionLock(holder)
             self.checked_out += 1
+            if now > session._active_at:
+                session._active_at = now
+            if self.dirty is not None:
+                self.dirty.add(session)
+            return None
         if lock.take(holder):
             self.touch(session, now)
             return None
@@ -153,18 +169,33 @@ class Registry:
         When it was the last, the session rests, or ends if that was due.
         """
         lock = session._lock
-        # In a forked child, the session may be the parent's.
-        if lock is None or not holder.held or not self._knows(session):
+        if lock is None or not holder.held:
             return False
-        self.touch(session, now)
-        lock.give_back(holder)
-        return lock.free and self._rest(session, now)
+        is_live = self.live.get(session._id) is session
+        if not is_live and self._finalizer.leaving.get(session._id) is not session:
+            # In a forked child, the session is the parent's.
+            return False
+        if now > session._active_at:
+            session._active_at = now
+        if self.dirty is not None:
+            self.dirty.add(session)
+        if not lock.give_back(holder):
+            return False
+        session._lock = None
+        self.checked_out -= 1
+        if not is_live:
+            return self._finalizer.release(session)
+        ending = self.index.rest(session, now)
+        return ending is not None and self.end(session, ending, now)
 
     def touch_held(self, session: Session, now: float) -> None:
         """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""
-        if self._knows(session):
-            self.touch(session, now)
-            if self.live.get(session._id) is session:
+        if self.live.get(session._id) is session:
+            if now > session._active_at:
+                session._active_at = now
+            if self.dirty is not None:
+                self.dirty.add(session)
+            if now >= session._alive_until:
                 self.expire(session, now)
 
     def withdraw(self, session: Session, waiter: Waiter, now: float) -> bool:
@@ -172,20 +203,6 @@ class Registry:
         if session._lock is not None:
             session._lock.withdraw(waiter)
         return self.give_back(session, waiter.holder, now)
-
-    def _knows(self, session: Session) -> bool:
-        return self.live.get(session._id) is session or self._finalizer.leaving.get(session._id) is session
-
-    def _rest(self, session: Session, now: float) -> bool:
-        session._lock = None
-        self.checked_out -= 1
-        if session._ending is not None:
-            return self._finalizer.release(session)
-        ending = self.index.ending_of(session, now)
-        if ending is not None:
-            return self.end(session, ending, now)
-        self.index.rest(session, now)
-        return False
 
     def rename(self, session: Session, new_id: str, now: float) -> None:
         """Give a session that is checked out another id; those that wait for it by the old one are woken.

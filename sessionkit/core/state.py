@@ -34,14 +34,18 @@ class State:
         """Looks and touches without the lock; None if every call must take the lock."""
         self._deferred: deque[Callable[[], object]] = deque()
         # threading.Condition asks the lock the same way.
-        self._is_owned: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # typeshed does not know it
+        self.is_interrupted: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]  # not in typeshed
+        """Whether this call interrupts a decision of its own thread: it comes from a signal handler or a finalizer.
+
+        No user code runs with the lock held, so a thread that has it and calls was interrupted.
+        """
 
     def begin(self) -> float:
         """Begin a public call, with the lock free: run what was deferred, and read the clock.
 
         Raises `RuntimeError` if the call interrupts a decision of this very thread.
         """
-        if self._is_owned():
+        if self.is_interrupted():
             raise RuntimeError(
                 "a signal handler or finalizer that interrupts the coordinator in the middle of a decision may only "
                 "call close() and close_session(), and give back a checkout; do the rest in another thread"
@@ -64,14 +68,6 @@ class State:
         except TypeError:
             raise TypeError(f"the clock reads {reading!r}; it must give seconds as a number") from None
         return self.latest
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether this call interrupts a decision of its own thread: it comes from a signal handler or a finalizer.
-
-        No user code runs with the lock held, so a thread that has it and calls was interrupted.
-        """
-        return self._is_owned()
 
     def defer(self, call: Callable[[], object]) -> None:
         """Have a call made when the lock is free: by the thread that was interrupted, by the next call, or cleanup."""

@@ -71,7 +71,7 @@ class Coordination:
         """Take over what others saved, unless a checkout here may be changing it."""
         with entry.io:
             # An older one was read before we wrote.
-            if entry.holders or record.version < entry.version:
+            if entry.holders or record.version < entry.version or entry.has(record):
                 return
             newer = data_of(record.data, record.id) if record.version != entry.version else None
             work = state_of(record)
@@ -191,6 +191,7 @@ class Coordination:
                 return False
             entry.leased = True
             entry.holders.add(checkout)
+            checkout.record = entry
             return True
 
     def _go_without_lease(self, entry: StoredSession, checkout: Checkout[Any]) -> bool:
@@ -200,6 +201,7 @@ class Coordination:
                 return False
             checkout.confirmed = False
             entry.holders.add(checkout)
+            checkout.record = entry
             return True
 
     def give_back(self, session: Session, checkout: Checkout[Any]) -> None:
@@ -207,8 +209,8 @@ class Coordination:
 
         Raises as `Records.write` does, once the rest is done. Doing it again does nothing, unless it was interrupted.
         """
-        entry = self._records.of(session)
-        if entry is None or checkout not in entry.holders:
+        entry = checkout.record
+        if not isinstance(entry, StoredSession) or checkout not in entry.holders:
             return
         with entry.io:
             try:
@@ -232,7 +234,7 @@ class Coordination:
                 if entry.leased:
                     self._records.write_and_release(session, entry)
                 else:
-                    self._records.write(session)
+                    self._records.write(session, entry)
         finally:
             if entry.unsure:
                 with contextlib.nullcontext() if confirmed else contextlib.suppress(StoreError):
@@ -245,8 +247,7 @@ class Coordination:
             found = self._client.load(session.id)
             if found is not None:
                 _note_stale(session, entry, found)
-        with self._client.counted():
-            self._client.release(session.id)
+        self._client.release(session.id)
         entry.note_released()
 
     def release_unsure(self) -> None:
@@ -259,8 +260,10 @@ class Coordination:
 
     def save(self, session: Session) -> None:
         """Write what changed. Raises as `Records.write` does."""
+        entry = self._records.of(session)
         try:
-            self._records.write(session)
+            if entry is not None:
+                self._records.write(session, entry)
         except SessionNotFoundError:
             self.drop_local_copy(session)
             raise

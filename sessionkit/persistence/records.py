@@ -150,6 +150,10 @@ class StoredSession:
         self.messages = record.message_count
         self.work = record.state
 
+    def has(self, record: SessionRecord) -> bool:
+        """Whether all that we know the record to have is what this one has."""
+        return record.version == self.version and record.message_count == self.messages and record.state == self.work
+
     def note_released(self) -> None:
         """The lease has ended."""
         self.leased = self.unsure = False
@@ -208,7 +212,7 @@ class Records:
     def create(self, session: Session) -> None:
         """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
         text = self.text_of(session)
-        wall = self._client.wall_time()
+        _, wall = self._client.now()
         record = SessionRecord(
             session.id,
             session.name,
@@ -286,13 +290,13 @@ class Records:
                     del self.entries[entry.id]
                     self._due.discard(entry)
 
-    def write(self, session: Session) -> None:
+    def write(self, session: Session, entry: StoredSession) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
 
         Raises `SessionNotFoundError` if the record is gone, `SessionConflictError` if somebody else saved it, and
         `InvalidSessionError` if the data cannot be stored.
         """
-        self._put(session, self._client.save)
+        self._put(session, entry, self._client.save)
 
     def write_and_release(self, session: Session, entry: StoredSession) -> None:
         """As `write`, and the lease ends in the same step if there is something to write."""
@@ -306,20 +310,24 @@ class Records:
             entry.note_released()
             return changes.version if version is None else version
 
-        self._put(session, save)
+        self._put(session, entry, save)
 
-    def _put(self, session: Session, save: Callable[[str, Changes], int]) -> None:
-        entry = self.of(session)
-        if entry is None:
-            return
-        with entry.io, self._client.counted():
-            text = self.text_of(session)
+    def _put(self, session: Session, entry: StoredSession, save: Callable[[str, Changes], int]) -> None:
+        with entry.io:
+            if entry.session is not session:
+                # It has left memory meanwhile.
+                return
+            try:
+                text = self.text_of(session)
+            except InvalidSessionError as error:
+                self._client.note(error)
+                raise
             touch = self._take_touch(session, entry)
             changed = text != entry.text
             if not changed and not touch.messages and touch.state is None:
                 return
             try:
-                entry.version = save(session.id, Changes(entry.version, text if changed else None, touch))
+                entry.version = save(entry.id, Changes(entry.version, text if changed else None, touch))
                 entry.text = text
             except BaseException:
                 entry.take_back(touch)
@@ -564,7 +572,7 @@ class Records:
             return
         try:
             try:
-                self.write(session)
+                self.write(session, entry)
                 if session in self.dirty:
                     self.write_touches([session])
             finally:

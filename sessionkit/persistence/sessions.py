@@ -169,7 +169,8 @@ class PersistentSessions:
         last_active = victim.metadata.last_active
         # What has been refused before is refused again, and logged, when it leaves.
         with contextlib.suppress(SessionConflictError, InvalidSessionError, SessionNotFoundError):
-            self._records.write(victim)
+            if (entry := self._records.of(victim)) is not None:
+                self._records.write(victim, entry)
         if victim in self._records.dirty:
             self._records.write_touches([victim])
         registry = self.state.registry
@@ -186,7 +187,7 @@ class PersistentSessions:
 
     def close(self, session_id: str) -> None:
         """End a session; one that is in the store only is ended there."""
-        if self.state.interrupted:
+        if self.state.is_interrupted():
             self.state.defer(partial(self.close, session_id))
             return
         while True:
@@ -319,19 +320,19 @@ class PersistentSessions:
 
     # ---- Checking out
 
-    def check_out(self, checkout: Checkout[Any]) -> Session:
+    def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
         """Take a session for a checkout, with its lease, and the newest version."""
-        began, left = time.monotonic(), checkout.timeout
+        began, left = time.monotonic(), timeout
         while True:
             try:
-                session = self._memory.take(checkout, left)
+                session = self._memory.check_out(checkout, left)
             except SessionNotFoundError:
                 # It is to be loaded, unless that raises this too.
                 self._find(checkout.session_id)
                 continue
             finally:
-                if checkout.timeout is not None:
-                    left = max(checkout.timeout - (time.monotonic() - began), 0.0)
+                if timeout is not None:
+                    left = max(timeout - (time.monotonic() - began), 0.0)
             try:
                 if self._coordination.take_lease(session, checkout, left):
                     return session
@@ -346,7 +347,7 @@ class PersistentSessions:
         state, session = self.state, checkout.session
         if session is None:
             return
-        if state.interrupted:
+        if state.is_interrupted():
             state.defer(partial(self.give_back, checkout))
             return
         try:

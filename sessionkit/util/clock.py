@@ -1,10 +1,9 @@
-"""What time it is: the default clock, the steady time that is made of any clock, and the comparison with a limit."""
+"""What time it is: the default clock, and the comparison with a limit."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from math import inf
 from types import BuiltinFunctionType
 
 Clock = Callable[[], float]
@@ -18,11 +17,6 @@ freezegun ticks in microseconds and its readings are near 1.7e9, where neighbori
 """
 
 _FRAMES_FREEZEGUN_LOOKS_AT = 5
-
-
-def is_past(end: float, now: float) -> bool:
-    """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
-    return now - end > SLACK
 
 
 def system_clock() -> float:
@@ -78,32 +72,3 @@ def stopwatch() -> float:
 def is_past(end: float, now: float) -> bool:
     """Whether a limit that is reached at `end` has passed: the one comparison, since others would round differently."""
     return now - end > SLACK
-
-
-class SteadyClock:
-    """Time that never goes back, made of any clock.
-
-    `read` reads the clock, and may be called from any thread at any time. `advance` and `latest`, the time that it
-    returned last, are guarded by the coordinator's lock.
-    """
-
-    __slots__ = ("latest", "read")
-
-    def __init__(self, clock: Clock) -> None:
-        self.read = clock
-        self.latest = -inf
-
-    def advance(self, reading: float) -> float:
-        """The time now: `reading`, or the latest reading so far where that was later.
-
-        Infinity and NaN move nothing; as the very first reading they raise `ValueError`. What is no number raises
-        `TypeError`.
-        """
-        try:
-            if self.latest < reading < inf:
-                self.latest = reading
-            elif self.latest == -inf:
-                raise ValueError(f"the clock reads {reading!r}; it must give finite seconds")
-        except TypeError:
-            raise TypeError(f"the clock reads {reading!r}; it must give seconds as a number") from None
-        return self.latest

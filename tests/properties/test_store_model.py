@@ -70,7 +70,6 @@ class OnServer:
     def open(self) -> Store:
         return RedisStore(self.url, prefix=self.prefix)
 
-
     def remove(self) -> None:
         pass
 

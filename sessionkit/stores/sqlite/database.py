@@ -7,8 +7,7 @@ import os
 import secrets
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Literal, TypeVar
 from urllib.parse import quote
 
@@ -92,21 +91,25 @@ class Database:
         self._idle: list[Connection] = []
         self._closed = False
         self._pools = True
-        with _failures_as_store_errors(path), _gate:
-            if not os.path.lexists(path):
-                self._make_file(schema)
-            self._identity = self._read_identity()
-            self._check_file()
+        try:
+            with _gate:
+                if not os.path.lexists(path):
+                    self._make_file(schema)
+                status = os.stat(path)
+                self._identity = status.st_dev, status.st_ino
+                self._check_file()
+        except (sqlite3.Error, OSError) as error:
+            raise _as_store_error(path, error) from error
         start_clean_after_fork(self)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work that reads with one statement, and sees only what is committed."""
-        with self._connection() as connection:
-            return work(connection)
+        return self._run(work)
 
     def write(self, work: Callable[[sqlite3.Connection], T], sync: Sync) -> T:
         """Do work in a transaction that excludes all other writes, and commit it; if it raises, none of it was done."""
-        with self._connection() as connection:
+
+        def transact(connection: Connection) -> T:
             if connection.sync != sync:
                 connection.execute(f"PRAGMA synchronous = {sync}")
                 connection.sync = sync
@@ -120,6 +123,8 @@ class Database:
                     connection.execute("ROLLBACK")
                 raise
             return result
+
+        return self._run(transact)
 
     def close(self) -> None:
         """Close all connections; one that is in use, when its work is done. Closing again does nothing."""
@@ -146,26 +151,32 @@ class Database:
         _inherited.extend(self._idle)
         self._idle = []
 
-    @contextmanager
-    def _connection(self) -> Iterator[Connection]:
-        with _failures_as_store_errors(self.path), _gate:
-            if self._closed:
-                raise StoreError(f"the session store {self.path!r} is closed; open it again")
-            self._check_identity()
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
-            try:
-                yield connection
-            except sqlite3.DatabaseError:
-                # What this connection has cached of the file may be wrong.
-                connection.close()
-                raise
-            except BaseException:
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        try:
+            with _gate:
+                connection = self._take()
+                try:
+                    result = work(connection)
+                except sqlite3.DatabaseError:
+                    # What this connection has cached of the file may be wrong.
+                    connection.close()
+                    raise
+                except BaseException:
+                    self._give_back(connection)
+                    raise
                 self._give_back(connection)
-                raise
-            self._give_back(connection)
+                return result
+        except (sqlite3.Error, OSError) as error:
+            raise _as_store_error(self.path, error) from error
+
+    def _take(self) -> Connection:
+        if self._closed:
+            raise StoreError(f"the session store {self.path!r} is closed; open it again")
+        self._check_identity()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect()
 
     def _give_back(self, connection: Connection) -> None:
         self._idle.append(connection)
@@ -190,18 +201,14 @@ class Database:
             raise
         return connection
 
-    def _read_identity(self) -> tuple[int, int]:
-        status = os.stat(self.path)
-        return status.st_dev, status.st_ino
-
     def _check_identity(self) -> None:
         try:
-            found = self._read_identity()
+            status = os.stat(self.path)
         except FileNotFoundError as error:
             raise StoreError(
                 f"the session store {self.path!r} was deleted or moved while it was open; bring the file back"
             ) from error
-        if found != self._identity:
+        if (status.st_dev, status.st_ino) != self._identity:
             raise StoreError(
                 f"the session store {self.path!r} was replaced by another file while it was open; bring the file back, "
                 "or open the store again"
@@ -254,12 +261,8 @@ class Database:
             )
 
 
-@contextmanager
-def _failures_as_store_errors(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise StoreError(f"the session store {path!r} failed: {error}{_advice(error)}") from error
+def _as_store_error(path: str, error: Exception) -> StoreError:
+    return StoreError(f"the session store {path!r} failed: {error}{_advice(error)}")
 
 
 def _advice(error: Exception) -> str:
