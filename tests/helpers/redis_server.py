@@ -230,3 +230,46 @@ def shared_server() -> Iterator[str]:
     else:
         with redis_server() as server:
             yield server.url
+
+
+class Keys:
+    """What a store keeps on its server, seen and changed by a client of our own. `docs/scaling.md` lists the keys."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        self.base = f"{{{prefix}}}"
+        self._url = url
+
+    @contextmanager
+    def client(self) -> Iterator[redis.Redis]:
+        """A connection of its own, for the length of the block."""
+        with redis.Redis.from_url(self._url, socket_timeout=WAIT, protocol=2) as client:
+            yield client
+
+    def instances(self) -> dict[str, list[str]]:
+        """What there is of each instance: until when it is alive, its term, its write interval or "left", its name."""
+        with self.client() as client:
+            found = client.hgetall(f"{self.base}:instances")
+        return {instance.decode(): text.decode().split("|") for instance, text in found.items()}
+
+    def ends(self) -> list[float]:
+        """When the terms end of those who have not left."""
+        return [float(until) for until, _, lag, _ in self.instances().values() if lag != "left"]
+
+    def let_the_term_run_out(self, instance: str) -> None:
+        """Have the server think that the instance was last heard of long ago, and others were all along."""
+        self._move_the_end(instance, -10 * float(self.instances()[instance][1]))
+
+    def let_time_pass(self, seconds: float) -> None:
+        """Have the server think that all it has heard of instances is longer ago by so many seconds."""
+        for instance in self.instances():
+            self._move_the_end(instance, -seconds)
+        with self.client() as client:
+            client.set(f"{self.base}:heard", float(client.get(f"{self.base}:heard")) - seconds)
+
+    def _move_the_end(self, instance: str, seconds: float) -> None:
+        until, *rest = self.instances()[instance]
+        text = "|".join([str(float(until) + seconds), *rest])
+        # In the way that a server that is out of memory lets pass.
+        script = "redis.call('HDEL', KEYS[1], ARGV[1]); redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
+        with self.client() as client:
+            client.eval(script, 1, f"{self.base}:instances", instance, text)

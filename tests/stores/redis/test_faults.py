@@ -31,7 +31,7 @@ from sessionkit.stores.redis.liveness import THREAD_NAME
 from sessionkit.testing.store_contract import NOW, record
 
 from ...helpers.proxy import Mode, Proxy, proxy
-from ...helpers.redis_server import RedisServer, redis_server, wait_for
+from ...helpers.redis_server import Keys, RedisServer, redis_server, wait_for
 from ...helpers.support import WAIT, Closings, in_child
 
 CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10)
@@ -44,8 +44,6 @@ TIMEOUT = 1.0
 
 BOUND = 5.0
 """What a call takes at most whose timeout has passed, on a busy machine."""
-
-Operation = Callable[[RedisStore, str, str], Iterator[None]]
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +66,29 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sessionkit.stores.redis.client.sleep", lambda _: None)
 
 
+class OpenedStore(RedisStore):
+    """A store whose keys can be seen, and changed, past it."""
+
+    def __init__(self, url: str, prefix: str, **settings: Any) -> None:
+        super().__init__(url, prefix, **settings)
+        self.prefix = prefix
+        self.keys = Keys(url, prefix)
+
+
+Operation = Callable[[OpenedStore, str, str], Iterator[None]]
+
+
 @contextmanager
-def opened(url: str, prefix: str = "", **settings: Any) -> Iterator[RedisStore]:
+def opened(url: str, prefix: str = "", **settings: Any) -> Iterator[OpenedStore]:
     """A store under a prefix of its own, if none is given, for the length of the block."""
-    store = RedisStore(url, prefix or f"test-{secrets.token_hex(4)}", **{"term": LONG, **settings})
+    store = OpenedStore(url, prefix or f"test-{secrets.token_hex(4)}", **{"term": LONG, **settings})
     try:
         yield store
     finally:
         store.close()
 
 
-def found_in(store: RedisStore, session_id: str, instance: str | None = None) -> Found:
+def found_in(store: OpenedStore, session_id: str, instance: str | None = None) -> Found:
     found = store.load(session_id, instance)
     assert found is not None
     return found
@@ -87,7 +97,7 @@ def found_in(store: RedisStore, session_id: str, instance: str | None = None) ->
 # ---- What each operation does, exactly once: before the first yield what must be there, then the call, then the check
 
 
-def _join(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _join(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     joined = store.join(25.0, "second")
@@ -97,7 +107,7 @@ def _join(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     store.leave(joined)
 
 
-def _promise(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _promise(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     yield
@@ -107,7 +117,7 @@ def _promise(store: RedisStore, instance: str, session_id: str) -> Iterator[None
     store.leave(second)
 
 
-def _leave(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _leave(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     store.attach(session_id, second, "exclusive")
@@ -118,7 +128,7 @@ def _leave(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert store.attach(session_id, instance, "exclusive") == Found(record(session_id), 0.0)
 
 
-def _create(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _create(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     yield
     store.create(record(session_id, name=session_id), instance)
     yield
@@ -126,7 +136,7 @@ def _create(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
     assert store.find(session_id) == session_id
 
 
-def _load(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _load(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     found = store.load(session_id, instance)
@@ -134,7 +144,7 @@ def _load(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert found == Found(record(session_id), 0.0)
 
 
-def _find(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _find(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
     yield
     found = store.find(session_id)
@@ -142,7 +152,7 @@ def _find(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert found == session_id
 
 
-def _attach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _attach(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     store.detach([session_id], instance)
     yield
@@ -152,7 +162,7 @@ def _attach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
     assert found_in(store, session_id).elsewhere == ("first",)
 
 
-def _detach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _detach(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     store.detach([session_id], instance)
@@ -160,7 +170,7 @@ def _detach(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
     assert found_in(store, session_id) == Found(record(session_id), 0.0)
 
 
-def _lease(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _lease(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     found = store.attach(session_id, instance, "exclusive")
@@ -169,11 +179,11 @@ def _lease(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert found_in(store, session_id) == Found(record(session_id), inf, ("first",))
 
 
-def _lease_of_the_dead(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _lease_of_the_dead(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
     store.attach(session_id, second, "exclusive")
-    _let_the_term_run_out(store, second)
+    store.keys.let_the_term_run_out(second)
     yield
     found = store.attach(session_id, instance, "exclusive")
     yield
@@ -182,7 +192,7 @@ def _lease_of_the_dead(store: RedisStore, instance: str, session_id: str) -> Ite
     store.leave(second)
 
 
-def _lease_that_is_taken(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _lease_that_is_taken(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), instance)
     store.attach(session_id, second, "exclusive")
@@ -194,7 +204,7 @@ def _lease_that_is_taken(store: RedisStore, instance: str, session_id: str) -> I
     store.leave(second)
 
 
-def _release(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _release(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     store.attach(session_id, instance, "exclusive")
     yield
@@ -203,7 +213,7 @@ def _release(store: RedisStore, instance: str, session_id: str) -> Iterator[None
     assert found_in(store, session_id) == Found(record(session_id), 10.0, ("first",))
 
 
-def _save(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _save(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     version = store.save(session_id, Changes(1, '{"a":1}', Touch(NOW + 1, 3)))
@@ -212,7 +222,7 @@ def _save(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert (version, found_in(store, session_id).record) == (2, changed)
 
 
-def _give_back(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _give_back(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     store.attach(session_id, instance, "exclusive")
     yield
@@ -222,7 +232,7 @@ def _give_back(store: RedisStore, instance: str, session_id: str) -> Iterator[No
     assert (version, found_in(store, session_id)) == (2, Found(changed, 10.0, ("first",)))
 
 
-def _give_back_unchanged(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _give_back_unchanged(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     store.attach(session_id, instance, "exclusive")
     yield
@@ -232,7 +242,7 @@ def _give_back_unchanged(store: RedisStore, instance: str, session_id: str) -> I
     assert (version, found_in(store, session_id)) == (1, Found(changed, 10.0, ("first",)))
 
 
-def _rename(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _rename(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
     store.attach(session_id, instance, "exclusive")
     yield
@@ -245,7 +255,7 @@ def _rename(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
     assert store.find(session_id) == renamed.id
 
 
-def _touch(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _touch(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     absent = store.touch({session_id: Touch(NOW + 1, 3, "processing"), "gone": Touch(NOW)})
@@ -255,7 +265,7 @@ def _touch(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
     assert (absent, also_absent, found_in(store, session_id).record) == ({"gone"}, set(), changed)
 
 
-def _delete(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _delete(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
     yield
     deleted = store.delete({session_id: None, "gone": None})
@@ -264,7 +274,7 @@ def _delete(store: RedisStore, instance: str, session_id: str) -> Iterator[None]
     assert store.load(session_id) is None
 
 
-def _delete_unless_used(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _delete_unless_used(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     store.create(record(f"{session_id}-used", last_active=NOW + 1), instance)
     yield
@@ -275,7 +285,7 @@ def _delete_unless_used(store: RedisStore, instance: str, session_id: str) -> It
     assert found_in(store, f"{session_id}-used").elsewhere == ()
 
 
-def _delete_expired(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _delete_expired(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     expired = {f"{session_id}-1", f"{session_id}-2"}
     for each in expired:
         store.create(record(each, session_timeout=0.1), instance)
@@ -287,7 +297,7 @@ def _delete_expired(store: RedisStore, instance: str, session_id: str) -> Iterat
     assert store.delete_expired(NOW + 1, 10) == []
 
 
-def _count_expired(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _count_expired(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, session_timeout=0.1), instance)
     store.detach([session_id], instance)
     yield
@@ -297,7 +307,7 @@ def _count_expired(store: RedisStore, instance: str, session_id: str) -> Iterato
     store.delete({session_id: None})
 
 
-def _page(store: RedisStore, instance: str, session_id: str) -> Iterator[None]:
+def _page(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
     page = store.page(None, 10)
@@ -330,16 +340,6 @@ OPERATIONS: list[Operation] = [
     _count_expired,
     _page,
 ]
-
-
-def _let_the_term_run_out(store: RedisStore, instance: str) -> None:
-    """Have the server think that the instance was last heard of long ago, and others were all along."""
-    key = f"{store._partitions.bases[0]}:instances"
-    until, term, lag, name = store._server.client.hget(key, instance).decode().split("|")
-    # In the way that a server that is out of memory lets pass.
-    script = "redis.call('HDEL', KEYS[1], ARGV[1]); redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])"
-    text = "|".join((str(float(until) - 10 * float(term)), term, lag, name))
-    store._server.client.eval(script, 1, key, instance, text)
 
 
 # ---- The connection breaks
@@ -389,6 +389,7 @@ def test_a_connection_that_is_cut_while_it_is_made(line: Proxy, server: RedisSer
         while True:
             steps = _save(store, instance, f"s-{position:04}")
             next(steps)
+            # So that a connection has to be made; no public call does that while there is an instance.
             store._server.close_idle()
             client.script_flush()
             cuts = line.cuts
@@ -474,25 +475,25 @@ def test_a_server_that_cannot_be_reached(line: Proxy, operation: Operation, how:
 
 
 @pytest.fixture
-def store(line: Proxy, no_pauses: None) -> Iterator[RedisStore]:
+def store(line: Proxy, no_pauses: None) -> Iterator[OpenedStore]:
     """A store on a line that can be cut."""
     with opened(line.url) as found:
         yield found
 
 
 @pytest.fixture
-def instance(store: RedisStore) -> str:
+def instance(store: OpenedStore) -> str:
     return store.join(10.0, "first")
 
 
 @pytest.fixture
-def other(server: RedisServer, store: RedisStore) -> Iterator[RedisStore]:
+def other(server: RedisServer, store: OpenedStore) -> Iterator[OpenedStore]:
     """The same store, as another process has it, whose line is not cut."""
-    with opened(server.url, store._prefix) as found:
+    with opened(server.url, store.prefix) as found:
         yield found
 
 
-def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, instance: str) -> None:
+def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: OpenedStore, instance: str) -> None:
     """Whether it was done or not, the next save is no conflict, and what it brings is there; also several in a row.
 
     Messages that were not heard to be counted come again, and are counted once.
@@ -515,7 +516,7 @@ def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: Redi
         store.save("s-1", Changes(1, '{"a":7}', Touch(NOW + 7)))
 
 
-def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: RedisStore, instance: str) -> None:
+def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: OpenedStore, instance: str) -> None:
     """As with a save: it can be given back again, and the lease is gone."""
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
@@ -528,7 +529,7 @@ def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store:
 
 
 def test_a_save_that_nobody_heard_of_and_another_one_since(
-    line: Proxy, store: RedisStore, instance: str, other: RedisStore
+    line: Proxy, store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """What another process has saved since is in the way of the next save, and is not overwritten."""
     store.create(record(), instance)
@@ -545,7 +546,7 @@ def test_a_save_that_nobody_heard_of_and_another_one_since(
         store.save("s-1", Changes(3, '{"a":4}', Touch(NOW + 3)))
 
 
-def test_a_removal_that_nobody_heard_of_is_told_by_nobody(line: Proxy, store: RedisStore, instance: str) -> None:
+def test_a_removal_that_nobody_heard_of_is_told_by_nobody(line: Proxy, store: OpenedStore, instance: str) -> None:
     """What was deleted because it had expired is told once at most; what was not deleted, with the next call."""
     ids = [f"s-{number}" for number in range(9)]
     for session_id in ids:
@@ -564,7 +565,7 @@ def test_a_removal_that_nobody_heard_of_is_told_by_nobody(line: Proxy, store: Re
 
 
 def test_a_renaming_that_nobody_heard_of_is_undone(
-    line: Proxy, store: RedisStore, instance: str, other: RedisStore
+    line: Proxy, store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """Whoever asks for the session by the id that it had has it again, name and lease and all; the new id is absent."""
     asks: list[Callable[[], object]] = [
@@ -594,7 +595,7 @@ def test_a_renaming_that_nobody_heard_of_is_undone(
 
 
 def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
-    line: Proxy, store: RedisStore, instance: str, other: RedisStore
+    line: Proxy, store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """Deleted or let go by the id that it had, nothing of it is left by the new one."""
     ends: list[Callable[[], object]] = [
@@ -613,7 +614,7 @@ def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
 
 
 def test_a_creation_that_nobody_heard_of_is_undone(
-    line: Proxy, store: RedisStore, instance: str, other: RedisStore
+    line: Proxy, store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """It failed, and so it is not there: for whoever asks for it, creates the same again, lets go of it or leaves."""
     asks: list[Callable[[], object]] = [
@@ -634,7 +635,7 @@ def test_a_creation_that_nobody_heard_of_is_undone(
 
 
 def test_a_creation_that_nobody_heard_of_and_somebody_has_found_since(
-    line: Proxy, store: RedisStore, instance: str, other: RedisStore
+    line: Proxy, store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """Whoever found it by its name, and has it in memory, keeps it."""
     second = other.join(5.0, "second")
@@ -647,7 +648,7 @@ def test_a_creation_that_nobody_heard_of_and_somebody_has_found_since(
     assert found_in(other, "s-1").record == record(name="a")
 
 
-def test_a_session_whose_creation_nobody_heard_of_can_be_created_again(line: Proxy, store: RedisStore) -> None:
+def test_a_session_whose_creation_nobody_heard_of_can_be_created_again(line: Proxy, store: OpenedStore) -> None:
     """A caller who tries again gets the session, by the same name or id, and there is one."""
     with SessionCoordinator(CONFIG, store=store) as coordinator:
         for options in ({"name": "support"}, {"session_id": "s-1"}):
@@ -659,7 +660,7 @@ def test_a_session_whose_creation_nobody_heard_of_can_be_created_again(line: Pro
             coordinator.close_session(session.id)
 
 
-def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: RedisStore, instance: str) -> None:
+def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: OpenedStore, instance: str) -> None:
     """One that never arrived leaves everything as it was."""
     store.create(record(name="a"), instance)
     with undone(line):
@@ -668,7 +669,7 @@ def test_a_renaming_that_was_not_done_is_none(line: Proxy, store: RedisStore, in
     assert found_in(store, "s-1", instance) == Found(record(name="a"), 0.0)
 
 
-def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store: RedisStore, instance: str) -> None:
+def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store: OpenedStore, instance: str) -> None:
     """A removal that takes several steps tells those that it has done, whatever becomes of the others."""
     ids = [f"s-{number:03}" for number in range(600)]
 
@@ -693,14 +694,15 @@ def test_what_was_removed_before_the_server_was_gone_is_told(line: Proxy, store:
     assert store.page(None, 1) == []
 
 
-def test_a_server_whose_clock_is_set(store: RedisStore, instance: str) -> None:
+def test_a_server_whose_clock_is_set(store: OpenedStore, instance: str) -> None:
     """No call fails because of that, whichever way it was set, and a heartbeat tells the store."""
     store.create(record(), instance)
     for seconds in (-LONG, LONG):
+        # Private, because no test can set the clock of a server.
         store._clock._least += seconds
         store._clock._most += seconds
         assert found_in(store, "s-1", instance) == Found(record(), 0.0)
-        store._heartbeats.send_all()
+        store.set_write_interval(instance, 10.0)
         assert abs(store.clock_offset()) < BOUND
 
 
@@ -950,8 +952,9 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
             store.set_write_interval(other, 30.0)
             third = store.join(40.0, "third")
             store.leave(third)
-            _let_the_term_run_out(store, instance)
-            store._heartbeats.send_all()
+            store.keys.let_the_term_run_out(instance)
+            # A heartbeat comes first.
+            assert store.attach("kept", instance) is not None
             assert store.count_expired(NOW + 61) == 1
             assert [each.id for each in store.delete_expired(NOW + 61, 10)] == ["expired"]
             assert store.delete_expired(NOW + 61, 10) == []
@@ -1028,7 +1031,7 @@ def test_a_server_that_is_too_old(
 ) -> None:
     """A server that lacks what the store needs is refused when it is first asked, with both versions."""
     with opened(server.url) as store:
-        monkeypatch.setattr(store._server.client, "info", lambda: info)
+        monkeypatch.setattr("redis.Redis.info", lambda _: info)
         with pytest.raises(StoreError, match=f"Redis {shown}, and needs 6.2 or later"):
             store.join(1.0, "first")
 
@@ -1036,7 +1039,7 @@ def test_a_server_that_is_too_old(
 # ---- Instances whose terms run out
 
 
-def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_overwrites_nothing(store: OpenedStore, instance: str, other: OpenedStore) -> None:
     """A holder that stalled past its term overwrites nothing: what it saves raises `SessionConflictError`. Its lease
     goes to whoever asks, with a new version; what it saves is a conflict; renewed, it has it in memory.
     """
@@ -1045,7 +1048,7 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str,
     store.attach("s-1", instance, "exclusive")
     with pytest.raises(SessionBusyError):
         other.attach("s-1", second, "shared")
-    _let_the_term_run_out(store, instance)
+    store.keys.let_the_term_run_out(instance)
     assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
     for save in (
         lambda: store.save("s-1", Changes(1, '{"by":"the dead"}', Touch(NOW + 1))),
@@ -1054,7 +1057,7 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str,
         with pytest.raises(SessionConflictError):
             save()
     assert found_in(store, "s-1") == Found(record(version=2), inf, ("second",))
-    store._heartbeats.send_all()
+    store.attach("nothing", instance)
     assert found_in(other, "s-1", second).elsewhere == ("first",)
     with pytest.raises(SessionBusyError):
         store.attach("s-1", instance, "shared")
@@ -1063,56 +1066,47 @@ def test_whose_term_ran_out_overwrites_nothing(store: RedisStore, instance: str,
     assert found_in(store, "s-1", instance).record.data == '{"by":"second"}'
 
 
-def test_whose_term_ran_out_and_nobody_noticed(store: RedisStore, instance: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_and_nobody_noticed(store: OpenedStore, instance: str, other: OpenedStore) -> None:
     """Renewed before anybody wanted it, a lease is what it was: the session has the version that it had."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
-    _let_the_term_run_out(store, instance)
-    store._heartbeats.send_all()
+    store.keys.let_the_term_run_out(instance)
+    store.attach("nothing", instance)
     with pytest.raises(SessionBusyError):
         other.attach("s-1", second, "exclusive")
     assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
 
-def test_whose_term_ran_out_and_who_asks_for_more(store: RedisStore, instance: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_and_who_asks_for_more(store: OpenedStore, instance: str, other: OpenedStore) -> None:
     """What an instance takes before it knows that its term ran out is its own for everybody: it signs on again
     first."""
     second = other.join(5.0, "second")
     for session_id in ("s-1", "s-2"):
         store.create(record(session_id), instance)
-    _let_the_term_run_out(store, instance)
+    store.keys.let_the_term_run_out(instance)
     assert store.attach("s-1", instance, "exclusive") == Found(record(), 0.0)
     with pytest.raises(SessionBusyError):
         other.attach("s-1", second, "exclusive")
     assert found_in(other, "s-2", second).elsewhere == ("first",)
 
 
-def test_whose_term_ran_out_has_nothing_in_memory(store: RedisStore, instance: str, other: RedisStore) -> None:
+def test_whose_term_ran_out_has_nothing_in_memory(store: OpenedStore, instance: str, other: OpenedStore) -> None:
     """A session that only the dead had is counted, and removed once it has expired; its lag counts no more."""
     other.join(5.0, "second")
     store.create(record(), instance)
     assert other.count_expired(NOW + 61) == 0
     assert other.delete_expired(NOW + 61, 10) == []
-    _let_the_term_run_out(store, instance)
+    store.keys.let_the_term_run_out(instance)
     assert found_in(other, "s-1") == Found(record(), 0.0)
     assert other.count_expired(NOW + 61) == 1
     assert other.delete_expired(NOW + 61, 10) == [record()]
-    store._heartbeats.send_all()
+    store.attach("nothing", instance)
     assert other.load("s-1") is None
 
 
-def _let_time_pass(store: RedisStore, seconds: float) -> None:
-    """Have the server think that all it has heard of instances is longer ago by so many seconds."""
-    base, client = store._partitions.bases[0], store._server.client
-    client.set(f"{base}:heard", float(client.get(f"{base}:heard")) - seconds)
-    for instance, text in client.hgetall(f"{base}:instances").items():
-        until, rest = text.decode().split("|", 1)
-        client.hset(f"{base}:instances", instance, f"{float(until) - seconds}|{rest}")
-
-
 def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
-    store: RedisStore, instance: str, other: RedisStore
+    store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile, and the
     first heartbeat that comes gives all instances that time back: those that do not come then are dead.
@@ -1120,65 +1114,66 @@ def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
     second = other.join(5.0, "second")
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
-    _let_time_pass(store, 3 * LONG)
+    store.keys.let_time_pass(3 * LONG)
     # Before any heartbeat has come, too.
     assert found_in(other, "s-1") == Found(record(), inf, ("first",))
     for _ in range(2):
-        other._heartbeats.send_all()
+        other.set_write_interval(second, 5.0)
         with pytest.raises(SessionBusyError):
             other.attach("s-1", second, "exclusive")
     for _ in range(3):
-        _let_time_pass(store, 0.4 * LONG)
-        other._heartbeats.send_all()
+        store.keys.let_time_pass(0.4 * LONG)
+        other.set_write_interval(second, 5.0)
     assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
 
 
 def test_after_a_server_was_away_for_less_than_a_term_nobody_is_dead(
-    store: RedisStore, instance: str, other: RedisStore
+    store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """An instance whose heartbeat was due when the server was away, and whose term ran out meanwhile, is alive."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
-    _let_time_pass(store, LONG / 3)
-    other._heartbeats.send_all()
-    _let_time_pass(store, 0.9 * LONG)
-    other._heartbeats.send_all()
+    store.keys.let_time_pass(LONG / 3)
+    other.set_write_interval(second, 5.0)
+    store.keys.let_time_pass(0.9 * LONG)
+    other.set_write_interval(second, 5.0)
     with pytest.raises(SessionBusyError):
         other.attach("s-1", second, "exclusive")
-    store._heartbeats.send_all()
+    store.attach("nothing", instance)
     assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
 
 def test_an_instance_whom_nobody_sees_is_dead_after_ten_terms(
-    store: RedisStore, instance: str, other: RedisStore
+    store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """Where no instance is heard of, much time says that it is not the server that was away."""
     store.create(record(), instance)
-    _let_time_pass(store, 10 * LONG)
+    store.keys.let_time_pass(10 * LONG)
     assert found_in(other, "s-1").elsewhere == ("first",)
-    _let_time_pass(store, 2 * LONG)
+    store.keys.let_time_pass(2 * LONG)
     assert found_in(other, "s-1").elsewhere == ()
 
 
 def test_an_instance_who_has_been_dead_for_long_is_forgotten(
-    store: RedisStore, instance: str, other: RedisStore
+    store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
     """Whoever joins clears away whom nobody will hear of again; should it come back all the same, it joins again."""
     store.create(record(), instance)
-    _let_time_pass(store, 400 * LONG)
+    store.keys.let_time_pass(400 * LONG)
     second = other.join(5.0, "second")
-    assert list(store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")) == [second.encode()]
+    assert list(store.keys.instances()) == [second]
     assert store.attach("s-1", instance) is not None
     assert found_in(other, "s-1", second).elsewhere == ("first",)
 
 
-def test_a_renewal_that_comes_after_the_instance_has_left(store: RedisStore, instance: str, other: RedisStore) -> None:
+def test_a_heartbeat_that_comes_after_the_instance_left(store: OpenedStore, instance: str, other: OpenedStore) -> None:
     """One that was on its way brings nobody back."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
     store.attach("s-1", instance, "exclusive")
     store.leave(instance)
+    # As the thread does, when it was just about to.
     store._send_heartbeat(instance)
     store.set_write_interval(instance, 1.0)
     assert other.attach("s-1", second, "exclusive") == Found(record(), 0.0)
@@ -1219,13 +1214,6 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
 # ---- The thread that renews terms
 
 
-def _ends(store: RedisStore) -> list[float]:
-    """When the terms end of those who have not left."""
-    instances = store._server.client.hgetall(f"{store._partitions.bases[0]}:instances")
-    parts = [text.decode().split("|") for text in instances.values()]
-    return [float(until) for until, _, lag, _ in parts if lag != "left"]
-
-
 def _threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
@@ -1238,8 +1226,8 @@ def test_a_thread_renews_terms_while_there_is_an_instance(server: RedisServer) -
             first, second = (store.join(1.0, name) for name in ("first", "second"))
             (thread,) = _threads()
             assert thread.daemon
-            ends = _ends(store)
-            wait_for(lambda ends=ends: min(_ends(store)) > max(ends))
+            ends = store.keys.ends()
+            wait_for(lambda ends=ends: min(store.keys.ends()) > max(ends))
             store.leave(first)
             assert _threads() == [thread]
             store.leave(second)
@@ -1256,8 +1244,8 @@ def test_a_thread_goes_on_while_the_server_is_away(line: Proxy, caplog: pytest.L
             connections = line.connections
             wait_for(lambda connections=connections: line.connections > connections + 5)
             line.pass_on()
-            ends = _ends(store)
-            wait_for(lambda ends=ends: min(_ends(store)) > max(ends))
+            ends = store.keys.ends()
+            wait_for(lambda ends=ends: min(store.keys.ends()) > max(ends))
         assert caplog.text.count("heartbeats could not be sent") == 2
 
 
@@ -1274,12 +1262,12 @@ def test_where_no_thread_is_to_be_had_callers_renew(
             patch.setattr(threading.Thread, "start", no_thread)
             store.join(1.0, "first")
             assert "callers will send heartbeats instead" in caplog.text
-            ends = _ends(store)
+            ends = store.keys.ends()
             store.load("s-1")
-            assert _ends(store) == ends
+            assert store.keys.ends() == ends
             patch.setattr("sessionkit.stores.redis.liveness.stopwatch", lambda: time.monotonic() + LONG * 0.51)
             store.load("s-1")
-            assert min(_ends(store)) > max(ends)
+            assert min(store.keys.ends()) > max(ends)
         second = store.join(1.0, "second")
         assert len(_threads()) == 1
         store.leave(second)
@@ -1297,18 +1285,19 @@ def test_where_no_thread_is_to_be_had_the_last_instance_leaves(
     with opened(server.url) as store:
         monkeypatch.setattr(threading.Thread, "start", no_thread)
         store.leave(store.join(1.0, "first"))
-        assert store._heartbeats.is_empty
+        assert store.keys.ends() == []
 
 
 def test_the_thread_itself_lets_the_last_instance_leave(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a coordinator that was dropped is collected there: the thread does not wait for itself, and ends."""
     with opened(server.url, term=0.2) as store:
         instance = store.join(1.0, "first")
+        # Private, because it is about what happens in the thread.
         monkeypatch.setattr(store._heartbeats, "send_all", lambda: store.leave(instance))
         (thread,) = _threads()
         thread.join(WAIT)
         assert not thread.is_alive()
-        assert _ends(store) == []
+        assert store.keys.ends() == []
         assert not store._heartbeats._fire()
 
 
@@ -1317,6 +1306,7 @@ def test_an_instance_who_leaves_while_its_term_is_renewed(server: RedisServer, m
     with opened(server.url) as store:
         instance, _ = store.join(1.0, "first"), store.join(1.0, "second")
         store.create(record(), instance)
+        # Private, so that it comes just in between.
         run = store._server.run
 
         def run_and_leave(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
@@ -1325,10 +1315,10 @@ def test_an_instance_who_leaves_while_its_term_is_renewed(server: RedisServer, m
                 store.leave(instance)
             return run(keys, operation, *arguments, **options)
 
-        _let_the_term_run_out(store, instance)
+        store.keys.let_the_term_run_out(instance)
         monkeypatch.setattr(store._server, "run", run_and_leave)
-        store._heartbeats.send_all()
-        assert len(_ends(store)) == 1
+        store.attach("nothing", instance)
+        assert len(store.keys.ends()) == 1
         assert found_in(store, "s-1").elsewhere == ()
 
 
@@ -1339,13 +1329,16 @@ def test_who_has_long_had_a_session_in_memory_keeps_its_record(
     with opened(server.url) as store:
         instance = store.join(1.0, "first")
         store.create(record(), instance)
-        client, key = store._server.client, f"{store._partitions.bases[0]}:s:s-1"
-        for is_due in (False, True):
-            client.expire(key, 100)
-            if is_due:
-                monkeypatch.setattr("sessionkit.stores.redis.liveness.stopwatch", lambda: time.monotonic() + 86_400)
-            store._heartbeats.send_all()
-            assert (client.ttl(key) > 86_400) is is_due
+        key = f"{store.keys.base}:s:s-1"
+        with store.keys.client() as client:
+            for hours in (5, 24):
+                client.expire(key, 100)
+                monkeypatch.setattr(
+                    "sessionkit.stores.redis.liveness.stopwatch", lambda hours=hours: time.monotonic() + hours * 3600
+                )
+                # All heartbeats are overdue.
+                store.load("other")
+                assert (client.ttl(key) > 86_400) is (hours == 24)
 
 
 # ---- Forks, and the end of a store
@@ -1359,7 +1352,6 @@ def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisSe
         store.attach("s-1", instance, "exclusive")
 
         def child() -> tuple[Any, ...]:
-            assert store._heartbeats.is_empty
             assert _threads() == []
             own = store.join(5.0, "child")
             store.create(record("s-2"), own)
@@ -1382,6 +1374,7 @@ def test_a_store_that_is_dropped_ends_its_thread(server: RedisServer) -> None:
     store = RedisStore(server.url, f"test-{secrets.token_hex(4)}")
     store.join(1.0, "first")
     (thread,) = _threads()
+    # Private, to wait for a heartbeat that may be under way.
     heartbeats = store._heartbeats
     del store
     gc.collect()
