@@ -17,7 +17,7 @@ __all__ = ["Changes", "Found", "Lease", "RedisStore", "SQLiteStore", "SessionRec
 
 
 def __getattr__(name: str) -> object:
-    # Whoever uses one of them should not wait for the import of the other.
+    # A program that uses one of them should not wait for the import of the other.
     if name == "SQLiteStore":
         from .sqlite.store import SQLiteStore
 

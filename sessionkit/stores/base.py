@@ -139,8 +139,8 @@ class Store(Protocol):
     def load(self, session_id: str, instance: str | None = None) -> Found | None:
         """Read a record; None if it is absent. Changes nothing.
 
-        The lag, and who has the session elsewhere, are as `instance` sees it: because of all other living instances,
-        or of all there are if it is None.
+        The lag and `elsewhere` are because of all living instances other than `instance`; with None, because of all
+        that there are.
         """
         ...
 

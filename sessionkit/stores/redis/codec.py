@@ -51,7 +51,7 @@ def records_of(reply: list[bytes]) -> list[SessionRecord]:
 
 
 def found_of(session_id: str, reply: list[bytes]) -> Found:
-    """What the server reports of a session: line, data, lag, whether it is stale, and who else has it."""
+    """What the server reports of a session: line, data, lag, whether the copy is stale, and where else it is."""
     line, data, lag, stale, *elsewhere = reply
     names = tuple(name.decode() for name in elsewhere)
     return Found(record_of(session_id, line, data), float(lag), names, bool(stale))

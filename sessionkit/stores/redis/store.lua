@@ -1,4 +1,4 @@
--- What the server does for a RedisStore. Each call is one step that no other can come into.
+-- What the server does for a RedisStore. Each call is one step: no other comes in between.
 --
 -- KEYS[1]  the base of a partition's keys, with its hash tag: all other keys begin with it, and so are in its slot:
 --   :s:<id>    a hash, one session: "m" the record but its data, "d" the data, "@<instance>" for each instance that has it
@@ -8,11 +8,11 @@
 --   :heard     when the last heartbeat of any instance came
 --   :longest   the longest session timeout so far
 --   :layout    the version of all this
---   :r:<token> what a call gave, for whoever did not hear it
--- KEYS[2]  a hash, from names to ids, where it is in that slot too; else names are looked after with calls of their own
+--   :r:<token> what a call gave, in case its answer is lost and the call is sent again
+-- KEYS[2]  a hash, from names to ids, if it is in that slot too; in a cluster, names need calls of their own
 -- ARGV     the operation, its token ("" if it may simply be repeated), for how many ms its result is kept, and its own
 --
--- Every key goes by itself: each time that a session is written, its keys get its session timeout and a day to live.
+-- Every key expires by itself: with each write of a session, its keys get its session timeout and a day to live.
 
 local base, NAMES, operation, token, result_ms = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local DUE, IDS, INSTANCES = base .. ':due', base .. ':ids', base .. ':instances'
@@ -108,7 +108,7 @@ end
 
 local function key_of(id) return base .. ':s:' .. id end
 
--- name | state | created_at | last_active | message_count | session_timeout | max_lifetime | version | who saved it
+-- name | state | created_at | last_active | message_count | session_timeout | max_lifetime | version | token of its last save
 local function parsed(id, meta)
   local name, state, created, last, count, timeout, lifetime, version, saver =
     string.match(meta, '^(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.-)|(.*)$')
@@ -205,7 +205,8 @@ end
 
 local function is_leased(mark) return string.find(mark, '[sx]') ~= nil end
 
--- Who else has it: whether on lease, and by an exclusive one; how late it may be because of them; their names.
+-- The other instances that have the session: whether one has a lease, and an exclusive one; the lag because of them; the
+-- names of the living, and the ids of the dead.
 local function others(s, me)
   local found = {leased = false, exclusive = false, lag = '0', names = {}, dead = {}}
   for id, mark in pairs(s.holders) do
@@ -249,7 +250,8 @@ local function hold(s, instance, mark)
   s.holders[instance] = mark
 end
 
--- What is seen by one who had this mark. While another one has an exclusive lease, what that one does is not done.
+-- What an instance with this mark is told of the session. While another one has an exclusive lease, it may still change
+-- the session: the copy here is stale once that lease has ended.
 local function report(s, found, mark)
   local stale = string.find(mark or '', 'o') and not found.exclusive
   return {meta_of(s), s.data, found.lag, stale and 1 or 0, unpack(found.names)}
@@ -299,7 +301,7 @@ function operations.leave(instance)
   return 'OK'
 end
 
--- id, meta, data, instance -> the id of who is in its way, or ""
+-- id, meta, data, instance -> the id of the session that has its id or its name, or ""
 function operations.create(id, meta, data, instance)
   local s = parsed(id, meta)
   if redis.call('EXISTS', s.key) == 1 then return id end
@@ -314,7 +316,7 @@ function operations.create(id, meta, data, instance)
   return ''
 end
 
--- id, instance, token: a creation that was not heard of, and may have been done, is undone, unless somebody else has it
+-- id, instance, token: undo a creation whose answer was lost, unless another instance has the session
 --   -> whether there is none now
 function operations.undo_create(id, instance, unheard)
   local s = session(id)
@@ -385,7 +387,7 @@ function operations.release(id, instance)
   return 'OK'
 end
 
--- id, instance whose lease ends ("" for none), version, saves that were not heard of as "token:messages", "+" and data or
+-- id, instance whose lease ends ("" for none), version, saves whose answers were lost as "token:messages", "+" and data or
 -- "" for only a touch, last_active, messages, state -> "saved", or "absent", or "conflict"; and the version
 function operations.save(id, instance, version, unheard, data, last, messages, state)
   local s, result = peek(id), {'absent', 0}
@@ -444,7 +446,7 @@ function operations.rename(id, new_id, instance)
   return 'renamed'
 end
 
--- id, new id, instance, token: a renaming that was not heard of, and may have been done, is undone.
+-- id, new id, instance, token: undo a renaming whose answer was lost.
 function operations.undo_rename(id, new_id, instance, unheard)
   local s = session(new_id)
   if s and s.saver == unheard and redis.call('EXISTS', key_of(id)) == 0 then operations.rename(new_id, id, instance) end
@@ -479,7 +481,8 @@ function operations.delete(instance, at, ...)
   return deleted
 end
 
--- Who may have expired, from the one after `skip` others on, and no more than one step may look at.
+-- Ids of sessions that may have expired, in the order in which they do, without the first `skip`: no more than one step
+-- may look at; and whether these are all.
 local function candidates(at, age, skip)
   local bound = at
   if age < math.huge then bound = math.max(at, at - age + number(redis.call('GET', LONGEST) or '0')) end
@@ -487,7 +490,8 @@ local function candidates(at, age, skip)
   return ids, #ids < WALK
 end
 
--- Calls `act` with each that has expired and is in nobody's memory, until it gives false; how many others there were.
+-- Calls `act` with each session that has expired and is in no living instance's memory, until it gives false. Gives how
+-- many other sessions there were, and whether it was ended by `act`.
 local function each_expired(ids, at, age, act)
   local others_seen = 0
   for _, id in ipairs(ids) do
@@ -560,7 +564,7 @@ local function claim_of(name)
 end
 
 -- name, id, id that turned out to have it no more ("" if none), for how many seconds
---   -> the id of who has it, or "" if that is the new one; and 1 if that is just being created
+--   -> the id that has the name, or "" if that is the new one now; and 1 if that session is just being created
 function operations.claim(name, id, instead, seconds)
   local other, is_new = claim_of(name)
   if other and other ~= instead then return {other, is_new and 1 or 0} end
@@ -645,8 +649,8 @@ if token ~= '' then
   local heard = redis.call('GET', RESULT)
   if heard then return cmsgpack.unpack(heard) end
 end
-local who = HOLDERS[operation]
-if who and is_lapsed(ARGV[FIRST - 1 + who]) then return redis.error_reply('LAPSED is the term of this instance') end
+local holder = HOLDERS[operation]
+if holder and is_lapsed(ARGV[FIRST - 1 + holder]) then return redis.error_reply('LAPSED is the term of this instance') end
 local result = operations[operation](unpack(ARGV, FIRST))
 -- Where nothing was done there is nothing to keep, and a server that is out of memory would refuse it.
 if token ~= '' and wrote then

@@ -23,10 +23,10 @@ LAYOUT = "3"
 """The version of what `store.lua` keeps."""
 
 KEEP_SECONDS = 86_400.0
-"""How long a record that nobody removes stays after it expired; `store.lua` has the same."""
+"""For how long the server keeps a record after it expired, if no cleanup removes it; `store.lua` has the same."""
 
 BATCH = 250
-"""How many sessions one call of the server is about, at most: others wait for no more than that."""
+"""How many sessions one call of the server is about, at most: other calls wait for no more than that."""
 
 _MARKS: dict[Lease | None, str] = {None: "", "shared": "s", "exclusive": "x"}
 
@@ -50,16 +50,17 @@ class RedisStore:
     A call whose connection broke is sent again while the timeout has not passed; the server does nothing twice. If the
     server cannot be reached until then, the call raises `StoreError`, and what it asked for may have been done, or be
     done later. If it was a creation, a save or a renaming, a later call finds that out and repairs it. If it was the
-    removal of expired records, these are told by nobody. Messages that came with a touch, or with a release that
+    removal of expired records, no process is told of them. Messages that came with a touch, or with a release that
     changed no data, may be counted twice.
     """
 
     def __init__(
         self, where: str | Client, prefix: str = "sessionkit", timeout: Duration = 2.0, term: Duration = 10.0
     ) -> None:
-        self._prefix = _checked_prefix(prefix)
+        self.prefix = _checked_prefix(prefix)
+        """What all its keys begin with."""
         self._server = Server(where, checked_seconds("timeout", timeout))
-        self._partitions = Partitions(self._prefix, CLUSTER_PARTITIONS if self._server.is_cluster else 1)
+        self._partitions = Partitions(self.prefix, CLUSTER_PARTITIONS if self._server.is_cluster else 1)
         self._cluster = (
             ClusterSteps(self._ask, self._ask_for_name, self._partitions) if self._server.is_cluster else None
         )
@@ -86,7 +87,7 @@ class RedisStore:
         self._forget_instances()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._server.name!r}, prefix={self._prefix!r})"
+        return f"{type(self).__name__}({self._server.name!r}, prefix={self.prefix!r})"
 
     # ---- Instances
 
@@ -243,7 +244,7 @@ class RedisStore:
                     removed += records
                     skip = reply.decode()
         except StoreError:
-            # What has been removed is told now, and the next call fails.
+            # What has been removed has to be told; the next call raises.
             if not removed:
                 raise
         return removed
@@ -272,7 +273,7 @@ class RedisStore:
         self._heartbeats.end_all()
         self._server.close()
 
-    # ---- What the server is asked, and what became of it
+    # ---- Calls of the server, and the repair of those that failed
 
     def _ask(self, base: str, operation: str, *arguments: str, token: str = "") -> Any:
         self._probe()

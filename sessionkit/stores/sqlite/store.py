@@ -295,7 +295,7 @@ class SQLiteStore:
         self._lock_files.release_all()
         self._database.close()
 
-    # ---- Who has what in memory
+    # ---- Which instances have what in memory
 
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return self._database.write(work, "NORMAL")

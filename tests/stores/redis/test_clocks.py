@@ -33,6 +33,7 @@ def host(url: str, prefix: str, wrong_by: float) -> SessionCoordinator[Any]:
     store = RedisStore(url, prefix)
     coordinator = SessionCoordinator[Any](CONFIG, store=store)
     assert coordinator._records is not None
+    # Private, because a replaced `time.time` is taken for the server's, as in any test.
     coordinator._records._read_wall_clock = store._clock.host_clock = lambda: time.time() + wrong_by
     return coordinator
 
@@ -49,6 +50,7 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
         assert store is not None
         # Also for whoever has asked for nothing yet, and is no instance.
         operator = RedisStore(url, prefix)
+        # Private, as above.
         operator._clock.host_clock = lambda: time.time() + wrong_by
         assert abs(operator.clock_offset() + wrong_by) < 1
         operator.close()

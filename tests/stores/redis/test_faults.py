@@ -71,7 +71,6 @@ class OpenedStore(RedisStore):
 
     def __init__(self, url: str, prefix: str, **settings: Any) -> None:
         super().__init__(url, prefix, **settings)
-        self.prefix = prefix
         self.keys = Keys(url, prefix)
 
 

@@ -17,6 +17,7 @@ import redis
 
 from sessionkit import SessionBusyError, SessionExistsError, StoreError
 from sessionkit.stores import Changes, Found, RedisStore, Touch
+from sessionkit.stores.redis.cluster import CLUSTER_PARTITIONS, Partitions
 from sessionkit.testing.store_contract import NOW, record
 
 from ...helpers.redis_server import RedisServer, redis_cluster, redis_replica, redis_sentinel, redis_server, wait_for
@@ -59,6 +60,11 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 @pytest.fixture
 def instance(store: RedisStore) -> str:
     return store.join(10.0, "first")
+
+
+def base_of(store: RedisStore) -> str:
+    """What its keys begin with, on one server."""
+    return f"{{{store.prefix}}}"
 
 
 def found_in(store: RedisStore, session_id: str, instance: str | None = None) -> Found:
@@ -163,6 +169,7 @@ def test_sentinels_are_found_at_their_places() -> None:
     """Hosts with and without a port, IPv6 addresses too; the Sentinels have credentials of their own."""
     url = "redis+sentinel://u:p%2Fw@a:1,b,[::1]:3/service/5?sentinel_username=v&sentinel_password=q%2Fr"
     with opened(url) as store:
+        # Private, because no server is asked, and so only the client knows.
         pool = store._server.client.connection_pool
         sentinels = [each.connection_pool.connection_kwargs for each in pool.sentinel_manager.sentinels]
         assert [(each["host"], each["port"]) for each in sentinels] == [("a", 1), ("b", 26379), ("::1", 3)]
@@ -237,7 +244,7 @@ def test_a_replica_is_no_place_to_write_to(server: RedisServer) -> None:
 
 def test_keys_that_are_something_else(server: RedisServer, store: RedisStore, instance: str) -> None:
     """Something else under the same prefix is told, and so is a record that is damaged; nothing is changed."""
-    base = store._partitions.bases[0]
+    base = base_of(store)
     with server.client() as client:
         client.set(f"{base}:s:s-1", "something else")
         with pytest.raises(StoreError, match="Something else has keys with the store's prefix"):
@@ -318,7 +325,7 @@ def test_a_failover() -> None:
         port = int(url.rpartition("/sessions")[0].rpartition(":")[2])
         with opened(url) as store, redis.Redis(port=port, protocol=2) as sentinel, replica.client() as client:
             store.create(record(name="a"), store.join(10.0, "first"))
-            key = f"{store._partitions.bases[0]}:s:s-1"
+            key = f"{base_of(store)}:s:s-1"
             wait_for(lambda: client.exists(key) == 1)
 
             def has_begun() -> bool:
@@ -402,7 +409,7 @@ def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, in
 
 def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: RedisStore, instance: str) -> None:
     """A key that the server dropped leaves nothing behind that is in the way, or that anybody is told of."""
-    base = store._partitions.bases[0]
+    base = base_of(store)
     for session_id in ("s-1", "s-2"):
         store.create(record(session_id, name=session_id), instance)
     store.detach(["s-1", "s-2"], instance)
@@ -419,7 +426,7 @@ def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: Redis
 def test_sessions_of_a_cluster_are_spread(cluster: redis.RedisCluster) -> None:
     """Every server has about as many partitions as the others."""
     with opened(cluster) as store:
-        slots = sorted(cluster.keyslot(base) for base in store._partitions.bases)
+        slots = sorted(cluster.keyslot(base) for base in Partitions(store.prefix, CLUSTER_PARTITIONS).bases)
         assert [sum(low <= slot < low + 4096 for slot in slots) for low in range(0, 16384, 4096)] == [16] * 4
         assert repr(store).startswith("RedisStore('cluster of 127.0.0.1:")
 
@@ -427,10 +434,15 @@ def test_sessions_of_a_cluster_are_spread(cluster: redis.RedisCluster) -> None:
 # ---- What takes several steps in a cluster, and is interrupted
 
 
+FEW = 4
+"""Partitions, so that there are few steps."""
+
+
 class Interrupted:
     """A store whose connection breaks after so many steps, before or after the last one was done, and stays so."""
 
     def __init__(self, store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Private, here and below: it is between the steps of one call that something happens.
         self._run = store._server.run
         self.left: int | None = None
         self.is_done = False
@@ -473,7 +485,7 @@ class Interrupted:
 @pytest.fixture
 def spread(cluster: redis.RedisCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisStore]:
     """A store on a cluster, with few partitions, so that there are few steps."""
-    monkeypatch.setattr("sessionkit.stores.redis.store.CLUSTER_PARTITIONS", 4)
+    monkeypatch.setattr("sessionkit.stores.redis.store.CLUSTER_PARTITIONS", FEW)
     with opened(cluster, term=3600) as found:
         yield found
 
@@ -481,7 +493,7 @@ def spread(cluster: redis.RedisCluster, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture
 def other(cluster: redis.RedisCluster, spread: RedisStore) -> Iterator[RedisStore]:
     """The same store, as another process has it."""
-    with opened(cluster, spread._prefix, term=3600) as found:
+    with opened(cluster, spread.prefix, term=3600) as found:
         yield found
 
 
@@ -659,7 +671,7 @@ def test_a_deletion_that_is_interrupted(spread: RedisStore, other: RedisStore, m
 
 
 def test_a_name_whose_creation_takes_too_long(
-    spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
+    cluster: redis.RedisCluster, spread: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name is kept for half a minute for who creates a session; who takes longer has created nothing."""
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
@@ -668,11 +680,12 @@ def test_a_name_whose_creation_takes_too_long(
     def run_slowly(keys: list[str], operation: str, *arguments: str, **options: Any) -> Any:
         if operation == "point":
             for key in keys[1:]:
-                spread._server.client.hset(key, "a", "s-1|1.0")
+                cluster.hset(key, "a", "s-1|1.0")
             other.create(record("s-2", name="a"), second)
         return run(keys, operation, *arguments, **options)
 
     monkeypatch.setattr(spread._server, "run", run_slowly)
+    # As if it had asked before.
     monkeypatch.setattr(other._cluster, "_name_of", lambda _: None)
     with pytest.raises(StoreError, match="took longer than 30 seconds, and its name 'a' went to another one"):
         spread.create(record(name="a"), instance)
@@ -684,6 +697,7 @@ def test_a_name_whose_creation_takes_too_long(
 def test_a_name_that_is_being_taken_is_not_free(spread: RedisStore, other: RedisStore) -> None:
     """While one session is created, another one cannot have its name, nor is the first found by it."""
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
+    # Private, because it lasts for a moment only.
     with spread._cluster.named(record(name="a")):
         assert other.find("a") is None
         with pytest.raises(SessionExistsError) as caught:
@@ -693,18 +707,20 @@ def test_a_name_that_is_being_taken_is_not_free(spread: RedisStore, other: Redis
     assert other.find("a") is None
 
 
-def test_a_name_that_was_lost_is_that_of_its_session(spread: RedisStore, other: RedisStore) -> None:
+def test_a_name_that_was_lost_is_that_of_its_session(
+    cluster: redis.RedisCluster, spread: RedisStore, other: RedisStore
+) -> None:
     """Whoever wants to create the same session again restores the name by that, after a while; nobody else gets it."""
     instance, second = spread.join(10.0, "first"), other.join(5.0, "second")
     spread.create(record(name="a"), instance)
-    names = f"{spread._partitions.of('a')}:names"
-    spread._server.client.hdel(names, "a")
+    names = f"{Partitions(spread.prefix, FEW).of('a')}:names"
+    cluster.hdel(names, "a")
     assert spread.find("a") is None
     with pytest.raises(SessionExistsError) as caught:
         other.create(record(name="a"), second)
     assert caught.value.session_id == "s-1"
     # As if half a minute had passed.
-    spread._server.client.hset(names, "a", "s-1|1.0")
+    cluster.hset(names, "a", "s-1|1.0")
     assert spread.find("a") == "s-1"
     with pytest.raises(SessionExistsError):
         other.create(record("s-2", name="a"), second)
@@ -719,6 +735,7 @@ def test_the_clock_of_the_server_is_the_one_that_counts(store: RedisStore, monke
     store.join(1.0, "first")
     assert store.clock_offset() == 0.0
     for seconds in (100.0, -100.0):
+        # Private, because a replaced `time.time` is taken for the server's, as in any test.
         monkeypatch.setattr(store._clock, "host_clock", lambda seconds=seconds: time.time() + seconds)
         assert store.clock_offset() == pytest.approx(-seconds, abs=1.0)
     monkeypatch.setattr(time, "time", lambda: 0.0)

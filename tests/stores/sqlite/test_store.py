@@ -28,6 +28,16 @@ from sessionkit.testing.store_contract import NOW, record
 from ...helpers.support import WAIT, all_at_once, in_child, in_thread
 
 
+def database_of(store: SQLiteStore) -> Database:
+    """A store's database. Private, because no call of the store shows what SQLite does within."""
+    return store._database
+
+
+def idle_of(store: SQLiteStore) -> list[Any]:
+    """The connections that a store keeps open. Private, because nothing else shows them on every system."""
+    return database_of(store)._idle
+
+
 class TestSQLiteStore(StoreContract):
     """The SQLite store does what every store must do."""
 
@@ -183,7 +193,7 @@ def test_a_store_without_instances_has_no_file_open(path: Path) -> None:
     instance = store.join(1.0, "other")
     store.create(record(), instance)
     store.leave(instance)
-    assert store._database._idle == []
+    assert idle_of(store) == []
     assert list(contents(path)) == [path.name]
     assert store.load("s-1") is not None
     store.close()
@@ -229,7 +239,7 @@ def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> 
     for _ in range(2):
         with pytest.raises(StoreError, match="was replaced"):
             store.load("s-1")
-    store._database.stop_pooling()
+    database_of(store).stop_pooling()
     with pytest.raises(StoreError, match="was replaced"):
         store.load("s-1")
 
@@ -237,7 +247,7 @@ def test_a_file_that_was_replaced_is_noticed(store: SQLiteStore, path: Path) -> 
 def test_a_file_replaced_while_it_is_opened_is_noticed(store: SQLiteStore, path: Path) -> None:
     """It is looked at once more when the connection is there."""
     connect = sqlite3.connect
-    store._database.stop_pooling()
+    database_of(store).stop_pooling()
 
     def replace_and_connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         shutil.copy(path, path.with_name("copy.db")).replace(path)
@@ -269,7 +279,7 @@ def test_a_read_only_file(store: SQLiteStore, path: Path) -> None:
     """Reads go on; a write is a StoreError that says what to check."""
     instance = store.join(1.0, "other")
     store.create(record(), instance)
-    for connection in store._database._idle:
+    for connection in idle_of(store):
         connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError, match=r"readonly database.*may write"):
         store.touch({"s-1": Touch(NOW)})
@@ -280,7 +290,7 @@ def test_a_full_disk(store: SQLiteStore, path: Path) -> None:
     """Nothing of the failed write is there; reads go on, and once there is room, so do writes."""
     instance = store.join(1.0, "other")
     store.create(record(), instance)
-    for connection in store._database._idle:
+    for connection in idle_of(store):
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match=r"full.*Make room"):
@@ -322,7 +332,7 @@ def test_a_database_error_closes_its_connection(store: SQLiteStore) -> None:
     """What it has noted of the file may be wrong; whatever else is raised within leaves it open, and nothing done."""
     instance = store.join(1.0, "other")
     store.create(record(), instance)
-    database = store._database
+    database = database_of(store)
 
     def fail(connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM sessions")
@@ -330,10 +340,10 @@ def test_a_database_error_closes_its_connection(store: SQLiteStore) -> None:
 
     with pytest.raises(ZeroDivisionError):
         database.write(fail, "FULL")
-    assert len(database._idle) == 1
+    assert len(idle_of(store)) == 1
     with pytest.raises(StoreError, match="no such table"):
         database.read(lambda connection: connection.execute("SELECT * FROM nobody"))
-    assert database._idle == []
+    assert idle_of(store) == []
     assert store.load("s-1") is not None
 
 
@@ -346,12 +356,12 @@ def test_closing_while_another_thread_is_at_work(store: SQLiteStore) -> None:
         assert go_on.wait(WAIT)
         return int(connection.execute("SELECT 5").fetchone()[0])
 
-    with in_thread(store._database.read, work) as future:
+    with in_thread(database_of(store).read, work) as future:
         assert started.wait(WAIT)
         store.close()
         go_on.set()
         assert future.result(WAIT) == 5
-    assert store._database._idle == []
+    assert idle_of(store) == []
 
 
 def test_the_database_knows_of_no_session(tmp_path: Path) -> None:
@@ -431,7 +441,7 @@ def test_an_instance_that_cannot_be_noted_leaves_no_file(store: SQLiteStore, pat
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError):
             store.join(1.0, "other")
-    with patch.object(store._lock_files, "acquire", side_effect=OSError(24, "Too many open files")):
+    with patch("sessionkit.stores.sqlite.liveness.LockFiles.acquire", side_effect=OSError(24, "Too many open files")):
         with pytest.raises(StoreError, match="Too many open files"):
             store.join(1.0, "other")
     assert not list(path.parent.glob("*-instance-*"))
@@ -443,7 +453,7 @@ def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
     instance = dropped.join(1.0, "other")
     dropped.create(record(), instance)
     dropped.attach("s-1", instance, "exclusive")
-    dropped._database.stop_pooling()
+    database_of(dropped).stop_pooling()
     del dropped
     store = SQLiteStore(path)
     assert store.attach("s-1", store.join(1.0, "other"), "exclusive") is not None
@@ -519,7 +529,7 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
     """
 
     def synchronous() -> int:
-        return int(store._database.read(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0]))
+        return int(database_of(store).read(lambda connection: connection.execute("PRAGMA synchronous").fetchone()[0]))
 
     instance = store.join(1.0, "other")
     levels = [synchronous()]
@@ -545,7 +555,7 @@ def test_a_forked_childs_copy_closes_its_files_when_its_own_last_instance_leaves
 
     def child() -> int:
         store.leave(store.join(1.0, "other"))
-        return len(store._database._idle)
+        return len(idle_of(store))
 
     assert in_child(child) == 0
 
@@ -564,20 +574,20 @@ def test_an_interrupted_begin_leaves_no_transaction_open(store: SQLiteStore) -> 
                 raise KeyboardInterrupt
             return cursor
 
-    store._database._idle.append(
+    idle_of(store).append(
         sqlite3.connect(store.path, isolation_level=None, check_same_thread=False, factory=Interrupted)  # type: ignore[arg-type]  # it stands for ours
     )
     with pytest.raises(KeyboardInterrupt):
         store.touch({"s-1": Touch(NOW)})
-    assert not store._database._idle[-1].in_transaction
-    store._database.stop_pooling()
+    assert not idle_of(store)[-1].in_transaction
+    database_of(store).stop_pooling()
     assert store.touch({"s-1": Touch(NOW)}) == set()
 
 
 def test_no_connection_stays_open_once_the_last_instance_has_left(tmp_path: Path) -> None:
     """Also not one that another thread was using then; with the next instance, connections are kept again."""
     store = SQLiteStore(tmp_path / "sessions.db")
-    idle = store._database._idle
+    idle = idle_of(store)
     instance = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
@@ -586,19 +596,19 @@ def test_no_connection_stays_open_once_the_last_instance_has_left(tmp_path: Path
         with in_thread(store.leave, instance) as future:
             assert future.exception(WAIT) is None
 
-    store._database.read(leave_meanwhile)
+    database_of(store).read(leave_meanwhile)
     store.find("nobody")
     assert not idle
     instance = store.join(1.0, "other")
     store.find("nobody")
     assert len(idle) == 1
-    rest = store._database.stop_pooling
+    rest = database_of(store).stop_pooling
 
     def rest_late() -> None:
         store.join(1.0, "other")
         rest()
 
-    with patch.object(store._database, "stop_pooling", rest_late):
+    with patch.object(database_of(store), "stop_pooling", rest_late):
         store.leave(instance)
     store.find("nobody")
     assert len(idle) == 1
@@ -611,7 +621,7 @@ def test_an_instance_that_has_left_promises_nothing(store: SQLiteStore) -> None:
     store.leave(instance)
     store.set_write_interval(instance, 5.0)
     store.find("nobody")
-    assert store._database._idle == []
+    assert idle_of(store) == []
 
 
 def test_a_session_that_is_deleted_while_somebody_attaches_is_absent(store: SQLiteStore) -> None:
