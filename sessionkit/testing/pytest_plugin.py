@@ -12,7 +12,7 @@ from ..coordinator import SessionCoordinator
 from ..web.service import is_served
 
 # Before it is imported: its tests are to say what they found.
-pytest.register_assert_rewrite("sessionkit.contract")
+pytest.register_assert_rewrite("sessionkit.testing.store_contract")
 
 from . import ManualClock  # noqa: E402  which imports it
 
