@@ -225,8 +225,9 @@ def cleaning_after_touches(scale: Scale) -> Table:
         with filled([SessionkitByHand], ids_of(size)) as contenders:
             contender = contenders[SessionkitByHand.name]
             assert isinstance(contender, SessionkitByHand)
+            contender.set_clock(TIMEOUT)
             for session in contender.coordinator.list_sessions():
-                session._last_active = 2 * TIMEOUT
+                session.touch()
             contender.set_clock(2 * TIMEOUT)
             with no_collection():
                 begin = time.perf_counter()

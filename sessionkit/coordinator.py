@@ -110,6 +110,7 @@ class SessionCoordinator(Generic[R]):
             self._sessions = InMemorySessions(self.config, read, resource_factory, on_close)
         else:
             self._sessions = PersistentSessions(self.config, read, resource_factory, on_close, store)
+        self._fast = self._sessions.state.fast
         self._cleanup_task = self._make_cleanup_task()
         start_clean_after_fork(self)
 
@@ -197,6 +198,9 @@ class SessionCoordinator(Generic[R]):
         had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
         `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
+        fast = self._fast
+        if fast is not None and (found := fast.find(session_id)) is not None:
+            return found
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
         return self._sessions.get(session_id)
@@ -206,7 +210,7 @@ class SessionCoordinator(Generic[R]):
 
         With a store, a session in memory is touched there; the next cleanup run writes it.
         """
-        fast = self._sessions.state.fast
+        fast = self._fast
         if fast is None or not fast.touch(session_id):
             if not isinstance(session_id, str):
                 checked_str("session id", session_id)
@@ -356,7 +360,9 @@ class SessionCoordinator(Generic[R]):
         age = None if max_age is None else checked_seconds("max_age", max_age)
         count_only = checked_flag("dry_run", dry_run)
         self._sessions.state.registry.check_open()
-        return self._sessions.count_due(age) if count_only else self._sessions.clean_up(age)
+        if count_only:
+            return self._sessions.count_due(age)
+        return self._sessions.clean_up(self._sessions.state.begin(), age)
 
     def start_cleanup_task(self) -> None:
         """Start the daemon thread that cleans up every `cleanup_interval` seconds of real time.
@@ -391,7 +397,8 @@ class SessionCoordinator(Generic[R]):
         state = self._sessions.state
         if state.registry.closed:
             return None
-        return CleanupRun(state.read(), self._sessions.clean_up())
+        reading = state.begin()
+        return CleanupRun(reading, self._sessions.clean_up(reading))
 
     # ---- Context manager, collection, fork
 
@@ -431,6 +438,7 @@ class SessionCoordinator(Generic[R]):
         task.abandon()
         former.events.abandon()
         self._sessions.start_clean()
+        self._fast = self._sessions.state.fast
         self._cleanup_task = self._make_cleanup_task()
         if former.registry.closed:
             self._sessions.stop()

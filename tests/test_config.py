@@ -34,7 +34,7 @@ def test_every_setting_has_its_default() -> None:
 def test_settings_are_given_by_name() -> None:
     """Which number is which is said where it is written; nothing is taken by position."""
     with pytest.raises(TypeError, match="positional"):
-        CoordinatorConfig(session_timeout=60)  # type: ignore[misc]  # that is what is tried
+        CoordinatorConfig(60)  # type: ignore[misc]  # that is what is tried
     given = CoordinatorConfig(
         session_timeout=timedelta(hours=2),
         cleanup_interval=60,

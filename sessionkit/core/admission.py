@@ -115,13 +115,15 @@ class Admission:
             # The steps may have taken long, and the session's time begins now; if the clock fails, as it was.
             with contextlib.suppress(Exception):
                 reading = self._state.read()
+                with self._state.lock:
+                    self._state.advance(reading)
         finally:
-            self._open(arrival, reading, made)
+            self._open(arrival, made)
 
-    def _open(self, arrival: Arrival, reading: float, made: bool) -> None:
+    def _open(self, arrival: Arrival, made: bool) -> None:
         session, state, registry = arrival.session, self._state, self._registry
         with state.lock:
-            now = state.advance(reading)
+            now = state.latest
             closed = registry.closed
             if closed and not made:
                 registry.unreserve(session)
@@ -196,6 +198,9 @@ class Admission:
         leaving += self._finalizer.waiting(1)
         if leaving or more:
             return None, bool(leaving)
+        if len(self._registry.live) + len(self._registry.opening) < self._maxsize:
+            # The rest is being finalized at this moment.
+            return None, True
         if self._on_full != "reject":
             found, decided = self._registry.index.find_least_recent(BATCH)
             if not decided or (found is not None and self._on_full == "passivate"):

@@ -34,18 +34,15 @@ class Checkout(Generic[R]):
     are for whoever holds the session, between entering and leaving.
     """
 
-    __slots__ = (
-        "_lender",
-        "_used",
-        "confirmed",
-        "exclusive",
-        "held",
-        "record",
-        "session",
-        "session_id",
-        "timeout",
-        "token",
-    )
+    held = False
+    """Whether the session is checked out by this checkout."""
+    confirmed = True
+    """Whether other processes know of it: False if the store could not be asked."""
+    record: object = None
+    """What is known of the session's record, if there is a store."""
+    session: ManagedSession[R] | None = None
+    """The session, from entering until leaving."""
+    _used = False
 
     def __init__(
         self, lender: Lender, session_id: str, exclusive: bool, timeout: float | None, holder: object | None = None
@@ -59,15 +56,6 @@ class Checkout(Generic[R]):
         """How long entering waits, in seconds; None for as long as it takes."""
         self.token = holder
         """Stands for the thread that has the session, or for a holder that is no thread."""
-        self.held = False
-        """Whether the session is checked out by this checkout."""
-        self.confirmed = True
-        """Whether other processes know of it: False if the store could not be asked."""
-        self.record: object = None
-        """What is known of the session's record, if there is a store."""
-        self.session: ManagedSession[R] | None = None
-        """The session, from entering until leaving."""
-        self._used = False
 
     def __enter__(self) -> ManagedSession[R]:
         if self._used:
@@ -80,6 +68,8 @@ class Checkout(Generic[R]):
         try:
             return self._lender.check_out(self, self.timeout)
         except BaseException:
+            # An interruption may have come when it was taken already.
+            self._lender.give_back(self)
             self._used = False
             raise
 

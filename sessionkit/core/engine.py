@@ -137,8 +137,6 @@ class InMemorySessions:
     def get(self, session_id: str) -> Session:
         """The live session with this id."""
         state = self.state
-        if state.fast is not None and (found := state.fast.find(session_id)) is not None:
-            return found
         reading = state.begin()
         with state.lock:
             return state.registry.find(session_id, state.advance(reading))
@@ -353,9 +351,9 @@ class InMemorySessions:
 
     # ---- Cleaning up
 
-    def clean_up(self, age: float | None = None) -> int:
+    def clean_up(self, reading: float, age: float | None = None) -> int:
         """Remove the sessions that are due, or idle for more than `age` seconds; how many were removed."""
-        return self.removal.remove_due(self.state.begin(), age)
+        return self.removal.remove_due(reading, age)
 
     def count_due(self, age: float | None = None) -> int:
         """How many sessions `clean_up` would remove."""

@@ -2,7 +2,8 @@
 
 Sessions at rest that have the same timeout stand in one line, least recently active first as far as the index knows. A
 session that is due stands at the head of a line, so that finding the due costs what is due, and one look at each line.
-A session that is checked out stands in no line.
+A session that is checked out is never due: it leaves its line when it is met there, and comes back when it is given
+back.
 
 A touch only stores its instant in the session (see `sessionkit.core.fast`); the line is put right later, when the
 session is met at its head. So a session is filed at most once for each time that it is met, and no session behind the
@@ -113,23 +114,20 @@ class ExpiryIndex:
         if named is session:
             self._look_at_age_of(session)
 
-    def rest(self, session: Session, now: float) -> Ending | None:
-        """The session is at rest from now on, and active now; or how it ended, if it is past its maximum lifetime."""
-        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
-        if now > life_end and (ending := self.ending_of(session, now)) is not None:
-            return ending
+    def rest(self, session: Session, now: float) -> None:
+        """The session is at rest, and active now: it stands at the end of its line."""
         line = self._lines.get(session._timeout)
         if line is None:
             line = self._lines[session._timeout] = Line(session._timeout)
         if now > line.horizon_holds_until:
             line.horizon = now + line.timeout
             line.horizon_holds_until = now + line.timeout * HORIZON_SHARE
+        life_end = inf if self._max_lifetime is None else session._created_at + self._max_lifetime
         session._alive_until = line.horizon if line.horizon < life_end else life_end
         line.ordered[session] = now
-        return None
 
     def leave_rest(self, session: Session) -> None:
-        """The session is checked out: it stands in no line until it rests again. Doing it again does nothing."""
+        """The session stands in no line until it rests again. Doing it again does nothing."""
         line = self._lines.get(session._timeout)
         if line is not None and line.ordered.pop(session, None) is None:
             line.discard_moved(session)
@@ -147,11 +145,8 @@ class ExpiryIndex:
 
     def renew(self, session: Session, now: float) -> None:
         """The session is active now, and may be used without the lock for another while."""
-        if session._lock is None:
-            self.leave_rest(session)
-            self.rest(session, now)
-        else:
-            session._alive_until = min(now + session._timeout, self._life_end(session))
+        self.leave_rest(session)
+        self.rest(session, now)
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
         """How and when the session's time ran out; None while it has time left.
@@ -237,14 +232,15 @@ class ExpiryIndex:
         From here on the session cannot be touched without the lock, unless it is put right.
         """
         session._alive_until = NEVER
-        if session._active_at > filed:
+        if session._active_at > filed or session._lock is not None:
             self._put_right(line, session)
             return False
         return True
 
     def _put_right(self, line: Line, session: Session) -> None:
         self.leave_rest(session)
-        line.add_moved(session, self._life_end(session))
+        if session._lock is None:
+            line.add_moved(session, self._life_end(session))
 
     def _line_of(self, session: Session) -> Line:
         line = self._lines.get(session._timeout)

@@ -56,30 +56,30 @@ class SessionLock:
     is being made.
     """
 
-    __slots__ = ("_exclusive", "_times", "_waiters")
+    __slots__ = ("_exclusive", "_sole", "_times", "_waiters")
 
     def __init__(self, holder: Holder | None = None) -> None:
-        # How often each token has it; and how often of these exclusively, which only a sole holder can.
-        self._times: dict[object, int] = {}
+        # The holder, while there has been no other; from the second one on, how often each token has it, and how often
+        # of these exclusively, which only a sole token can.
+        self._sole = holder
+        self._times: dict[object, int] | None = None
         self._exclusive = 0
         self._waiters: deque[Waiter] | None = None
-        if holder is not None:
-            self._times[holder.token] = 1
-            self._exclusive += holder.exclusive
-            holder.held = True
 
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once."""
-        if not self._has_already(holder):
-            may_join = holder.token not in self._times and not self._waiters
-            if not may_join or not self._admits(holder.exclusive):
-                return False
-        self._add(holder)
+        times = self._count()
+        if not self._has_already(times, holder) and (
+            holder.token in times or self._waiters or not self._admits(times, holder)
+        ):
+            return False
+        self._add(times, holder)
         return True
 
     def would_deadlock(self, holder: Holder) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
-        return holder.exclusive and holder.token in self._times and len(self._times) > 1
+        times = self._count()
+        return holder.exclusive and holder.token in times and len(times) > 1
 
     def queue(self, holder: Holder) -> Waiter:
         """A place at the end of the queue."""
@@ -91,16 +91,18 @@ class SessionLock:
 
     def give_back(self, holder: Holder) -> bool:
         """Undo one `take` (or one granted wait), and let in the waiters that can be let in; whether it is free then."""
-        times = self._times[holder.token]
-        if times > 1:
-            self._times[holder.token] = times - 1
-        else:
-            del self._times[holder.token]
-        self._exclusive -= holder.exclusive
         holder.held = False
-        if self._waiters:
-            self._admit()
-        return not self._times
+        if self._sole is holder:
+            self._sole = None
+            return True
+        times = self._count()
+        if times[holder.token] > 1:
+            times[holder.token] -= 1
+        else:
+            del times[holder.token]
+        self._exclusive -= holder.exclusive
+        self._admit()
+        return not times
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""
@@ -113,31 +115,37 @@ class SessionLock:
         while self._waiters:
             self._waiters.popleft().wake()
 
+    def _count(self) -> dict[object, int]:
+        """How often each token has the session; from here on, all are counted."""
+        if self._times is None:
+            self._times = {}
+            if self._sole is not None:
+                self._add(self._times, self._sole)
+                self._sole = None
+        return self._times
+
     def _admit(self) -> None:
-        while (waiter := self._next()) is not None:
-            assert self._waiters is not None, "the waiter stands in it"  # noqa: S101  tells mypy
+        times = self._count()
+        while self._waiters and (waiter := self._next(times, self._waiters)) is not None:
             self._waiters.remove(waiter)
-            self._add(waiter.holder)
+            self._add(times, waiter.holder)
             waiter.wake()
 
-    def _next(self) -> Waiter | None:
+    def _next(self, times: dict[object, int], waiters: deque[Waiter]) -> Waiter | None:
         """The waiter that can be let in now, if there is one."""
-        if not self._waiters:
-            return None
-        first = self._waiters[0]
-        if not self._times or self._admits(first.holder.exclusive):
-            return first
+        if self._admits(times, waiters[0].holder):
+            return waiters[0]
         # A thread may wait twice, if a signal handler or a finalizer that interrupts its wait checks out too. It must
         # not wait for itself.
-        return next((waiter for waiter in self._waiters if self._has_already(waiter.holder)), None)
+        return next((waiter for waiter in waiters if self._has_already(times, waiter.holder)), None)
 
-    def _has_already(self, holder: Holder) -> bool:
-        return holder.token in self._times and not self.would_deadlock(holder)
+    def _has_already(self, times: dict[object, int], holder: Holder) -> bool:
+        return holder.token in times and not (holder.exclusive and len(times) > 1)
 
-    def _admits(self, exclusive: bool) -> bool:
-        return not self._times or not (exclusive or self._exclusive)
+    def _admits(self, times: dict[object, int], holder: Holder) -> bool:
+        return not times or not (holder.exclusive or self._exclusive)
 
-    def _add(self, holder: Holder) -> None:
-        self._times[holder.token] = self._times.get(holder.token, 0) + 1
+    def _add(self, times: dict[object, int], holder: Holder) -> None:
+        times[holder.token] = times.get(holder.token, 0) + 1
         self._exclusive += holder.exclusive
         holder.held = True

@@ -145,8 +145,9 @@ class Registry:
         """
         lock = session._lock
         if lock is None:
-            self.index.leave_rest(session)
+            # It stays in its line, and is taken out there when it is met.
             session._lock = SessionLock(holder)
+            holder.held = True
             self.checked_out += 1
             if now > session._active_at:
                 session._active_at = now
@@ -185,7 +186,11 @@ class Registry:
         self.checked_out -= 1
         if not is_live:
             return self._finalizer.release(session)
-        ending = self.index.rest(session, now)
+        if now < session._alive_until:
+            return False
+        ending = self.index.ending_of(session, now)
+        if ending is None:
+            self.index.renew(session, now)
         return ending is not None and self.end(session, ending, now)
 
     def touch_held(self, session: Session, now: float) -> None:

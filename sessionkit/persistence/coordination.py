@@ -210,7 +210,8 @@ class Coordination:
         Raises as `Records.write` does, once the rest is done. Doing it again does nothing, unless it was interrupted.
         """
         entry = checkout.record
-        if not isinstance(entry, StoredSession) or checkout not in entry.holders:
+        if not isinstance(entry, StoredSession) or checkout not in entry.holders or not self._records.has(entry):
+            # In a forked child, the checkout is the parent's.
             return
         with entry.io:
             try:

@@ -205,6 +205,10 @@ class Records:
             entry = self.entries.get(session.id)
         return entry if entry is not None and entry.session is session else None
 
+    def has(self, entry: StoredSession) -> bool:
+        """Whether the session of this entry is here."""
+        return self.entries.get(entry.id) is entry
+
     def text_of(self, session: Session) -> str:
         """Its data as JSON text. Raises `InvalidSessionError` if it cannot be stored."""
         return text_of(session.data, self._max_bytes, session.id)

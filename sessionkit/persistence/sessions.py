@@ -492,7 +492,7 @@ class PersistentSessions:
         """From now on, no cleanup task runs: nobody is to count on when activity is written."""
         self._client.set_write_interval(float("inf"))
 
-    def clean_up(self, age: float | None = None) -> int:
+    def clean_up(self, reading: float, age: float | None = None) -> int:
         """Remove the sessions that are due, in memory and in the store; how many were removed.
 
         Raises `StoreError` once it has done what it could.
@@ -500,7 +500,7 @@ class PersistentSessions:
         # First: close callbacks may take longer than others wait for what is unwritten. What fails is tried once more.
         with contextlib.suppress(StoreError):
             self._flush()
-        removed = self._memory.clean_up(age)
+        removed = self._memory.clean_up(reading, age)
         self._flush()
         self._coordination.release_unsure()
         self._records.retry_deletes()

@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-from ..config import CoordinatorConfig
-from ..coordinator import SessionCoordinator
+from .. import CoordinatorConfig, SessionCoordinator
 from ..web.service import is_served
+from . import ManualClock
 
 # Before it is imported: its tests are to say what they found.
 pytest.register_assert_rewrite("sessionkit.testing.store_contract")
-
-from . import ManualClock  # noqa: E402  which imports it
 
 CoordinatorFactory = Callable[..., SessionCoordinator[Any]]
 

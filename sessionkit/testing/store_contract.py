@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from math import inf
 from typing import Any
 
-from ..errors import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError, StoreError
-from ..stores.base import Changes, Found, Lease, SessionRecord, Store, Touch
+from .. import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError, StoreError
+from ..stores import Changes, Found, Lease, SessionRecord, Store, Touch
 
 NOW = 1_800_000_000.0
 """The instant at which the records of the contract's tests are created: in 2027."""

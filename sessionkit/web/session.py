@@ -189,6 +189,6 @@ class WebSession(MutableMapping[str, Any]):
         return self._request.look()
 
 
-def request_of(session: WebSession) -> RequestSession:
+def request_of(view: WebSession) -> RequestSession:
     """The request that a session belongs to. For what stands between an application and its server."""
-    return session._request
+    return view._request

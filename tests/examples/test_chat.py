@@ -508,7 +508,7 @@ def test_a_store_that_fails(visitor: FlaskClient, monkeypatch: pytest.MonkeyPatc
 
     with monkeypatch.context() as broken:
         broken.setattr(SQLiteStore, "save", fail)
-        broken.setattr(SQLiteStore, "give_back", fail)
+        broken.setattr(SQLiteStore, "release", fail)
         page = visitor.post(chat, data={"message": "north", "turn": "0"})
     assert page.status_code == 503
     assert "please try again in a few seconds" in text_of(page)

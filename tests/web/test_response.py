@@ -609,7 +609,7 @@ def test_a_session_ended_in_another_process_while_a_request_runs(
 
     def app(environ: Any, start_response: Any) -> Any:
         environ[KEY]["n"] = 2
-        store.store.delete([environ[KEY].id])
+        store.store.delete({environ[KEY].id: None})
         if environ["PATH_INFO"] == "/close":
             environ[KEY].close()
         start_response("200 OK", PLAIN)

@@ -28,14 +28,26 @@ def url() -> Iterator[str]:
         yield found
 
 
+class WrongClock:
+    """The clocks of a host: the wall clock is wrong by so many seconds."""
+
+    def __init__(self, wrong_by: float) -> None:
+        self._wrong_by = wrong_by
+
+    def __call__(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> float:
+        return time.time() + self._wrong_by
+
+
 def host(url: str, prefix: str, wrong_by: float) -> SessionCoordinator[Any]:
     """A coordinator on a host whose wall clock is wrong."""
     store = RedisStore(url, prefix)
-    coordinator = SessionCoordinator[Any](CONFIG, store=store)
-    assert coordinator._records is not None
+    clock = WrongClock(wrong_by)
     # Private, because a replaced `time.time` is taken for the server's, as in any test.
-    coordinator._records._read_wall_clock = store._clock.host_clock = lambda: time.time() + wrong_by
-    return coordinator
+    store._clock.host_clock = clock.wall
+    return SessionCoordinator[Any](CONFIG, store=store, clock=clock)
 
 
 @pytest.mark.parametrize("wrong_by", [3600.0, -3600.0])
@@ -69,7 +81,7 @@ def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) ->
         wrong.cleanup_inactive_sessions()
         for found in store.page(None, 10):
             assert abs(found.last_active - now) < 60, found
-        assert right.get_session(made.id).metadata.created_at <= right._clock.read()
+        assert right.get_session(made.id).metadata.created_at <= time.monotonic()
         assert right.cleanup_inactive_sessions() == 0
         store.leave(instance)
 

@@ -23,7 +23,6 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 import pytest
-from sessionkit.persistence.ownership import BATCH
 
 from examples.chat.visitor import TRANSCRIPT_LIMIT
 from sessionkit import (
@@ -34,6 +33,7 @@ from sessionkit import (
     SessionConflictError,
     SessionCoordinator,
 )
+from sessionkit.persistence.client import BATCH
 from sessionkit.stores import RedisStore, SessionRecord
 from sessionkit.testing import ManualClock
 
