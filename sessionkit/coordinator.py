@@ -110,8 +110,8 @@ class SessionCoordinator(Generic[R]):
             self._sessions = InMemorySessions(self.config, read, resource_factory, on_close)
         else:
             self._sessions = PersistentSessions(self.config, read, resource_factory, on_close, store)
-        self._fast = self._sessions.state.fast
         self._cleanup_task = self._make_cleanup_task()
+        self._choose_path()
         start_clean_after_fork(self)
 
     # ---- Creating and closing
@@ -182,6 +182,7 @@ class SessionCoordinator(Generic[R]):
             state.defer(self.close)
             return
         self._sessions.stop()
+        self._choose_path()
         self._cleanup_task.close()
         try:
             self._sessions.shut_down()
@@ -198,8 +199,8 @@ class SessionCoordinator(Generic[R]):
         had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
         `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
-        fast = self._fast
-        if fast is not None and (found := fast.find(session_id)) is not None:
+        find = self._find_fast
+        if find is not None and (found := find(session_id)) is not None:
             return found
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
@@ -210,8 +211,8 @@ class SessionCoordinator(Generic[R]):
 
         With a store, a session in memory is touched there; the next cleanup run writes it.
         """
-        fast = self._fast
-        if fast is None or not fast.touch(session_id):
+        touch = self._touch_fast
+        if touch is None or not touch(session_id):
             if not isinstance(session_id, str):
                 checked_str("session id", session_id)
             self._sessions.touch(session_id)
@@ -382,6 +383,12 @@ class SessionCoordinator(Generic[R]):
         self._sessions.cleanup_stopped()
         self._cleanup_task.stop()
 
+    def _choose_path(self) -> None:
+        # Looks and touches without the lock, while there is such a path.
+        fast = self._sessions.state.fast
+        self._find_fast = None if fast is None else fast.find
+        self._touch_fast = None if fast is None else fast.touch
+
     def _make_cleanup_task(self) -> CleanupTask:
         return CleanupTask(self._sessions.cleanup_interval, self._run_cleanup)
 
@@ -438,7 +445,7 @@ class SessionCoordinator(Generic[R]):
         task.abandon()
         former.events.abandon()
         self._sessions.start_clean()
-        self._fast = self._sessions.state.fast
+        self._choose_path()
         self._cleanup_task = self._make_cleanup_task()
         if former.registry.closed:
             self._sessions.stop()

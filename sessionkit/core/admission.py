@@ -73,14 +73,14 @@ class Admission:
 
         One decision, with the lock held. False changes nothing, and does not say yet whether there is room.
         """
-        registry, session_id, name = self._registry, session._id, session._name
+        registry, finalizer, session_id, name = self._registry, self._finalizer, session._id, session._name
         if (
             session_id in registry.live
             or session_id in registry.opening
-            or session_id in self._finalizer.leaving
+            or session_id in finalizer.leaving
             or (name is not None and name in registry.names)
             or registry.closed
-            or self.is_full
+            or len(registry.live) + len(registry.opening) + len(finalizer.ready) >= self._maxsize
         ):
             return False
         registry.add(session, now)

@@ -129,8 +129,7 @@ class InMemorySessions:
     def stop(self) -> None:
         """From now on, every call raises `CoordinatorClosedError`; those that are under way go on."""
         self.state.registry.closed = True
-        if self.state.fast is not None:
-            self.state.fast.stop()
+        self.state.fast = None
 
     # ---- Using
 
@@ -148,11 +147,16 @@ class InMemorySessions:
         with state.lock:
             state.registry.touch_live(session_id, state.advance(reading))
 
+    def touch_this(self, session: Session) -> None:
+        """Note activity of this very session."""
+        touch = self.state.fast.touch if self.state.fast is not None else None
+        # In a forked child, the session may be the parent's.
+        if touch is None or self.state.registry.live.get(session._id) is not session or not touch(session._id):
+            self.note_activity(session, _TOUCH)
+
     def note_activity(self, session: Session, activity: Activity, new_state: SessionState | None = None) -> None:
         """Note what a session has done, and tell the channels; a plain touch is no event."""
         state = self.state
-        if activity is _TOUCH and state.fast is not None and state.fast.touch_this(session):
-            return
         reading = state.begin()
         with state.lock:
             now = state.advance(reading)

@@ -135,13 +135,15 @@ class ExpiryIndex:
     def discard(self, session: Session) -> None:
         """The session has ended: nothing of it is in the index, and it cannot be used without the lock any more."""
         session._alive_until = NEVER
+        line = self._lines.get(session._timeout)
+        if line is not None and line.ordered.pop(session, None) is None:
+            line.discard_moved(session)
         if self._max_lifetime is not None:
             look_at, named = self._looks.get(session._id, (inf, None))
             if named is session:
                 self._looks[session._id] = look_at, None
             else:
                 self._births.pop(session, None)
-        self.leave_rest(session)
 
     def renew(self, session: Session, now: float) -> None:
         """The session is active now, and may be used without the lock for another while."""
@@ -173,7 +175,7 @@ class ExpiryIndex:
         """
         found: list[tuple[Session, Ending]] = []
         looks = 0
-        while looks < limit and (oldest := self._oldest()) is not None:
+        while self._max_lifetime is not None and looks < limit and (oldest := self._oldest()) is not None:
             ending = self.ending_of(oldest, now)
             if ending is None:
                 break

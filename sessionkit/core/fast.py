@@ -31,7 +31,8 @@ Without the GIL, every call takes the lock.
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ..util.clock import BUILTIN_CLOCKS, Clock, system_clock
 from .session import HAS_STEPS, ManagedSession
@@ -39,60 +40,47 @@ from .session import HAS_STEPS, ManagedSession
 Session = ManagedSession[Any]
 
 
-class FastPath:
-    """Looks and touches without the lock, of the sessions in `live`. Thread-safe.
+class FastPath(NamedTuple):
+    """Looks and touches without the lock. Thread-safe."""
 
-    `find` gives None, and `touch` False, where only the lock can tell: then nothing was done.
-    """
-
-    __slots__ = ("_clock", "_live", "_system_clock")
-
-    def __init__(self, live: dict[str, Session], clock: Clock) -> None:
-        self._live = live
-        self._clock = clock
-        # The system's own while time is not frozen: once a test replaces it, every call takes the lock.
-        self._system_clock = BUILTIN_CLOCKS[system_clock]
-
-    def find(self, session_id: str) -> Session | None:
-        """The live session with this id."""
-        if time.monotonic is self._system_clock:
-            try:
-                session = self._live[session_id]
-            except (KeyError, TypeError):
-                return None
-            if self._clock() < session._alive_until:
-                return session
-        return None
-
-    def touch(self, session_id: str) -> bool:
-        """Note activity of the session with this id."""
-        try:
-            session = self._live[session_id]
-        except (KeyError, TypeError):
-            return False
-        if time.monotonic is self._system_clock:
-            now = self._clock()
-            if now < session._alive_until:
-                session._active_at = now if now > session._active_at else session._active_at  # one step
-                return now < session._alive_until
-        return False
-
-    def touch_this(self, session: Session) -> bool:
-        """Note activity of this very session; one of a forked child's parent is not touched."""
-        return self._live.get(session._id) is session and self.touch(session._id)
-
-    def stop(self) -> None:
-        """From now on, every call takes the lock."""
-        self._live = {}
+    find: Callable[[str], Session | None]
+    """Give the live session with this id; None if only the lock can tell."""
+    touch: Callable[[str], bool]
+    """Note activity of the session with this id; False, and nothing done, if only the lock can tell."""
 
 
 def fast_path(live: dict[str, Session], clock: Clock) -> FastPath | None:
-    """The lock-free path for sessions on this clock; None if every call must take the lock.
+    """The lock-free path for the sessions in `live` on this clock; None if every call must take the lock.
 
     Only a clock that never goes back will do: the system's own, or one that says `never_goes_back = True` of itself.
     """
     if not HAS_STEPS or not BUILTIN_CLOCKS:
         return None
-    if clock is system_clock:
-        return FastPath(live, BUILTIN_CLOCKS[system_clock])
-    return FastPath(live, clock) if getattr(clock, "never_goes_back", False) is True else None
+    builtin = BUILTIN_CLOCKS[system_clock]
+    if clock is not system_clock and getattr(clock, "never_goes_back", False) is not True:
+        return None
+    read = builtin if clock is system_clock else clock
+
+    def find(session_id: str) -> Session | None:
+        try:
+            session = live[session_id]
+        except (KeyError, TypeError):
+            return None
+        # Once a test has replaced the system's clock, every call takes the lock.
+        if time.monotonic is builtin and read() < session._alive_until:
+            return session
+        return None
+
+    def touch(session_id: str) -> bool:
+        try:
+            session = live[session_id]
+        except (KeyError, TypeError):
+            return False
+        if time.monotonic is builtin:
+            now = read()
+            if now < session._alive_until:
+                session._active_at = now if now > session._active_at else session._active_at  # one step
+                return now < session._alive_until
+        return False
+
+    return FastPath(find, touch)

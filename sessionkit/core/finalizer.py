@@ -112,6 +112,8 @@ class Finalizer:
 
     def waiting(self, limit: int) -> list[Session]:
         """Up to `limit` sessions that wait for somebody to run them, in the order in which they ended."""
+        if not self.ready:
+            return []
         return list(islice((session for session in self.ready if session not in self._claims), limit))
 
     def runs_here(self, session: Session) -> bool:
@@ -127,6 +129,8 @@ class Finalizer:
         A close callback that raises is logged and counted, and the rest goes on. If one is interrupted, the
         interruption goes to the caller, and those after it are ready again for the next run.
         """
+        if not sessions:
+            return 0
         run = Run()
         try:
             # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption.

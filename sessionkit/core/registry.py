@@ -228,7 +228,6 @@ class Registry:
     def add(self, session: Session, now: float) -> None:
         """A new session is ready: its time begins, and it is found."""
         session._created_at = session._active_at = now
-        session._lock = None
         self._enter(session)
         self.index.add(session, now)
         self.created += 1
@@ -236,7 +235,6 @@ class Registry:
     def add_loaded(self, session: Session, created_at: float, last_active: float) -> None:
         """A session that was loaded is ready: its time goes on."""
         session._created_at, session._active_at = created_at, last_active
-        session._lock = None
         self._enter(session)
         self.index.add_loaded(session)
 
@@ -255,6 +253,7 @@ class Registry:
             self._free_name(session)
 
     def _enter(self, session: Session) -> None:
+        session._lock = None
         self.opening.pop(session._id, None)
         if session._name is not None:
             self.names[session._name] = session
@@ -318,7 +317,8 @@ class Registry:
             del self.live[session._id]
         self.index.discard(session)
         session._ending = ending
-        self._free_name(session)
+        if session._name is not None:
+            self._free_name(session)
         if ending[0] is not _PASSIVATED:
             self._history.note(session._id, session._name, ending, now)
         if self.active is session:

@@ -65,6 +65,10 @@ class Activity(enum.Enum):
 class Keeper(Protocol):
     """What a session asks of the sessions that it belongs to."""
 
+    def touch_this(self, session: ManagedSession[Any]) -> None:
+        """Note activity; raise `SessionExpiredError` if the session has ended."""
+        ...
+
     def note_activity(
         self, session: ManagedSession[Any], activity: Activity, state: SessionState | None = None
     ) -> None:
@@ -173,7 +177,10 @@ class ManagedSession(Generic[R]):
 
     def touch(self) -> None:
         """Note activity: idle time starts again."""
-        self._coordinator().note_activity(self, Activity.TOUCH)
+        keeper = self._keeper()
+        if keeper is None:
+            raise self._dropped()
+        keeper.touch_this(self)
 
     def record_message(self) -> None:
         """Count one message."""
@@ -203,11 +210,14 @@ class ManagedSession(Generic[R]):
     def _coordinator(self) -> Keeper:
         keeper = self._keeper()
         if keeper is None:
-            raise CoordinatorClosedError(
-                f"session {self.id!r} is gone: its coordinator was dropped. Keep the coordinator for as long as its "
-                "sessions, and close() it"
-            )
+            raise self._dropped()
         return keeper
+
+    def _dropped(self) -> CoordinatorClosedError:
+        return CoordinatorClosedError(
+            f"session {self.id!r} is gone: its coordinator was dropped. Keep the coordinator for as long as its "
+            "sessions, and close() it"
+        )
 
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.

@@ -134,7 +134,7 @@ class StoreClient:
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
         """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
-        self.join()
+        _ = self._instance or self.join()
         return self._call(self._store.delete_expired, self.now()[1], BATCH, max_age)
 
     def count_expired(self, max_age: float | None) -> int:

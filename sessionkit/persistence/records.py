@@ -182,8 +182,8 @@ class Records:
         self._max_lifetime = config.max_lifetime
         self.entries: dict[str, StoredSession] = {}
         """What is known of each session, by id. Guarded by the coordinator's lock."""
-        self._due: set[StoredSession] = set()
-        # Those for which a call of the store failed that is to be made again.
+        self.due: set[StoredSession] = set()
+        """Those for which a call of the store failed that is to be made again."""
         self._retrying = threading.RLock()
         self._flushing = threading.RLock()
         self.dirty: set[Session] = set()
@@ -247,7 +247,7 @@ class Records:
         entry.keeps_lease = entry.stale = False
         self._put_in(entry, session, record)
         if entry.unsure:
-            self._due.add(entry)
+            self.due.add(entry)
 
     def _put_in(self, entry: StoredSession, session: Session, record: SessionRecord) -> None:
         entry.session = session
@@ -255,7 +255,7 @@ class Records:
         entry.note(record)
         with self._lock:
             former = self.entries.get(session.id, entry)
-            self._due.discard(former)
+            self.due.discard(former)
             self.entries[session.id] = entry
 
     def settle(self, session: Session) -> None:
@@ -289,10 +289,10 @@ class Records:
                     entry.state = Whereabouts.PENDING_DELETE
                 elif entry.keeps_lease or entry.state is Whereabouts.PENDING_DETACH:
                     entry.state = Whereabouts.PENDING_DETACH
-                    self._due.add(entry)
+                    self.due.add(entry)
                 else:
                     del self.entries[entry.id]
-                    self._due.discard(entry)
+                    self.due.discard(entry)
 
     def write(self, session: Session, entry: StoredSession) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
@@ -445,7 +445,7 @@ class Records:
     def note_unsure(self, entry: StoredSession) -> None:
         """The lease may be ours, though nobody here has the session: release it later."""
         entry.unsure = True
-        self._due.add(entry)
+        self.due.add(entry)
 
     def note_detach(self, session_id: str) -> None:
         """The store may list a session as ours that is not in memory: detach later."""
@@ -457,12 +457,12 @@ class Records:
                 return
             if entry.state is not Whereabouts.LOADING:
                 entry.state = Whereabouts.PENDING_DETACH
-            self._due.add(entry)
+            self.due.add(entry)
 
     def note_detached(self, entry: StoredSession) -> None:
         """The store does not list the session as ours any more."""
         with self._lock:
-            self._due.discard(entry)
+            self.due.discard(entry)
             entry.keeps_lease = False
             if entry.state is Whereabouts.PENDING_DETACH:
                 entry.state = Whereabouts.LEAVING
@@ -471,11 +471,11 @@ class Records:
 
     def is_attached(self, entry: StoredSession) -> bool:
         """Whether the store may list the session as ours, though it is not in memory."""
-        return entry in self._due
+        return entry in self.due
 
     def pending_detaches(self) -> list[str]:
         """The ids of sessions that are to be detached."""
-        return [entry.id for entry in list(self._due) if entry.state is Whereabouts.PENDING_DETACH]
+        return [entry.id for entry in list(self.due) if entry.state is Whereabouts.PENDING_DETACH]
 
     def retry_deletes(self) -> None:
         """Try again what could not be deleted. Raises `StoreError` if it cannot be yet."""
@@ -488,15 +488,15 @@ class Records:
 
     def unsure(self) -> list[StoredSession]:
         """The sessions whose lease may be ours without need."""
-        return [entry for entry in list(self._due) if entry.unsure]
+        return [entry for entry in list(self.due) if entry.unsure]
 
     def note_sure(self, entry: StoredSession) -> None:
         """Nothing is to be released any more."""
         if not entry.unsure and entry.deletion is not Deletion.PENDING:
-            self._due.discard(entry)
+            self.due.discard(entry)
 
     def _pending_deletes(self) -> list[StoredSession]:
-        return [entry for entry in list(self._due) if entry.deletion is Deletion.PENDING]
+        return [entry for entry in list(self.due) if entry.deletion is Deletion.PENDING]
 
     def _delete(self, entries: list[StoredSession], known: dict[str, float | None]) -> set[str] | None:
         """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
@@ -506,14 +506,14 @@ class Records:
         try:
             deleted = self._client.delete(known)
         except BaseException as error:
-            self._due.update(entries)
+            self.due.update(entries)
             if isinstance(error, StoreError):
                 return None
             raise
         with self._lock:
             for entry in entries:
                 entry.deletion = Deletion.DONE
-                self._due.discard(entry)
+                self.due.discard(entry)
                 if entry.state is Whereabouts.PENDING_DELETE and self.entries.get(entry.id) is entry:
                     del self.entries[entry.id]
         return deleted
@@ -638,7 +638,7 @@ class Records:
         if entry is not None and entry.state is Whereabouts.LOADING:
             if entry.deletion is Deletion.PENDING:
                 entry.state = Whereabouts.PENDING_DELETE
-            elif entry in self._due:
+            elif entry in self.due:
                 entry.state = Whereabouts.PENDING_DETACH
             else:
                 del self.entries[session_id]

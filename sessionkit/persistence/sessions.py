@@ -501,16 +501,18 @@ class PersistentSessions:
         with contextlib.suppress(StoreError):
             self._flush()
         removed = self._memory.clean_up(reading, age)
-        self._flush()
-        self._coordination.release_unsure()
-        self._records.retry_deletes()
+        if self._records.dirty:
+            self._flush()
+        if self._records.due:
+            self._coordination.release_unsure()
+            self._records.retry_deletes()
         while records := self._client.delete_expired(age):
             removed += len(records)
             for record in records:
                 reading, wall = self._client.now()
                 ending = codec.ending_of(Found(record, 0.0), reading, wall)
                 self._coordination.note_end(record, ending or (RemovalCause.IDLE, reading, age))
-        for session_id in self._records.pending_detaches():
+        for session_id in self._records.pending_detaches() if self._records.due else ():
             self._detach(session_id)
         return removed
 
