@@ -6,14 +6,16 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import CoordinatorConfig, OnFull
 from ..errors import CoordinatorClosedError, RemovalCause, SessionExistsError, SessionLimitError
 from .events import EventKind
 from .removal import BATCH, LET_IN_SECONDS
 from .session import ManagedSession
-from .state import State
+
+if TYPE_CHECKING:
+    from ..config import CoordinatorConfig, OnFull
+    from .state import State
 
 Session = ManagedSession[Any]
 ResourceFactory = Callable[[Any], Any]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import CoordinatorConfig
 from ..errors import (
     CoordinatorClosedError,
     Ending,
@@ -16,10 +15,13 @@ from ..errors import (
 )
 from ..util.validation import checked_id, checked_name_or_id
 from .expiry import ExpiryIndex
-from .finalizer import Finalizer
 from .history import EndedSessions
 from .locks import Holder, SessionLock, Waiter
 from .session import ManagedSession
+
+if TYPE_CHECKING:
+    from ..config import CoordinatorConfig
+    from .finalizer import Finalizer
 
 Session = ManagedSession[Any]
 # One object, whatever reads it: an attribute of an enum takes longer to look up.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import RemovalCause
 from ..util.clock import is_past
 from .session import ManagedSession
-from .state import State
+
+if TYPE_CHECKING:
+    from .state import State
 
 Session = ManagedSession[Any]
 T = TypeVar("T")

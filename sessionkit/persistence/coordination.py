@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.checkout import Checkout
 from ..core.events import EventKind
 from ..core.session import ManagedSession, ending_of, is_checked_out, replace_data, restore_counters
-from ..core.state import State
 from ..errors import Ending, RemovalCause, SessionBusyError, SessionNotFoundError, StoreError
 from ..stores.base import Found, SessionRecord
 from ..util.log import report_problem
 from . import codec
-from .client import StoreClient
 from .codec import data_of, state_of
 from .records import KEPT, Records, StoredSession
+
+if TYPE_CHECKING:
+    from ..core.state import State
+    from .client import StoreClient
 
 Session = ManagedSession[Any]
 

@@ -8,16 +8,19 @@ import threading
 from collections.abc import Callable, Iterable
 from itertools import islice
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import CoordinatorConfig
 from ..core.session import ManagedSession, ending_of
-from ..core.state import State
 from ..errors import Ending, InvalidSessionError, RemovalCause, SessionConflictError, SessionNotFoundError, StoreError
 from ..stores.base import Changes, SessionRecord, Touch
 from ..util.log import report_failure
-from .client import BATCH, StoreClient
+from .client import BATCH
 from .codec import text_of
+
+if TYPE_CHECKING:
+    from ..config import CoordinatorConfig
+    from ..core.state import State
+    from .client import StoreClient
 
 Session = ManagedSession[Any]
 
