@@ -116,14 +116,14 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
 
     @property
     def _is_copy(self) -> bool:
-        return self._request.left is not None and self._request.headers_sent
+        return request_of(self).left is not None and self._request.headers_sent
 
     def _readable(self) -> dict[str, Any]:
         if self.unavailable:
             return {}
-        if self._is_copy and not self._request.looked_at:
+        if self._is_copy and not request_of(self).looked_at:
             # The first look comes after the response.
-            self._request.left = None
+            request_of(self).left = None
             self.release()
         return super()._readable()
 
