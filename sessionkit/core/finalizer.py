@@ -133,8 +133,12 @@ class Finalizer:
             return 0
         run = Run()
         try:
-            # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption.
-            mine = [session for session in sessions if self._claims.setdefault(session, run) is run]
+            # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption. No
+            # comprehension: on 3.13, an interruption within one passes the `finally` by.
+            mine: list[Session] = []
+            for session in sessions:
+                if self._claims.setdefault(session, run) is run:
+                    mine.append(session)  # noqa: PERF401  see above
             if self.recorder is not None and mine:
                 self._delete_records(mine, self.recorder)
             ended = sum(session._ending is None or session._ending[0] is not _PASSIVATED for session in mine)
