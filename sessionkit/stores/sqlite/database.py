@@ -90,7 +90,8 @@ class Database:
         self._version = version
         self._idle: list[Connection] = []
         self._closed = False
-        self._pools = True
+        # Only while an instance is there, which leaves: nobody need close a store.
+        self._pools = False
         try:
             with _gate:
                 if not os.path.lexists(path):

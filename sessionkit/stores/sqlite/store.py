@@ -125,13 +125,14 @@ class SQLiteStore:
             self._lock_files.acquire(instance)
             connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, write_interval, name))
 
+        self._database.start_pooling()
         try:
             self._write(work)
         except BaseException:
             self._lock_files.release(instance)
+            self._stop_pooling_if_empty()
             raise
         self._instances[instance] = write_interval, name
-        self._database.start_pooling()
         return instance
 
     def set_write_interval(self, instance: str, seconds: float) -> None:
@@ -148,12 +149,16 @@ class SQLiteStore:
         finally:
             # Also if the store failed: the next instance that joins sees then that this one is dead.
             self._lock_files.release(instance)
-            if self._instances.pop(instance, None) is not None and not self._instances:
-                # A store that was made for a coordinator need not be closed.
-                self._database.stop_pooling()
-                if self._instances:
-                    # Another instance has joined meanwhile.
-                    self._database.start_pooling()
+            self._instances.pop(instance, None)
+            self._stop_pooling_if_empty()
+
+    def _stop_pooling_if_empty(self) -> None:
+        # A store that was made for a coordinator need not be closed.
+        if not self._instances:
+            self._database.stop_pooling()
+            if self._instances:
+                # Another instance has joined meanwhile.
+                self._database.start_pooling()
 
     # ---- One record
 
