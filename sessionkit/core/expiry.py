@@ -107,12 +107,15 @@ class ExpiryIndex:
 
     def rename(self, session: Session, new_id: str) -> None:
         """Give a session that is checked out another id."""
+        self.leave_rest(session)
         look_at, named = self._looks.get(session._id, (inf, None))
         if named is session:
             self._looks[session._id] = look_at, None
         session._id = new_id
         if named is session:
             self._look_at_age_of(session)
+        # It may stand in its line, which knows it by its id.
+        self._line_of(session).add_moved(session, self._life_end(session))
 
     def rest(self, session: Session, now: float) -> None:
         """The session is at rest, and active now: it stands at the end of its line."""

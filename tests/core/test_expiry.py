@@ -163,6 +163,28 @@ def test_sessions_that_leave_after_their_time_ran_out_leave_nothing_behind(
     assert coordinator.stats().removed[RemovalCause.IDLE] == 3
 
 
+def test_a_session_that_was_put_right_and_rotated_ends_once(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Another id leaves nothing of the session in the order under the old one."""
+    closings = Closings()
+    coordinator = session_coordinator(one_minute(), on_close=closings)
+    coordinator.create_session(session_id="old")
+    session_clock.advance(50)
+    coordinator.touch_session("old")
+    session_clock.advance(15)
+    assert coordinator.cleanup_inactive_sessions() == 0
+    coordinator.rotate_session("old", "new")
+    session_clock.advance(60)
+    assert coordinator.cleanup_inactive_sessions() == 0
+    session_clock.advance(1)
+    assert coordinator.cleanup_inactive_sessions() == 1
+    assert closings == [("new", RemovalCause.IDLE)]
+    coordinator.create_session(session_id="old")
+    session_clock.advance(59)
+    assert coordinator.cleanup_inactive_sessions() == 0
+
+
 def test_max_age_leaves_a_session_that_was_touched() -> None:
     """A session that was touched without the lock is not idle, whatever its place in the order says."""
     clock = ManualClock()
