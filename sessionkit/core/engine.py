@@ -228,9 +228,7 @@ class InMemorySessions:
         if session is not None:
             if waiter is not None:
                 with self.state.lock:
-                    must_run = self.state.registry.withdraw(session, waiter, self.state.latest)
-                if must_run:
-                    self.state.finalizer.run([session])
+                    self.state.registry.withdraw(session, waiter)
             self.give_back(checkout)
 
     def give_back(self, checkout: Checkout[Any]) -> None:
@@ -247,21 +245,19 @@ class InMemorySessions:
                 must_run = state.registry.give_back(session, checkout, state.advance(reading))
         except BaseException:
             # Even a clock that fails must not keep the session checked out for ever.
-            self.finish_checkout(checkout)
+            self.finish_checkout(session, checkout)
             raise
         checkout.session = None
         if must_run:
             state.finalizer.run([session])
 
-    def finish_checkout(self, checkout: Checkout[Any]) -> None:
-        """Give a session back, at the latest time that is known."""
-        state, session = self.state, checkout.session
-        if session is not None:
-            with state.lock:
-                must_run = state.registry.give_back(session, checkout, state.latest)
-            checkout.session = None
-            if must_run:
-                state.finalizer.run([session])
+    def finish_checkout(self, session: Session, checkout: Checkout[Any]) -> None:
+        """Give a session back, at the latest time that is known; doing it again does nothing."""
+        with self.state.lock:
+            must_run = self.state.registry.give_back(session, checkout, self.state.latest)
+        checkout.session = None
+        if must_run:
+            self.state.finalizer.run([session])
 
     def give_back_later(self, checkout: Checkout[Any]) -> None:
         """Give a session back at the next call, or cleanup."""

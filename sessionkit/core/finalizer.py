@@ -42,11 +42,12 @@ class Recorder(Protocol):
 
 
 class Run:
-    """One call of `Finalizer.run`, and the thread that makes it."""
+    """One call of `Finalizer.run`, the thread that makes it, and the session whose close callback it is running."""
 
-    __slots__ = ("thread",)
+    __slots__ = ("closing", "thread")
 
     def __init__(self) -> None:
+        self.closing: Session | None = None
         self.thread = get_ident()
 
 
@@ -54,8 +55,8 @@ class Finalizer:
     """Takes in every session that has ended, and finalizes it once: runs the close callback, lets go of the resource,
     counts, and posts the event.
 
-    `admit` and `release` belong to decisions, under the coordinator's lock, and say whether the caller is to `run` the
-    session once the lock is free. Until its callback has begun, the session stays listed in `ready`: if the call is
+    `admit` and `release` belong to decisions, under the coordinator's lock. `admit` says whether the caller is to `run`
+    the session once the lock is free. Until its callback has begun, the session stays listed in `ready`: if the call is
     interrupted before, the next cleanup or `close` runs it. A session that has nothing to close leaves within the
     decision.
     """
@@ -99,12 +100,9 @@ class Finalizer:
         self.ready[session] = None
         return True
 
-    def release(self, session: Session) -> bool:
-        """Nobody has the session checked out any more; whether it has ended, and the caller is to run it."""
-        if self.leaving.get(session._id) is not session:
-            return False
+    def release(self, session: Session) -> None:
+        """Nobody has the session, which has ended, checked out any more; the caller is to run it."""
         self.ready[session] = None
-        return True
 
     def is_waiting(self, session: Session) -> bool:
         """Whether the session waits for somebody to run it."""
@@ -143,7 +141,7 @@ class Finalizer:
                 self._delete_records(mine, self.recorder)
             ended = sum(session._ending is None or session._ending[0] is not _PASSIVATED for session in mine)
             for session in mine:
-                self._finalize(session)
+                self._finalize(session, run)
             return ended
         finally:
             self._give_up(sessions, run)
@@ -154,7 +152,7 @@ class Finalizer:
             if self._claims.get(session) is not run:
                 continue
             if session._state is _CLOSED:
-                self._leave(session)
+                self._leave(session, interrupted=session is run.closing)
                 continue
             with self._lock:
                 self.ready[session] = None
@@ -165,40 +163,29 @@ class Finalizer:
             # It has not ended: it only leaves this process.
             session._ending = (_PASSIVATED, _ending_of(session)[1], None)
 
-    def _finalize(self, session: Session) -> None:
-        failed = interrupted = False
-        try:
-            failed = not self._close(session)
-        except BaseException:
-            # If it is not closed yet, the interruption came before its turn.
-            interrupted = session._state is _CLOSED
-            raise
-        finally:
-            if session._state is _CLOSED:
-                self._leave(session, failed, interrupted)
-
-    def _close(self, session: Session) -> bool:
-        """Run the close callback; whether it went well."""
+    def _finalize(self, session: Session, run: Run) -> None:
         cause = _ending_of(session)[0]
+        failed = False
         self.ready.pop(session, None)
+        run.closing = session
+        # An interruption that comes before this came before the session's turn.
+        session._state = _CLOSED
         try:
-            session._state = _CLOSED
             if self._on_close is not None:
                 self._on_close(session, cause)
         except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
             report_failure("closing session %r (%s) failed; it is removed all the same", session.id, cause.value)
-            return False
-        return True
+            failed = True
+        run.closing = None
+        self._leave(session, failed)
 
     def _leave(self, session: Session, failed: bool = False, interrupted: bool = False) -> None:
-        """Let go of a session that was closed. Doing it again does nothing."""
+        """Let go of a session that was closed."""
         cause, ended_at, _ = _ending_of(session)
         if self.recorder is not None:
             self.recorder.save_and_forget(session)
         session._resource = None
         with self._lock:
-            if self.leaving.get(session._id) is not session:
-                return
             # First: an event says that the session has left.
             del self.leaving[session._id]
             self._claims.pop(session, None)

@@ -187,7 +187,8 @@ class Registry:
         session._lock = None
         self.checked_out -= 1
         if not is_live:
-            return self._finalizer.release(session)
+            self._finalizer.release(session)
+            return True
         if now < session._alive_until:
             return False
         ending = self.index.ending_of(session, now)
@@ -197,19 +198,13 @@ class Registry:
 
     def touch_held(self, session: Session, now: float) -> None:
         """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""
-        if self.live.get(session._id) is session:
-            if now > session._active_at:
-                session._active_at = now
-            if self.dirty is not None:
-                self.dirty.add(session)
-            if now >= session._alive_until:
-                self.expire(session, now)
+        if self.live.get(session._id) is session and not self.expire(session, now):
+            self.touch(session, now)
 
-    def withdraw(self, session: Session, waiter: Waiter, now: float) -> bool:
-        """Leave the queue for a session; what was granted meanwhile is given back."""
+    def withdraw(self, session: Session, waiter: Waiter) -> None:
+        """Leave the queue for a session; what was granted meanwhile is to be given back."""
         if session._lock is not None:
             session._lock.withdraw(waiter)
-        return self.give_back(session, waiter.holder, now)
 
     def rename(self, session: Session, new_id: str, now: float) -> None:
         """Give a session that is checked out another id; those that wait for it by the old one are woken.
@@ -222,8 +217,7 @@ class Registry:
         del self.live[session._id]
         self.index.rename(session, new_id)
         self.live[new_id] = session
-        if session._lock is not None:
-            session._lock.dismiss()
+        self._dismiss_waiters(session)
 
     # ---- Coming
 
@@ -315,8 +309,7 @@ class Registry:
         self._history.note(session_id, name, ending, now)
 
     def _depart(self, session: Session, ending: Ending, now: float) -> None:
-        if self.live.get(session._id) is session:
-            del self.live[session._id]
+        del self.live[session._id]
         self.index.discard(session)
         session._ending = ending
         if session._name is not None:
@@ -325,6 +318,9 @@ class Registry:
             self._history.note(session._id, session._name, ending, now)
         if self.active is session:
             self.active = None
+        self._dismiss_waiters(session)
+
+    def _dismiss_waiters(self, session: Session) -> None:
         if session._lock is not None:
             session._lock.dismiss()
 

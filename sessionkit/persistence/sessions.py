@@ -358,7 +358,7 @@ class PersistentSessions:
             try:
                 self._save_and_release(session, checkout)
             finally:
-                self._memory.finish_checkout(checkout)
+                self._memory.finish_checkout(session, checkout)
                 self._leave_if_done()
 
     def _save_and_release(self, session: Session, checkout: Checkout[Any]) -> None:
