@@ -165,11 +165,9 @@ class ExpiryIndex:
         # Only from here on can no other thread touch it without the lock.
         session._alive_until = NEVER
         idle_end = session._active_at + session._timeout if session._lock is None else inf
-        if not is_past(min(idle_end, life_end), now):
-            return None
-        if idle_end <= life_end:
-            return (_IDLE, idle_end, session._timeout)
-        return (_LIFETIME, life_end, self._max_lifetime)
+        idle, lifetime = (_IDLE, idle_end, session._timeout), (_LIFETIME, life_end, self._max_lifetime)
+        ending: Ending = idle if idle_end <= life_end else lifetime
+        return ending if is_past(ending[1], now) else None
 
     def find_due(self, now: float, limit: int) -> tuple[list[tuple[Session, Ending]], bool]:
         """Sessions whose time has run out, looking at up to `limit`; and whether there may be more.
@@ -215,7 +213,7 @@ class ExpiryIndex:
     def find_least_recent(self, limit: int) -> tuple[Session | None, bool]:
         """The session at rest that was active least recently, and whether up to `limit` looks were enough to tell.
 
-        The caller ends it, or puts it back with `renew` or `put_back`.
+        The caller ends it, or leaves it where it is.
         """
         for _ in range(limit):
             heads = [(head[1], line, head[0]) for line in self._lines.values() if (head := line.head()) is not None]
@@ -225,11 +223,6 @@ class ExpiryIndex:
             if self._is_right(line, session, filed):
                 return session, True
         return None, False
-
-    def put_back(self, session: Session) -> None:
-        """A session that was found stays after all, and was active when it was."""
-        self.leave_rest(session)
-        self._line_of(session).add_moved(session, self._life_end(session))
 
     def _is_right(self, line: Line, session: Session, filed: float) -> bool:
         """Whether the head of a line was not active since it was filed; else it is put right.
