@@ -111,8 +111,6 @@ class EventChannel:
 
     def put(self, event: SessionEvent) -> bool:
         """Add an event, and return whether none was dropped for it. For the coordinator, which puts one at a time."""
-        if self._closed:
-            return True
         fits = True
         if self._events.qsize() >= self.capacity:
             # If a reader takes the oldest event at this moment, the next one is dropped in its place, if there is one.

@@ -54,10 +54,9 @@ def fast_path(live: dict[str, Session], clock: Clock) -> FastPath | None:
 
     Only a clock that never goes back will do: the system's own, or one that says `never_goes_back = True` of itself.
     """
-    if not HAS_STEPS or not BUILTIN_CLOCKS:
-        return None
-    builtin = BUILTIN_CLOCKS[system_clock]
-    if clock is not system_clock and getattr(clock, "never_goes_back", False) is not True:
+    builtin = BUILTIN_CLOCKS.get(system_clock)
+    never_goes_back = clock is system_clock or getattr(clock, "never_goes_back", False) is True
+    if not HAS_STEPS or builtin is None or not never_goes_back:
         return None
     read = builtin if clock is system_clock else clock
 

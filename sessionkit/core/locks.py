@@ -62,7 +62,7 @@ class SessionLock:
         # The holder, while there has been no other; from the second one on, how often each token has it, and how often
         # of these exclusively, which only a sole token can.
         self._sole = holder
-        self._times: dict[object, int] | None = None
+        self._times: dict[object, int] = {}
         self._exclusive = 0
         self._waiters: deque[Waiter] | None = None
 
@@ -117,11 +117,9 @@ class SessionLock:
 
     def _count(self) -> dict[object, int]:
         """How often each token has the session; from here on, all are counted."""
-        if self._times is None:
-            self._times = {}
-            if self._sole is not None:
-                self._add(self._times, self._sole)
-                self._sole = None
+        if self._sole is not None:
+            self._add(self._times, self._sole)
+            self._sole = None
         return self._times
 
     def _admit(self) -> None:

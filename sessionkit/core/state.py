@@ -75,9 +75,9 @@ class State:
 
     def run_deferred(self) -> None:
         """Make the calls that were deferred; with the lock free."""
-        while self._deferred:
-            try:
+        while True:
+            with self.lock:
+                if not self._deferred:
+                    return
                 call = self._deferred.popleft()
-            except IndexError:
-                return
             call()
