@@ -21,7 +21,7 @@ from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.moments import telling_decisions
-from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
+from ..helpers.support import WAIT, Closings, HookedClock, in_thread, one_minute, system_time
 
 
 @pytest.fixture
@@ -317,6 +317,32 @@ def test_a_checkout_is_for_one_block(coordinator: SessionCoordinator[Any]) -> No
     with checkout, pytest.raises(RuntimeError, match="used already"):
         checkout.__enter__()
     checkout.__exit__()
+    assert coordinator.stats().checked_out == 0
+
+
+def test_a_checkout_that_was_not_entered_has_no_session(coordinator: SessionCoordinator[Any]) -> None:
+    """Its methods are for the length of the block, and say so."""
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    for call in (checkout.save, checkout.revert, lambda: checkout.rotate("new")):
+        with pytest.raises(RuntimeError, match=f"{session.id}.* does not have the session: enter it first"):
+            call()
+    assert coordinator.list_sessions() == [session]
+    assert session.id != "new"
+
+
+def test_a_session_that_is_given_back_while_its_holder_closes_it_ends(
+    session_coordinator: CoordinatorFactory, closings: Closings
+) -> None:
+    """A server may leave the block in another thread at that moment: the session ends, and is closed once."""
+    clock = HookedClock()
+    coordinator = session_coordinator(clock=clock, on_close=closings)
+    coordinator.create_session("support", session_id="it")
+    checkout = coordinator.checkout("it")
+    checkout.__enter__()
+    clock.at_reading(1, checkout.__exit__)
+    checkout.close()
+    assert closings == [("support", RemovalCause.CLOSED)]
     assert coordinator.stats().checked_out == 0
 
 

@@ -160,6 +160,72 @@ def test_an_interrupted_checkout_that_another_thread_asked_for_meanwhile_is_give
                     assert taken.exception(WAIT) is None
 
 
+class Interrupting(str):
+    """An id in whose hash something happens, once: in the middle of the decision that looks it up."""
+
+    __slots__ = ("act",)
+
+    act: Callable[[], object] | None
+
+    def __hash__(self) -> int:
+        act, self.act = self.act, None
+        if act is not None:
+            act()
+        return super().__hash__()
+
+
+def interrupt_a_decision(coordinator: Coordinator, act: Callable[[], object]) -> None:
+    session_id = Interrupting("nobody")
+    session_id.act = act
+    assert session_id not in coordinator
+    assert session_id.act is None
+
+
+CLOSES: dict[str, tuple[Callable[[Coordinator], object], RemovalCause]] = {
+    "close": (Coordinator.close, RemovalCause.SHUTDOWN),
+    "close_session": (lambda coordinator: coordinator.close_session("it"), RemovalCause.CLOSED),
+}
+
+
+@pytest.mark.parametrize("way", CLOSES)
+def test_what_closes_in_the_middle_of_a_decision_is_done_by_the_next_call(way: str) -> None:
+    """A signal handler or a finalizer may close at any moment: it waits for nothing, and the next call does it."""
+    closings = Closings()
+    close, cause = CLOSES[way]
+    with Coordinator(clock=ManualClock(), on_close=closings) as coordinator:
+        coordinator.create_session(session_id="it")
+        interrupt_a_decision(coordinator, lambda: close(coordinator))
+        assert not closings
+        assert len(coordinator) == 0
+        assert closings == [("it", cause)]
+
+
+def test_what_is_given_back_in_the_middle_of_a_decision_is_free_at_the_next_call() -> None:
+    """A finalizer that leaves a block gives the session back, as soon as the coordinator is called."""
+    with Coordinator(clock=ManualClock()) as coordinator:
+        coordinator.create_session(session_id="it")
+        checkout = coordinator.checkout("it")
+        checkout.__enter__()
+        interrupt_a_decision(coordinator, checkout.__exit__)
+        assert coordinator.stats().checked_out == 0
+
+
+def test_every_other_call_in_the_middle_of_a_decision_is_refused() -> None:
+    """It says what may be called there, and the decision is made as if nothing had come."""
+    refused = []
+
+    def call(coordinator: Coordinator) -> None:
+        for call in (len, Coordinator.create_session, Coordinator.list_sessions):
+            with pytest.raises(RuntimeError, match=r"may only call close\(\)"):
+                call(coordinator)
+            refused.append(call)
+
+    with Coordinator(clock=ManualClock()) as coordinator:
+        interrupt_a_decision(coordinator, lambda: call(coordinator))
+        assert len(refused) == 3
+        assert len(coordinator) == 0
+
+
 class Holder:
     """Another thread that has the session "it" for the length of a block, or until it is told to leave."""
 
