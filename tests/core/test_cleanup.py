@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from sessionkit import (
     SessionCoordinator,
     SessionExpiredError,
 )
+from sessionkit.core.cleanup import CleanupRun, CleanupTask
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
@@ -458,6 +459,67 @@ def test_rule_5_the_lock_is_let_go_while_there_is_much_to_do(call: str, due: boo
             return longest_decision(coordinator, getattr(coordinator, call))
 
     assert longest(600) <= 1.1 * longest(300)
+
+
+class Cleaner:
+    """What a task calls."""
+
+    def run(self) -> CleanupRun:
+        return CleanupRun(at=0.0, removed=0)
+
+
+@pytest.mark.parametrize("end", [CleanupTask.stop, CleanupTask.close])
+def test_a_task_that_was_stopped_is_not_tried_again(
+    end: Callable[[CleanupTask], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no thread could be started and the task was stopped since, nothing starts it but `start`."""
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        task.start()
+        assert (task.needs_start, task.wanted) == (True, True)
+    end(task)
+    assert (task.needs_start, task.wanted) == (False, False)
+    task.retry_start()
+    assert cleanup_threads() == []
+
+
+def test_a_task_that_was_closed_does_not_start() -> None:
+    """A close() between the check and the start of start_cleanup_task leaves no thread behind."""
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
+    task.close()
+    task.start()
+    assert (task.wanted, task.stats().alive) == (False, False)
+    assert cleanup_threads() == []
+
+
+def test_a_task_starts_no_thread_while_the_interpreter_is_finalizing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is started, logged or counted then, and stopping it is no error."""
+    cleaner = Cleaner()
+    task = CleanupTask(10, cleaner.run)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "is_finalizing", lambda: True)
+        task.start()
+        assert (task.needs_start, task.stats().alive, task.stats().failures) == (False, False, 0)
+        task.stop()
+    assert cleanup_threads() == []
+    assert caplog.text == ""
+
+
+def test_at_the_exit_of_the_interpreter_nothing_is_waited_for(session_coordinator: CoordinatorFactory) -> None:
+    """A coordinator that is collected while the interpreter exits warns, and takes no lock a dead thread may have."""
+    coordinator = session_coordinator()
+    coordinator.start_cleanup_task()
+    channel = coordinator.subscribe()
+    with pytest.warns(ResourceWarning, match="dropped without close"):
+        coordinator.__del__(is_finalizing=lambda: True)
+    assert not channel.closed
+    assert coordinator.stats().cleanup.alive
+    coordinator.close()
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -211,6 +211,26 @@ def test_a_closed_channel_takes_nothing_more(session_coordinator: CoordinatorFac
     assert drain(channel) == []
 
 
+def test_an_event_that_comes_while_its_channel_is_closed_takes_no_end_away(
+    session_coordinator: CoordinatorFactory,
+) -> None:
+    """Where the coordinator has an event for a full channel that a reader closes just then, all readers are let go."""
+    channel = session_coordinator().subscribe(capacity=1)
+    event = SessionEvent(EventKind.CREATED, "late", 0)
+    reading = threading.Barrier(3)
+
+    def read() -> SessionEvent | None:
+        reading.wait(WAIT)
+        return channel.get()
+
+    with in_thread(read) as first, in_thread(read) as second:
+        reading.wait(WAIT)
+        channel.close()
+        channel.put(event)
+        assert {first.result(WAIT), second.result(WAIT)} <= {None, event}
+    assert channel.dropped == 0
+
+
 def test_a_dropped_channel_costs_nothing(session_coordinator: CoordinatorFactory) -> None:
     """The coordinator does not keep a channel that its reader dropped, nor events for it."""
     coordinator = session_coordinator()

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sessionkit import RemovalCause, SessionCoordinator, SessionExpiredError, SessionLimitError, SessionNotFoundError
+from sessionkit import (
+    CoordinatorConfig,
+    RemovalCause,
+    SessionCoordinator,
+    SessionExpiredError,
+    SessionLimitError,
+    SessionNotFoundError,
+)
+from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
@@ -242,3 +251,60 @@ def test_a_session_that_a_cleanup_met_checked_out_comes_back_into_the_order(
     assert names(coordinator) == ["0"]
     session_clock.advance(9.5)
     assert coordinator.cleanup_inactive_sessions() == 1
+
+
+@pytest.fixture
+def pair(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> tuple[SessionCoordinator[Any], SessionCoordinator[Any]]:
+    """Two processes, here and there, with sessions in one store that may live for 100 seconds."""
+    config = CoordinatorConfig(session_timeout=1000, cleanup_interval=10, max_lifetime=100)
+    here, there = (session_coordinator(config, store=SQLiteStore(tmp_path / "sessions.db")) for _ in range(2))
+    return here, there
+
+
+def assert_it_is_too_old_after(coordinator: SessionCoordinator[Any], clock: ManualClock, seconds: float) -> None:
+    clock.advance(seconds - clock())
+    assert coordinator.cleanup_inactive_sessions() == 0
+    clock.advance(1)
+    assert coordinator.cleanup_inactive_sessions() == 1
+    with pytest.raises(SessionExpiredError) as caught:
+        coordinator.get_session("it")
+    assert (caught.value.cause, caught.value.ended_at) == (RemovalCause.LIFETIME, seconds)
+
+
+def test_a_session_that_was_loaded_and_rotated_keeps_its_age(
+    pair: tuple[SessionCoordinator[Any], SessionCoordinator[Any]], session_clock: ManualClock
+) -> None:
+    """Neither where it is, nor by which id, makes a session any younger."""
+    here, there = pair
+    there.create_session(session_id="old")
+    session_clock.advance(50)
+    here.rotate_session("old", "it")
+    assert_it_is_too_old_after(here, session_clock, 100)
+
+
+@pytest.mark.parametrize("younger", [True, False])
+def test_an_id_that_comes_back_goes_by_the_age_of_its_new_session(
+    younger: bool, pair: tuple[SessionCoordinator[Any], SessionCoordinator[Any]], session_clock: ManualClock
+) -> None:
+    """Of sessions that are loaded under one id, one after the other, each ends at its own time."""
+    here, there = pair
+    there.create_session(session_id="other")
+    if younger:
+        there.rotate_session("other", "it")
+    session_clock.advance(50)
+    if not younger:
+        there.create_session(session_id="it")
+    here.get_session("it")
+    there.close_session("it")
+    assert "it" not in here
+    if younger:
+        there.create_session(session_id="it")
+    else:
+        there.rotate_session("other", "it")
+    here.get_session("it")
+    there.close()
+    assert_it_is_too_old_after(here, session_clock, 150 if younger else 100)
+    session_clock.advance(1000)
+    assert here.cleanup_inactive_sessions() == 0

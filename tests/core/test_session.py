@@ -89,8 +89,9 @@ def test_a_session_outlives_its_coordinator_without_harm() -> None:
     with pytest.warns(ResourceWarning, match="was dropped without close"):
         del coordinator
 
-    with pytest.raises(CoordinatorClosedError, match="dropped"):
-        session.touch()
+    for call in (session.touch, session.record_message):
+        with pytest.raises(CoordinatorClosedError, match="dropped"):
+            call()
     assert repr(session) == f"<ManagedSession id={session.id!r} name='support' ACTIVE>"
 
 
