@@ -168,7 +168,7 @@ class Finalizer:
         failed = False
         self.ready.pop(session, None)
         run.closing = session
-        # An interruption that comes before this came before the session's turn.
+        # If an interruption comes before this, the session's turn is still to come.
         session._state = _CLOSED
         try:
             if self._on_close is not None:
