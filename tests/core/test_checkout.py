@@ -331,6 +331,17 @@ def test_a_checkout_that_was_not_entered_has_no_session(coordinator: SessionCoor
     assert session.id != "new"
 
 
+def test_a_holder_ends_its_session_and_gives_it_back(coordinator: SessionCoordinator[Any], closings: Closings) -> None:
+    """`close` of a checkout is the end of the session and of the checkout; doing it again does nothing."""
+    coordinator.create_session("support", session_id="it")
+    checkout = coordinator.checkout("it")
+    checkout.__enter__()
+    for _ in range(2):
+        checkout.close()
+        assert closings == [("support", RemovalCause.CLOSED)]
+        assert coordinator.stats().checked_out == 0
+
+
 def test_a_session_that_is_given_back_while_its_holder_closes_it_ends(
     session_coordinator: CoordinatorFactory, closings: Closings
 ) -> None:
