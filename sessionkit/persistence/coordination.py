@@ -235,9 +235,9 @@ class Coordination:
         try:
             if ending is None or ending[0] in KEPT:
                 if entry.leased:
-                    self._records.write_and_release(session, entry)
+                    self._records.write_and_release(session)
                 else:
-                    self._records.write(session, entry)
+                    self._records.write(session)
         finally:
             if entry.unsure:
                 with contextlib.nullcontext() if confirmed else contextlib.suppress(StoreError):
@@ -263,10 +263,8 @@ class Coordination:
 
     def save(self, session: Session) -> None:
         """Write what changed. Raises as `Records.write` does."""
-        entry = self._records.of(session)
         try:
-            if entry is not None:
-                self._records.write(session, entry)
+            self._records.write(session)
         except SessionNotFoundError:
             self.drop_local_copy(session)
             raise

@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import enum
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.session import ManagedSession, ending_of
-from ..errors import Ending, InvalidSessionError, RemovalCause, SessionConflictError, SessionNotFoundError, StoreError
+from ..errors import (
+    Ending,
+    InvalidSessionError,
+    RemovalCause,
+    SessionConflictError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StoreError,
+)
 from ..stores.base import Changes, SessionRecord, Touch
 from ..util.log import report_failure
 from .client import BATCH
@@ -208,9 +216,19 @@ class Records:
             entry = self.entries.get(session.id)
         return entry if entry is not None and entry.session is session else None
 
+    @contextlib.contextmanager
+    def _in_hand(self, session: Session) -> Iterator[StoredSession | None]:
+        """What is known of a session, with its `io` held; None once it has left memory."""
+        entry = self.of(session)
+        with contextlib.nullcontext() if entry is None else entry.io:
+            # It may have left memory while this thread waited, and its id may be another session's by now.
+            yield self.of(session)
+
     def has(self, entry: StoredSession) -> bool:
         """Whether the session of this entry is here."""
-        return self.entries.get(entry.id) is entry
+        # Renaming changes both ids in one decision.
+        with self._lock:
+            return self.entries.get(entry.id) is entry
 
     def text_of(self, session: Session) -> str:
         """Its data as JSON text. Raises `InvalidSessionError` if it cannot be stored."""
@@ -236,7 +254,9 @@ class Records:
         with self._retrying if self.is_ending(session.id) else contextlib.nullcontext():
             try:
                 self._client.create(record)
-            except StoreError:
+            except SessionExistsError:
+                raise
+            except BaseException:
                 # If the record is there all the same, nobody knows of it: it expires once we are not attached to it.
                 self.note_detach(session.id)
                 raise
@@ -278,12 +298,9 @@ class Records:
     def forget(self, session: Session) -> None:
         """The session has left memory: nothing more of it is written."""
         self.dirty.discard(session)
-        entry = self.of(session)
-        if entry is not None:
-            # What is under way for it may be meant for its id, which another session may have next.
-            with entry.io, self._lock:
-                if self.entries.get(entry.id) is not entry:
-                    return
+        # What is under way for it may be meant for its id, which another session may have next.
+        with self._in_hand(session) as entry, self._lock:
+            if entry is not None:
                 entry.session = None
                 entry.unsure = False
                 if entry.state is Whereabouts.LOADING:
@@ -297,32 +314,31 @@ class Records:
                     del self.entries[entry.id]
                     self.due.discard(entry)
 
-    def write(self, session: Session, entry: StoredSession) -> None:
+    def write(self, session: Session) -> None:
         """Save the session if its data changed, else write its messages and its state if those did, else nothing.
 
-        Raises `SessionNotFoundError` if the record is gone, `SessionConflictError` if somebody else saved it, and
-        `InvalidSessionError` if the data cannot be stored.
+        Does nothing once the session has left memory. Raises `SessionNotFoundError` if the record is gone,
+        `SessionConflictError` if somebody else saved it, and `InvalidSessionError` if the data cannot be stored.
         """
-        self._put(session, entry, self._client.save)
+        self._put(session, lambda entry, changes: self._client.save(entry.id, changes))
 
-    def write_and_release(self, session: Session, entry: StoredSession) -> None:
+    def write_and_release(self, session: Session) -> None:
         """As `write`, and the lease ends in the same step if there is something to write."""
 
-        def save(session_id: str, changes: Changes) -> int:
+        def save(entry: StoredSession, changes: Changes) -> int:
             try:
-                version = self._client.release(session_id, changes)
+                version = self._client.release(entry.id, changes)
             except (SessionNotFoundError, SessionConflictError):
                 entry.note_released()
                 raise
             entry.note_released()
             return changes.version if version is None else version
 
-        self._put(session, entry, save)
+        self._put(session, save)
 
-    def _put(self, session: Session, entry: StoredSession, save: Callable[[str, Changes], int]) -> None:
-        with entry.io:
-            if entry.session is not session:
-                # It has left memory meanwhile.
+    def _put(self, session: Session, save: Callable[[StoredSession, Changes], int]) -> None:
+        with self._in_hand(session) as entry:
+            if entry is None:
                 return
             try:
                 text = self.text_of(session)
@@ -334,7 +350,7 @@ class Records:
             if not changed and not touch.messages and touch.state is None:
                 return
             try:
-                entry.version = save(entry.id, Changes(entry.version, text if changed else None, touch))
+                entry.version = save(entry, Changes(entry.version, text if changed else None, touch))
                 entry.text = text
             except BaseException:
                 entry.take_back(touch)
@@ -371,6 +387,8 @@ class Records:
                 with self._lock:
                     rename_here()
                     del self.entries[old_id]
+                    # There is nothing to detach by the new id any more.
+                    self.due.discard(self.entries[new_id])
                     entry.id = new_id
                     self.entries[new_id] = entry
             except BaseException:
@@ -418,8 +436,6 @@ class Records:
         rest = iter(sessions)
         while batch := list(islice(rest, BATCH)):
             taken = [self._taken(session, entry) for session in batch if (entry := self.of(session)) is not None]
-            if not taken:
-                continue
             try:
                 absent = self._client.touch({session_id: touch for _, session_id, _, touch in taken})
             except BaseException:
@@ -476,9 +492,9 @@ class Records:
         """Whether the store may list the session as ours, though it is not in memory."""
         return entry in self.due
 
-    def pending_detaches(self) -> list[str]:
-        """The ids of sessions that are to be detached."""
-        return [entry.id for entry in list(self.due) if entry.state is Whereabouts.PENDING_DETACH]
+    def pending_detaches(self) -> list[StoredSession]:
+        """The sessions that are to be detached."""
+        return [entry for entry in list(self.due) if entry.state is Whereabouts.PENDING_DETACH]
 
     def retry_deletes(self) -> None:
         """Try again what could not be deleted. Raises `StoreError` if it cannot be yet."""
@@ -529,11 +545,10 @@ class Records:
         Raises nothing: what the store fails to do is done later, and until then the id is not loaded.
         """
         ended: list[tuple[Session, StoredSession]] = []
-        for session in sessions:
-            entry = self.of(session)
-            if entry is None:
-                continue
-            entry.state = Whereabouts.LEAVING
+        known_here = [(session, entry) for session in sessions if (entry := self.of(session)) is not None]
+        for session, entry in known_here:
+            with self._lock:
+                entry.state = Whereabouts.LEAVING
             if _cause_of(session) in KEPT:
                 entry.final_state = entry.final_state or session.state.value
             elif entry.deletion is not Deletion.DONE:
@@ -579,7 +594,7 @@ class Records:
             return
         try:
             try:
-                self.write(session, entry)
+                self.write(session)
                 if session in self.dirty:
                     self.write_touches([session])
             finally:
@@ -624,6 +639,13 @@ class Records:
             entry = self.entries[session_id] = StoredSession(session_id, Whereabouts.LOADING)
         entry.state, entry.thread = Whereabouts.LOADING, get_ident()
         return entry
+
+    def begin_detach(self, entry: StoredSession) -> bool:
+        """As `begin_load`, for a session that is to be detached; whether it still is, and is not in memory."""
+        if not self.has(entry) or entry.state is not Whereabouts.PENDING_DETACH or entry.session is not None:
+            return False
+        self.begin_load(entry.id)
+        return True
 
     def is_loading(self, session_id: str) -> bool:
         """Whether some thread has the id in hand."""

@@ -169,8 +169,7 @@ class PersistentSessions:
         last_active = victim.metadata.last_active
         # What has been refused before is refused again, and logged, when it leaves.
         with contextlib.suppress(SessionConflictError, InvalidSessionError, SessionNotFoundError):
-            if (entry := self._records.of(victim)) is not None:
-                self._records.write(victim, entry)
+            self._records.write(victim)
         if victim in self._records.dirty:
             self._records.write_touches([victim])
         registry = self.state.registry
@@ -201,10 +200,8 @@ class PersistentSessions:
             if self._close_here(session):
                 return
 
-    def _close_here(self, session: Session | None) -> bool:
+    def _close_here(self, session: Session) -> bool:
         """End this very session, if it is live in memory; whether that was so."""
-        if session is None:
-            return False
         reading = self.state.begin()
         with self.state.lock:
             now = self.state.advance(reading)
@@ -512,8 +509,8 @@ class PersistentSessions:
                 reading, wall = self._client.now()
                 ending = codec.ending_of(Found(record, 0.0), reading, wall)
                 self._coordination.note_end(record, ending or (RemovalCause.IDLE, reading, age))
-        for session_id in self._records.pending_detaches() if self._records.due else ():
-            self._detach(session_id)
+        for entry in self._records.pending_detaches() if self._records.due else ():
+            self._detach(entry)
         return removed
 
     def count_due(self, age: float | None = None) -> int:
@@ -529,17 +526,16 @@ class PersistentSessions:
             for session in gone:
                 self._coordination.drop_local_copy(session)
 
-    def _detach(self, session_id: str) -> None:
+    def _detach(self, entry: StoredSession) -> None:
         with self.state.lock:
-            if not self._may_be_stored(session_id) or session_id in self.state.finalizer.leaving:
+            # It may have been asked for meanwhile.
+            if not self._may_be_stored(entry.id) or not self._records.begin_detach(entry):
                 return
-            entry = self._records.begin_load(session_id)
-        if entry is not None:
-            try:
-                self._client.detach(session_id)
-                self._records.note_detached(entry)
-            finally:
-                self._end_load(session_id)
+        try:
+            self._client.detach(entry.id)
+            self._records.note_detached(entry)
+        finally:
+            self._end_load(entry.id)
 
     # ---- Loading
 
