@@ -7,7 +7,8 @@ import warnings
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-from .util.validation import Duration, checked_count, checked_flag, checked_instance_name, checked_seconds, shown
+from .util.log import short_repr
+from .util.validation import Duration, checked_count, checked_flag, checked_instance_name, checked_seconds
 
 OnFull = Literal["reject", "evict", "passivate"]
 """What `create_session` does when `max_active_sessions` live sessions exist."""
@@ -59,7 +60,7 @@ class CoordinatorConfig:
         instance_name: str | None = None,
     ) -> None:
         if on_full not in get_args(OnFull):
-            raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {shown(on_full)}")
+            raise ValueError(f"on_full must be one of {get_args(OnFull)}, not {short_repr(on_full)}")
         values = (
             checked_seconds("session_timeout", session_timeout),
             checked_seconds("cleanup_interval", cleanup_interval),

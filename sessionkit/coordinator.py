@@ -21,6 +21,7 @@ from .persistence.sessions import PersistentSessions
 from .stores.base import Store
 from .util.clock import Clock, system_clock
 from .util.fork import start_clean_after_fork
+from .util.log import short_repr
 from .util.validation import (
     Duration,
     checked_flag,
@@ -31,7 +32,6 @@ from .util.validation import (
     checked_store,
     checked_str,
     checked_wait,
-    shown,
 )
 
 
@@ -93,7 +93,7 @@ class SessionCoordinator(Generic[R]):
         on_close: Callable[[ManagedSession[R], RemovalCause], object] | None = None,
     ) -> None:
         if config is not None and not isinstance(config, CoordinatorConfig):
-            raise TypeError(f"config must be a CoordinatorConfig, not {shown(config)}")
+            raise TypeError(f"config must be a CoordinatorConfig, not {short_repr(config)}")
         for what, function in (("clock", clock), ("resource_factory", resource_factory), ("on_close", on_close)):
             if function is not None:
                 checked_function(what, function)
@@ -147,7 +147,7 @@ class SessionCoordinator(Generic[R]):
         if session_timeout is not None:
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
-            raise TypeError(f"data must be a dict or another mapping, not {shown(data)}")
+            raise TypeError(f"data must be a dict or another mapping, not {short_repr(data)}")
         if self._cleanup_task.needs_start:
             self._cleanup_task.retry_start()
             self._note_cleaning()

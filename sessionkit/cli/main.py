@@ -21,7 +21,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 
 from .. import CoordinatorConfig
-from ..util.validation import shown
+from ..util.log import short_repr
 from .replay.accesslog import READ_ERRORS, AccessLog, text_of
 from .replay.report import as_json, as_text
 from .replay.simulation import Key, ReplayReport, replay
@@ -102,7 +102,7 @@ def replay_command(
       zcat access.log.*.gz | sessionkit replay - --key address+agent --json
     """
     config = _config(session_timeout, cleanup_interval, max_active_sessions, on_full)
-    name = "standard input" if log_path == "-" else shown(log_path)
+    name = "standard input" if log_path == "-" else short_repr(log_path)
     log, report = _replay(log_path, name, config, key)
     for number, line in log.examples:
         click.echo(f"line {number} cannot be read: {line}", err=True)

@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from .. import RemovalCause, StoreError
 from ..stores import SessionRecord, Store
 from ..stores.open import open_store
-from ..util.validation import shown
+from ..util.log import short_repr
 from .render import WHY, as_json, as_page, as_table, expiry_of, found_as_json, printable
 from .text import parse_duration, write
 
@@ -259,7 +259,7 @@ def _id_of(store: Store, id_or_name: str) -> str | None:
 
 def _absent(ids_or_names: Iterable[str]) -> click.ClickException:
     return click.ClickException(
-        f"not in the store: {', '.join(map(shown, ids_or_names))}; `sessionkit sessions list STORE` says what is"
+        f"not in the store: {', '.join(map(short_repr, ids_or_names))}; `sessionkit sessions list STORE` says what is"
     )
 
 

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from ..util.validation import shown
+from ..util.log import short_repr
 
 DAY = 86400
 """The seconds of a day."""
@@ -26,9 +26,11 @@ def parse_duration(text: str) -> float:
     elif match and text:
         seconds = sum(float(count or 0) * unit for count, unit in zip(match.groups(), _UNITS.values(), strict=True))
     else:
-        raise click.BadParameter(f"{shown(text)} is not a duration; write it like 90s, 30m, 1h30m, 2d, or in seconds")
+        raise click.BadParameter(
+            f"{short_repr(text)} is not a duration; write it like 90s, 30m, 1h30m, 2d, or in seconds"
+        )
     if not 0 < seconds < math.inf:
-        raise click.BadParameter(f"{shown(text)} is out of range; a duration must be above 0 and finite")
+        raise click.BadParameter(f"{short_repr(text)} is out of range; a duration must be above 0 and finite")
     return seconds
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
 from ..errors import CoordinatorClosedError, Ending, InvalidSessionError
-from ..util.validation import shown
+from ..util.log import short_repr
 from .locks import SessionLock
 
 # Only type checkers need the default, which typing's own TypeVar has from Python 3.13 on.
@@ -198,7 +198,7 @@ class ManagedSession(Generic[R]):
         """
         if not isinstance(state, SessionState):
             raise TypeError(
-                f"a state must be SessionState.ACTIVE, .WAITING_FOR_INPUT or .PROCESSING, not {shown(state)}"
+                f"a state must be SessionState.ACTIVE, .WAITING_FOR_INPUT or .PROCESSING, not {short_repr(state)}"
             )
         if state is SessionState.CLOSED:
             raise InvalidSessionError(

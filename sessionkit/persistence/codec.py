@@ -10,7 +10,7 @@ from ..core.session import SessionState
 from ..errors import Ending, InvalidSessionError, RemovalCause, StoreError
 from ..stores.base import Found, SessionRecord
 from ..util.clock import is_past
-from ..util.validation import shown
+from ..util.log import short_repr
 
 _encode = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -36,7 +36,7 @@ def text_of(data: dict[str, Any], limit: int, session_id: str) -> str:
         largest = max(data, key=lambda key: len(_encode(data[key])))
         raise InvalidSessionError(
             f"data of session {session_id!r} takes {size} bytes as JSON, and max_data_bytes is {limit} (the largest "
-            f"part is data[{shown(largest)}]); keep less in it, or raise the limit"
+            f"part is data[{short_repr(largest)}]); keep less in it, or raise the limit"
         )
     return text
 
@@ -48,7 +48,9 @@ def data_of(text: str, session_id: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise StoreError(f"the record of session {session_id!r} is damaged: its data is no JSON ({error})") from error
     if not isinstance(data, dict):
-        raise StoreError(f"the record of session {session_id!r} is damaged: its data is {shown(data)}, not an object")
+        raise StoreError(
+            f"the record of session {session_id!r} is damaged: its data is {short_repr(data)}, not an object"
+        )
     return data
 
 
@@ -89,17 +91,17 @@ def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
             if not isinstance(key, str):
                 yield (
                     path,
-                    f"the key {shown(key)} is of type {type(key).__name__}, and JSON has only str keys; use str(key)",
+                    f"the key {short_repr(key)} is of type {type(key).__name__}; JSON has only str keys: use str(key)",
                 )
             elif not _is_text(key):
-                yield path, f"the key {shown(key)} has half of a surrogate pair, which UTF-8 cannot encode"
-            yield from _faults(inner, f"{path}[{shown(key)}]", depth + 1)
+                yield path, f"the key {short_repr(key)} has half of a surrogate pair, which UTF-8 cannot encode"
+            yield from _faults(inner, f"{path}[{short_repr(key)}]", depth + 1)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(list(value)):
             yield from _faults(inner, f"{path}[{index}]", depth + 1)
     elif isinstance(value, str):
         if not _is_text(value):
-            yield path, f"{shown(value)} has half of a surrogate pair, which UTF-8 cannot encode"
+            yield path, f"{short_repr(value)} has half of a surrogate pair, which UTF-8 cannot encode"
     elif isinstance(value, float):
         if value - value != 0:
             yield path, f"{value!r} is a number that JSON does not have; use None, or a str"
@@ -108,7 +110,7 @@ def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
         known = "dict, list, str, int, float, bool and None"
         yield (
             path,
-            f"{shown(value)} is of type {kind}, and JSON has only {known}; convert it, or keep it in the resource",
+            f"{short_repr(value)} is of type {kind}, and JSON has only {known}; convert it, or keep it in the resource",
         )
 
 

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote
 # Each kind of store is imported when it is used first.
 from .. import stores
 from ..errors import StoreError
-from ..util.validation import shown
+from ..util.log import short_repr
 from .base import Store
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
@@ -34,8 +34,8 @@ def open_store(where: str) -> Store:
     if opener is None:
         # The rest is not shown: it may have a password.
         raise ValueError(
-            f"{shown(scheme)} is not a scheme of session stores, which are: {', '.join(_OPENERS)}; give the path of a "
-            f"SQLite store, or a URL like {_LIKE}"
+            f"{short_repr(scheme)} is not a scheme of session stores, which are: {', '.join(_OPENERS)}; give the path "
+            f"of a SQLite store, or a URL like {_LIKE}"
         )
     return opener(scheme.lower(), rest)
 
@@ -45,8 +45,8 @@ def _open_sqlite_url(_scheme: str, rest: str) -> Store:
         raise ValueError(f"SQLite's URLs name files and no hosts: write {_LIKE_SQLITE}")
     if found := re.search("[?#]", rest):
         raise ValueError(
-            f"there are no settings for what comes after {found[0]} in {shown(rest)}; if it is part of the path, write "
-            f"{quote(found[0])}"
+            f"there are no settings for what comes after {found[0]} in {short_repr(rest)}; if it is part of the path, "
+            f"write {quote(found[0])}"
         )
     return _open_file(unquote(rest[1:]))
 
@@ -57,13 +57,13 @@ def _open_file(path: str) -> Store:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(
-            f"no session store at {shown(path)}; give the path that the server gives to its SQLiteStore, or a URL "
+            f"no session store at {short_repr(path)}; give the path that the server gives to its SQLiteStore, or a URL "
             f"like {_LIKE}"
         ) from None
     except OSError as error:
-        raise StoreError(f"the session store {shown(path)} cannot be reached: {error.strerror}") from error
+        raise StoreError(f"the session store {short_repr(path)} cannot be reached: {error.strerror}") from error
     if os.path.isdir(path):
-        raise StoreError(f"{shown(path)} is a directory; give the path of the session store's file")
+        raise StoreError(f"{short_repr(path)} is a directory; give the path of the session store's file")
     return stores.SQLiteStore(path)
 
 

@@ -1,8 +1,20 @@
-"""The package's logger, and logging that cannot fail."""
+"""How a value is shown in messages, and logging that cannot fail."""
 
 from __future__ import annotations
 
 import contextlib
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def short_repr(value: object) -> str:
+    """The value's `repr`, shortened in the middle when it is long."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python does not write out an int of thousands of digits
+        return f"<{type(value).__name__} that is too long to show>"
 
 
 def report_failure(message: str, *arguments: object) -> None:

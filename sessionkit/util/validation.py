@@ -9,10 +9,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-import reprlib
 from datetime import timedelta
 
 from ..errors import InvalidSessionError
+from .log import short_repr
 
 Duration = float | timedelta
 """Seconds as a number, or a `datetime.timedelta`."""
@@ -21,16 +21,6 @@ _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _is_id = _ID.fullmatch
 _NAME_OR_ID = re.compile(r"[A-Za-z0-9 ._-]{1,128}")
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-
-
-def shown(value: object) -> str:
-    """The value's `repr`, shortened in the middle when it is long."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # Python does not write out an int of thousands of digits
-        return f"<{type(value).__name__} that is too long to show>"
 
 
 def checked_name(value: object) -> str:
@@ -57,23 +47,23 @@ def checked_instance_name(value: object) -> str:
     if isinstance(value, str) and 0 < len(value) <= 255 and value.isprintable():
         return value
     if not isinstance(value, str):
-        raise TypeError(f"instance_name must be a str, such as 'http://10.0.0.7:8000', not {shown(value)}")
+        raise TypeError(f"instance_name must be a str, such as 'http://10.0.0.7:8000', not {short_repr(value)}")
     raise ValueError(
-        f"instance_name {shown(value)} ({len(value)} characters) is not allowed; use 1 to 255 printable ones"
+        f"instance_name {short_repr(value)} ({len(value)} characters) is not allowed; use 1 to 255 printable ones"
     )
 
 
 def checked_str(what: str, value: object) -> str:
     """A str in whatever form: one that is looked up and not found is checked further."""
     if not isinstance(value, str):
-        raise TypeError(f"a {what} must be a str, such as session.id, not {shown(value)} ({type(value).__name__})")
+        raise TypeError(f"a {what} must be a str, such as session.id, not {short_repr(value)} ({type(value).__name__})")
     return value
 
 
 def _matching(pattern: re.Pattern[str], value: object, what: str, rule: str) -> str:
     text = checked_str(what, value)
     if not pattern.fullmatch(text):
-        raise InvalidSessionError(f"{what} {shown(text)} ({len(text)} characters) is not allowed; use {rule}")
+        raise InvalidSessionError(f"{what} {short_repr(text)} ({len(text)} characters) is not allowed; use {rule}")
     return text
 
 
@@ -81,7 +71,7 @@ def checked_seconds(what: str, value: object) -> float:
     """A duration in seconds: finite and above 0."""
     seconds = _seconds(what, value)
     if not 0 < seconds < math.inf:
-        raise ValueError(f"{what} must be above 0 seconds and finite, not {shown(value)}")
+        raise ValueError(f"{what} must be above 0 seconds and finite, not {short_repr(value)}")
     return seconds
 
 
@@ -89,7 +79,7 @@ def checked_shift(what: str, value: object) -> float:
     """A step in time, in seconds: finite, forward or back."""
     seconds = _seconds(what, value)
     if not math.isfinite(seconds):
-        raise ValueError(f"{what} must be finite seconds, not {shown(value)}")
+        raise ValueError(f"{what} must be finite seconds, not {short_repr(value)}")
     return seconds
 
 
@@ -99,7 +89,7 @@ def checked_wait(what: str, value: object) -> float | None:
         return None
     seconds = _seconds(what, value)
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{what} must be 0 or more seconds and finite, or None to wait on, not {shown(value)}")
+        raise ValueError(f"{what} must be 0 or more seconds and finite, or None to wait on, not {short_repr(value)}")
     return seconds
 
 
@@ -107,40 +97,40 @@ def _seconds(what: str, value: object) -> float:
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{what} must be seconds as a number, or a timedelta, not {shown(value)}")
+        raise TypeError(f"{what} must be seconds as a number, or a timedelta, not {short_repr(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{what} must be a number of seconds that fits a float, not {shown(value)}") from None
+        raise ValueError(f"{what} must be a number of seconds that fits a float, not {short_repr(value)}") from None
 
 
 def checked_store(value: object) -> object:
     """Something that looks like a store; a path is what people pass instead."""
     if not hasattr(value, "delete_expired"):
-        raise TypeError(f"store must be a session store, such as SQLiteStore('sessions.db'), not {shown(value)}")
+        raise TypeError(f"store must be a session store, such as SQLiteStore('sessions.db'), not {short_repr(value)}")
     return value
 
 
 def checked_flag(what: str, value: object) -> bool:
     """True or False, and nothing that is merely true or false enough."""
     if not isinstance(value, bool):
-        raise TypeError(f"{what} must be True or False, not {shown(value)}")
+        raise TypeError(f"{what} must be True or False, not {short_repr(value)}")
     return value
 
 
 def checked_count(what: str, value: object) -> int:
     """A number of things: a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{what} must be a whole number, not {shown(value)}")
+        raise TypeError(f"{what} must be a whole number, not {short_repr(value)}")
     if value < 1:
-        raise ValueError(f"{what} must be at least 1, not {shown(value)}")
+        raise ValueError(f"{what} must be at least 1, not {short_repr(value)}")
     return value
 
 
 def checked_function(what: str, value: object) -> object:
     """Something to call, and not a coroutine function, whose calls would do nothing."""
     if not callable(value):
-        raise TypeError(f"{what} must be callable, not {shown(value)}")
+        raise TypeError(f"{what} must be callable, not {short_repr(value)}")
     if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{what} must be a plain function, not the coroutine function {shown(value)}")
+        raise TypeError(f"{what} must be a plain function, not the coroutine function {short_repr(value)}")
     return value

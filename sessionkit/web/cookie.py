@@ -13,7 +13,8 @@ from typing import Literal, get_args
 from werkzeug.http import dump_cookie
 from werkzeug.sansio.http import parse_cookie
 
-from ..util.validation import Duration, checked_flag, checked_seconds, shown
+from ..util.log import short_repr
+from ..util.validation import Duration, checked_flag, checked_seconds
 
 SameSite = Literal["Strict", "Lax", "None"]
 
@@ -72,14 +73,14 @@ class SessionCookie:
         if not _NAME.fullmatch(name) or name.startswith("__"):
             raise ValueError(
                 f"a cookie's name must be 1 to 64 of ASCII letters, digits and !#$%&'*+.^_`|~-, and begin with no "
-                f"'__' (the prefix is added here), not {shown(name)}"
+                f"'__' (the prefix is added here), not {short_repr(name)}"
             )
         if same_site not in get_args(SameSite):
-            raise ValueError(f"same_site must be one of {get_args(SameSite)}, not {shown(same_site)}")
+            raise ValueError(f"same_site must be one of {get_args(SameSite)}, not {short_repr(same_site)}")
         if not _PATH.fullmatch(path):
-            raise ValueError(f"path must begin with '/' and have no ';', not {shown(path)}")
+            raise ValueError(f"path must begin with '/' and have no ';', not {short_repr(path)}")
         if domain is not None and not _DOMAIN.fullmatch(domain):
-            raise ValueError(f"domain must be a host's name in ASCII, such as 'example.com', not {shown(domain)}")
+            raise ValueError(f"domain must be a host's name in ASCII, such as 'example.com', not {short_repr(domain)}")
         if not checked_flag("secure", secure):
             if same_site == "None":
                 raise ValueError("same_site='None' needs secure=True: browsers refuse such a cookie otherwise")
@@ -129,5 +130,5 @@ def checked_cookie(value: object) -> SessionCookie:
     if value is None:
         return SessionCookie()
     if not isinstance(value, SessionCookie):
-        raise TypeError(f"cookie must be a SessionCookie, such as SessionCookie('shop'), not {shown(value)}")
+        raise TypeError(f"cookie must be a SessionCookie, such as SessionCookie('shop'), not {short_repr(value)}")
     return value

@@ -8,8 +8,8 @@ from typing import Any
 from weakref import WeakSet
 
 from .. import SessionCoordinator
-from ..util.log import report_failure, report_problem
-from ..util.validation import Duration, checked_wait, shown
+from ..util.log import report_failure, report_problem, short_repr
+from ..util.validation import Duration, checked_wait
 
 TIMEOUT_SECONDS = 10.0
 """How many seconds a request waits for other requests of the same visitor, unless the application says otherwise."""
@@ -34,7 +34,7 @@ class Service:
 
     def __init__(self, coordinator: SessionCoordinator[Any]) -> None:
         if not isinstance(coordinator, SessionCoordinator):
-            raise TypeError(f"coordinator must be a SessionCoordinator, not {shown(coordinator)}")
+            raise TypeError(f"coordinator must be a SessionCoordinator, not {short_repr(coordinator)}")
         self.coordinator = coordinator
         coordinator.start_cleanup_task()
         _served.add(coordinator)

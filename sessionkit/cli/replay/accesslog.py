@@ -11,7 +11,7 @@ from datetime import date
 from functools import lru_cache
 from typing import BinaryIO
 
-from ...util.validation import shown
+from ...util.log import short_repr
 
 Entry = tuple[int, str, str]
 """One request: its instant in seconds since 1970 (UTC), the client's address, and its agent (`""` if unknown)."""
@@ -113,4 +113,4 @@ class AccessLog:
     def _note(self, number: int, line: str) -> None:
         self.unreadable += 1
         if len(self.examples) < self._wanted:
-            self.examples.append((number, shown(line.rstrip("\r\n"))))
+            self.examples.append((number, short_repr(line.rstrip("\r\n"))))

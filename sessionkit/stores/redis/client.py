@@ -27,8 +27,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConn
 
 from ...errors import StoreError
 from ...util.clock import stopwatch
-from ...util.log import report_problem
-from ...util.validation import shown
+from ...util.log import report_problem, short_repr
 
 T = TypeVar("T")
 
@@ -85,7 +84,8 @@ class Server:
             self.client, self.name = where, _place_of(where)
         else:
             raise TypeError(
-                f"RedisStore takes a URL such as {LIKE}, or a redis.Redis or redis.RedisCluster, not {shown(where)}"
+                f"RedisStore takes a URL such as {LIKE}, or a redis.Redis or redis.RedisCluster, not "
+                f"{short_repr(where)}"
             )
         self._script = self.client.register_script(files(__package__).joinpath("store.lua").read_text("utf-8"))
         # Until a call that was done is certainly not sent again.
@@ -231,7 +231,9 @@ def _sentinel_client(url: str, options: dict[str, Any]) -> tuple[Redis, str]:
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     unknown = set(query) - {"sentinel_username", "sentinel_password"}
     if unknown:
-        raise ValueError(f"a Sentinel URL has no setting {shown(min(unknown))}; pass a client to RedisStore for more")
+        raise ValueError(
+            f"a Sentinel URL has no setting {short_repr(min(unknown))}; pass a client to RedisStore for more"
+        )
     username, _, password = user.partition(":")
     server = {
         **options,

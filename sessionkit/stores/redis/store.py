@@ -12,7 +12,8 @@ from typing import Any
 from ...errors import SessionNotFoundError, StoreError
 from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
-from ...util.validation import Duration, checked_seconds, shown
+from ...util.log import short_repr
+from ...util.validation import Duration, checked_seconds
 from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .client import Client, LapsedError, Server
 from .cluster import CLUSTER_PARTITIONS, ClusterSteps, Partitions
@@ -409,7 +410,7 @@ class RedisStore:
 
 def _checked_prefix(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"prefix must be a str, not {shown(value)}")
+        raise TypeError(f"prefix must be a str, not {short_repr(value)}")
     if not 0 < len(value) <= 64 or not value.isprintable() or set(value) & set("{}"):
-        raise ValueError(f"prefix {shown(value)} is not allowed; use 1 to 64 printable characters, and no braces")
+        raise ValueError(f"prefix {short_repr(value)} is not allowed; use 1 to 64 printable characters, and no braces")
     return value

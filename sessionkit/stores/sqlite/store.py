@@ -13,7 +13,8 @@ from typing import TypeVar
 from ...errors import SessionConflictError, SessionNotFoundError
 from ...util.clock import SLACK
 from ...util.fork import start_clean_after_fork
-from ...util.validation import Duration, checked_seconds, shown
+from ...util.log import short_repr
+from ...util.validation import Duration, checked_seconds
 from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .database import Database, Sync
 from .liveness import LockFiles
@@ -96,7 +97,7 @@ class SQLiteStore:
 
     def __init__(self, path: str | os.PathLike[str], timeout: Duration = 5.0) -> None:
         if os.fspath(path) in ("", ":memory:"):
-            raise ValueError(f"path must name a file, which outlives the process, not {shown(path)}")
+            raise ValueError(f"path must name a file, which outlives the process, not {short_repr(path)}")
         self.path = Path(os.path.realpath(path))
         """Where it is, as an absolute path."""
         self._database = Database(
