@@ -154,12 +154,12 @@ class SessionCoordinator(Generic[R]):
         return self._sessions.create(session_id, name, timeout, dict(data) if data else None, resource)
 
     def close_session(self, session_id: str) -> None:
-        """End a session: cause `CLOSED`. If nobody has it checked out, `on_close` has run when this returns.
+        """End a session: cause `CLOSED`. If it is not checked out, `on_close` has run when this returns.
 
         With a store, its record is gone too, or will be once the store can delete it; a session that is not in memory
         is not restored for that, and has nothing to close.
 
-        If somebody has, the session is gone for every caller at once, and `on_close` runs when it is given back.
+        If it is checked out, it is gone for every caller at once, and `on_close` runs when it is given back.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
         if not isinstance(session_id, str):
@@ -195,9 +195,9 @@ class SessionCoordinator(Generic[R]):
         """The live session with this id. Looks only: does not touch.
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it. With a
-        store, one that is not in memory is restored, and one that is gets what others saved; where another process has
-        had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one. With
-        `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
+        store, a session that is not in memory is restored, and one that is gets what others saved. If another process
+        has had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one.
+        With `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
         find = self._find_fast
         if find is not None and (found := find(session_id)) is not None:
@@ -237,10 +237,11 @@ class SessionCoordinator(Generic[R]):
         gets `SessionBusyError` at once, because that wait could never end. `holder`: an object that stands for a holder
         that is no thread, such as a request; default the thread that enters.
 
-        With a store, exclusive between processes too (there, whoever asks at the right moment is served first), with
-        the newest version. When the last checkout in this process is given back, what changed is saved. If that raises
-        (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory, and the next one
-        tries again; after `SessionConflictError` it is not, and after `SessionNotFoundError` the session is gone.
+        With a store, exclusive between processes too (there, the process that asks at the right moment is served
+        first), with the newest version. When the last checkout in this process is given back, what changed is saved.
+        If that raises (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory,
+        and the next one tries again; after `SessionConflictError` it is not, and after `SessionNotFoundError` the
+        session is gone.
         """
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
@@ -252,18 +253,18 @@ class SessionCoordinator(Generic[R]):
     def save_session(self, session_id: str) -> None:
         """Write to the store now what changed in a session, and not only when its last checkout is given back.
 
-        For whoever has it checked out for long, and tells others what was done. If nothing changed, or there is no
-        store, nothing is written. Raises as a checkout does that is given back, and as `get_session` does.
+        For a caller that has the session checked out for long, and tells others what was done. If nothing changed, or
+        there is no store, nothing is written. Raises as a checkout does that is given back, and as `get_session` does.
         """
         self._sessions.save(checked_str("session id", session_id))
 
     def rotate_session(
         self, session_id: str, new_id: str | None = None, *, timeout: Duration | None = None
     ) -> ManagedSession[R]:
-        """Give a session another id and return it; nobody finds it by the old one any more.
+        """Give a session another id and return it; it is not found by the old one any more.
 
-        For ids that stand for a secret: after a login, whoever knew the old secret has nothing. The session stays the
-        same object, with its name, data, resource, age and checkouts. Whoever waits to check it out by the old id gets
+        For ids that stand for a secret: after a login, the old secret is worth nothing. The session stays the same
+        object, with its name, data, resource, age and checkouts. A thread that waits to check it out by the old id gets
         `SessionNotFoundError`. `new_id`: default `secrets.token_urlsafe(32)`.
 
         Checks the session out exclusively, waits up to `timeout` seconds for that, and raises as `checkout` does; where

@@ -93,7 +93,7 @@ class Admission:
 
         Its place is reserved, and those that have to leave for it leave; its record is made; its resource is made; then
         it is visible to others. If a step raises, nothing stays behind; but Ctrl-C between two steps may leave a
-        session that nobody was given, until it expires, or a place that stays reserved. `reading` is what the clock
+        session that no caller was given, until it expires, or a place that stays reserved. `reading` is what the clock
         read when the call began.
         """
         session = arrival.session

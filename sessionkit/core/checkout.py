@@ -9,7 +9,7 @@ from .session import ManagedSession, R
 
 
 class Lender(Protocol):
-    """What a checkout asks of the sessions that it is made for."""
+    """What a checkout asks of the engine that made it; each method is the engine's."""
 
     def check_out(self, checkout: Checkout[Any], timeout: float | None) -> ManagedSession[Any]: ...
 
@@ -30,8 +30,8 @@ class Checkout(Generic[R]):
     """Takes a session on entering and gives it back on leaving. Made by `SessionCoordinator.checkout`.
 
     For one `with` block: entering it again raises `RuntimeError`, unless it raised the first time. It may be left in
-    another thread than the one that entered it, as a server does that closes a streamed response elsewhere. The methods
-    are for whoever holds the session, between entering and leaving.
+    another thread than the one that entered it, as a server does that closes a streamed response elsewhere. Its
+    methods are for the holder of the session, between entering and leaving.
     """
 
     held = False
@@ -51,7 +51,7 @@ class Checkout(Generic[R]):
         self.session_id = session_id
         """The id by which the session was asked for."""
         self.exclusive = exclusive
-        """Whether nobody else may have the session at the same time."""
+        """Whether no other holder may have the session at the same time."""
         self.timeout = timeout
         """How long entering waits, in seconds; None for as long as it takes."""
         self.token = holder

@@ -96,7 +96,7 @@ class InMemorySessions:
     def make_session(
         self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any
     ) -> Session:
-        """A session that is nowhere yet."""
+        """A new session object; it is not in the registry yet."""
         # Most sessions have no data: their dict is made when it is asked for, if that can be one step.
         own_data = data or (None if HAS_STEPS else {})
         return ManagedSession(self._keeper, session_id, name, timeout, own_data, resource)
@@ -116,7 +116,7 @@ class InMemorySessions:
             state.finalizer.run([session])
 
     def shut_down(self) -> None:
-        """End all sessions, and finalize those that nobody has checked out. The registry is closed."""
+        """End all sessions, and finalize those that are not checked out. `stop` was called before."""
         state = self.state
         state.run_deferred()
         # A clock that fails must not keep the sessions open.

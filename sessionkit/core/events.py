@@ -136,7 +136,7 @@ class EventBus:
     """Brings the events of one coordinator to every channel, in the order in which they were decided.
 
     `post` is called under the coordinator's lock, which gives the order. It waits for no reader and takes no lock of
-    its own, so that a reader which is interrupted at any point, or a lost thread in a forked child, stops nobody.
+    its own, so that a reader which is interrupted at any point, or a lost thread in a forked child, stops no writer.
     The other methods may be called from anywhere.
     """
 

@@ -130,7 +130,7 @@ class ExpiryIndex:
         line.ordered[session] = now
 
     def leave_rest(self, session: Session) -> None:
-        """The session stands in no line until it rests again. Doing it again does nothing."""
+        """Take the session out of its line, until it rests again. Doing it again does nothing."""
         line = self._lines.get(session._timeout)
         if line is not None and line.ordered.pop(session, None) is None:
             line.discard_moved(session)
@@ -194,7 +194,7 @@ class ExpiryIndex:
                     found.append((session, ending))
                     self.discard(session)
             if not line.ordered and not line.moved:
-                # A line that no session stands in would be looked at for ever.
+                # A line without sessions would be looked at for ever.
                 del self._lines[line.timeout]
         return found, looks == limit
 

@@ -80,9 +80,10 @@ class Finalizer:
     # ---- Decisions, with the lock held
 
     def admit(self, session: Session, ending: Ending) -> bool:
-        """Take in a session that has just ended; whether the caller is to run it.
+        """Take in a session that has just ended; True if the caller is to run it.
 
-        One that is checked out is ready once it is released.
+        A session that is checked out is ready once it is released. One that has nothing to close is counted, and told,
+        here.
         """
         if session._lock is None and self._on_close is None and session._resource is None and self.recorder is None:
             session._state = _CLOSED
@@ -105,11 +106,11 @@ class Finalizer:
         self.ready[session] = None
 
     def is_waiting(self, session: Session) -> bool:
-        """Whether the session waits for somebody to run it."""
+        """Whether the session is ready and no call of `run` has it."""
         return session in self.ready and session not in self._claims
 
     def waiting(self, limit: int) -> list[Session]:
-        """Up to `limit` sessions that wait for somebody to run them, in the order in which they ended."""
+        """Up to `limit` sessions that are ready and that no call of `run` has, in the order in which they ended."""
         if not self.ready:
             return []
         return list(islice((session for session in self.ready if session not in self._claims), limit))

@@ -25,7 +25,7 @@ class EndedSessions:
     """
 
     def __init__(self) -> None:
-        # An end costs one step, however many there are: it is filed when somebody asks.
+        # An end costs one step, however many there are: it is filed at the next question.
         self._noted: deque[tuple[str, str | None, Ending, float]] = deque(maxlen=LIMIT)
         # The instant that the caches go by, in a list because a timer that held this object would keep it alive.
         self._instant = instant = [0.0]

@@ -1,4 +1,4 @@
-"""Who has one session checked out, and who waits for it."""
+"""The lock of one session: which checkouts have it, and which wait for it."""
 
 from __future__ import annotations
 

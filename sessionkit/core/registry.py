@@ -45,7 +45,7 @@ class Registry:
         self.names: dict[str, Session] = {}
         """The sessions that have a name, by it; also those that are being made."""
         self.opening: dict[str, Session] = {}
-        """Those that are being made: they have their id, name and place, and nobody finds them."""
+        """Those that are being made: they have their id, name and place, and no call finds them."""
         self.active: Session | None = None
         """The session switched to last, while it is live."""
         self.closed = False
@@ -54,7 +54,7 @@ class Registry:
         """How many sessions are checked out, those included that will end when they are given back."""
         self.created = 0
         self.dirty: set[Session] | None = None
-        """Those that were active since this was emptied; None if nobody writes that down."""
+        """Those that were active since their activity was written; None without a store."""
 
     # ---- Finding
 
@@ -290,7 +290,10 @@ class Registry:
         return more
 
     def end(self, session: Session, ending: Ending, now: float) -> bool:
-        """The session has ended: nobody finds it any more, its name is free, and the finalizer has it."""
+        """The session has ended: no call finds it any more, its name is free, and the finalizer has it.
+
+        True if the caller is to run the finalizer for it.
+        """
         self._depart(session, ending, now)
         return self._finalizer.admit(session, ending)
 

@@ -70,7 +70,7 @@ class Removal:
         return due + sum(is_past(session._active_at + age, now) for session in resting if age is not None)
 
     def shut_down(self) -> None:
-        """End all sessions of a registry that is closed, and finalize those that nobody has checked out."""
+        """End all sessions of a registry that is closed, and finalize those that are not checked out."""
         with self._state.lock:
             now = self._state.latest
             sessions = list(self._registry.live.values())

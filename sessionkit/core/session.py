@@ -63,7 +63,7 @@ class Activity(enum.Enum):
 
 
 class Keeper(Protocol):
-    """What a session asks of the sessions that it belongs to."""
+    """What a session asks of the engine that keeps it."""
 
     def touch_this(self, session: ManagedSession[Any]) -> None:
         """Note activity; raise `SessionExpiredError` if the session has ended."""
@@ -128,7 +128,7 @@ class ManagedSession(Generic[R]):
         self._message_count = 0
         # Guarded by the coordinator's lock. Until this instant the session is live for certain, unless it is closed.
         self._alive_until = NEVER
-        # Who has it checked out, and who waits; None while it is at rest.
+        # Which checkouts have it, and which wait for it; None while it is at rest.
         self._lock: SessionLock | None = None
         # How it ended, from the decision on.
         self._ending: Ending | None = None
@@ -230,7 +230,7 @@ def ending_of(session: ManagedSession[Any]) -> Ending | None:
 
 
 def is_checked_out(session: ManagedSession[Any]) -> bool:
-    """Whether somebody has the session."""
+    """Whether the session is checked out, or being made."""
     return session._lock is not None
 
 

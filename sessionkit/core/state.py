@@ -18,7 +18,8 @@ from .registry import Registry
 class State:
     """The lock, the time and the parts of one coordinator; a forked child makes a new one.
 
-    A decision is made with the lock held, and without I/O or user code; what it says is done after it.
+    A decision is made with the lock held, and runs no I/O and no user code; the work that follows from it is done
+    once the lock is free.
     """
 
     def __init__(self, config: CoordinatorConfig, clock: Clock, on_close: CloseCallback | None) -> None:

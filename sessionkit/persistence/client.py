@@ -93,7 +93,7 @@ class StoreClient:
         self._call(self._store.create, record, self._instance or self.join())
 
     def load(self, session_id: str) -> Found | None:
-        """The record as it stands, and its lag because of others."""
+        """The record as it is now, and its lag because of other instances."""
         return self._call(self._store.load, session_id, self._instance or self.join())
 
     def find(self, name: str) -> str | None:
@@ -102,7 +102,7 @@ class StoreClient:
         return self._call(self._store.find, name)
 
     def attach(self, session_id: str, lease: Lease | None = None) -> Found | None:
-        """The record as it stands; from now on we have the session in memory, and a lease if one is asked for."""
+        """The record as it is now; from now on we have the session in memory, and a lease if one is asked for."""
         return self._call(self._store.attach, session_id, self._instance or self.join(), lease)
 
     def detach(self, session_id: str) -> None:
@@ -129,11 +129,11 @@ class StoreClient:
         return self._call(self._store.touch, touches)
 
     def delete(self, known: Mapping[str, float | None]) -> set[str]:
-        """Delete records: those with an instant only if nobody else has used them since; gives the deleted."""
+        """Delete records: those with an instant only if no other instance has used them since; gives the deleted."""
         return self._call(self._store.delete, known, self._instance or self.join(), self.now()[1])
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:
-        """Delete records that have expired, and are in nobody's memory; an empty list says that there are no more."""
+        """Delete records that have expired and are in no instance's memory; an empty list: there are no more."""
         _ = self._instance or self.join()
         return self._call(self._store.delete_expired, self.now()[1], BATCH, max_age)
 

@@ -85,7 +85,7 @@ class Coordination:
             entry.note(record)
 
     def drop_local_copy(self, session: Session) -> None:
-        """The session was ended elsewhere, or lives there now: it leaves memory once nobody here has it."""
+        """The session was ended elsewhere, or lives there now: it leaves memory once no checkout here has it."""
         with self._state.lock:
             now = self._state.latest
             must_run = self._registry.live.get(session.id) is session and self._registry.end(
@@ -118,7 +118,7 @@ class Coordination:
             return False
         leaving = self._state.finalizer.leaving.get(session_id)
         if leaving is not None:
-            # It has ended, and somebody here has it checked out still: its name is free all the same.
+            # It has ended, and is checked out here still: its name is free all the same.
             return not self._records.delete_records([leaving])
         found = self._client.load(session_id)
         if found is None:
@@ -141,7 +141,8 @@ class Coordination:
     def take_lease(self, session: Session, checkout: Checkout[Any], timeout: float | None) -> bool:
         """Take the lease on a session that is checked out here, and the newest version.
 
-        False if its copy here is stale: once nobody here has it, it leaves memory, to come back with another resource.
+        False if its copy here is stale: it leaves memory once no checkout here has it, and comes back with another
+        resource.
         Waits up to `timeout` seconds for other instances; raises `SessionBusyError` then, and `SessionNotFoundError` if
         the session was ended elsewhere.
         """
@@ -254,7 +255,7 @@ class Coordination:
         entry.note_released()
 
     def release_unsure(self) -> None:
-        """Release the leases that nobody here needs."""
+        """Release the leases that no checkout here needs."""
         for entry in self._records.unsure():
             with entry.io:
                 if entry.session is not None and entry.unsure and not entry.holders:

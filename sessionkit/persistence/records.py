@@ -44,7 +44,7 @@ class StoreStats(NamedTuple):
     failures: int
     """How often the store failed (`StoreError`), or data could not be stored."""
     conflicts: int
-    """How often a save was refused, because somebody else had saved the session."""
+    """How often a save was refused, because another instance had saved the session."""
     dirty: int
     """Sessions with activity that is not in the store yet."""
     pending_deletes: int
@@ -75,7 +75,7 @@ class StoredSession:
     """What this process knows of one stored session.
 
     LOADING
-        One thread has this id in hand: it loads the session, or ends it in the store; other threads wait. It becomes
+        One thread loads the session, or ends it in the store; other threads that ask for it wait. It becomes
         RESIDENT, or PENDING_DETACH if loading failed after we attached, or is gone.
     CREATING
         Its record is made, its resource is not yet. It becomes RESIDENT; if that fails it is gone, or PENDING_DELETE.
@@ -127,9 +127,9 @@ class StoredSession:
         self.holders: set[object] = set()
         """The checkouts that have the session here."""
         self.leased = False
-        """Whether the lease is ours, and what the store said when it was taken has been seen to."""
+        """Whether the lease is ours, and what was found when it was taken has been taken over."""
         self.unsure = False
-        """Whether the lease may be ours though nobody here has the session: a call failed. It is released later."""
+        """Whether the lease may be ours though no checkout here has it: a call failed. It is released later."""
         self.keeps_lease = False
         """Whether the lease stays ours while the session is out of memory, because a fresh copy is about to come."""
         self.releases = 0
@@ -151,7 +151,7 @@ class StoredSession:
 
     @property
     def usable(self) -> bool:
-        """Whether the copy in memory may be used: a stale one only as long as somebody here works with it."""
+        """Whether the copy in memory may be used: a stale one only as long as a checkout here has it."""
         return not self.stale or bool(self.holders)
 
     def note(self, record: SessionRecord) -> None:
@@ -265,7 +265,7 @@ class Records:
 
     def note_loaded(self, entry: StoredSession, session: Session, record: SessionRecord) -> None:
         """The session was made of this record, and we are attached to it."""
-        # A lease that was kept is released later, unless somebody here takes it.
+        # A lease that was kept is released later, unless a checkout here takes it.
         entry.leased = entry.unsure = entry.keeps_lease
         entry.keeps_lease = entry.stale = False
         self._put_in(entry, session, record)
@@ -399,7 +399,7 @@ class Records:
         """The session could not be renamed: it has ended meanwhile, or the id is taken here."""
         ending = ending_of(session)
         if ending is not None and ending[0] not in KEPT:
-            # Its record has been looked for by the old id already. The new one is in this thread's hands.
+            # Its record has been looked for by the old id already. No other thread loads the new one meanwhile.
             self._delete([self.entries[new_id]], {new_id: None})
             return
         self._client.rename(new_id, session.id)
@@ -462,7 +462,7 @@ class Records:
         return entry is not None and entry.deletion is Deletion.PENDING
 
     def note_unsure(self, entry: StoredSession) -> None:
-        """The lease may be ours, though nobody here has the session: release it later."""
+        """The lease may be ours, though no checkout here has the session: release it later."""
         entry.unsure = True
         self.due.add(entry)
 
@@ -604,12 +604,12 @@ class Records:
                     self.note_detached(entry)
         except StoreError as error:
             if cause is RemovalCause.SHUTDOWN:
-                # However many sessions there are, nobody should wait for each of them in turn.
+                # However many sessions there are, the caller should not wait for each of them in turn.
                 self._gave_up = error
             raise
 
     def note_left(self) -> None:
-        """A session has left memory: somebody may wait to have it back. Called with the lock held."""
+        """A session has left memory: a thread may wait to load it. Called with the lock held."""
         self.moved.notify_all()
 
     def take_lost(self) -> int:
@@ -628,9 +628,10 @@ class Records:
     # ---- One loader at a time for each id
 
     def begin_load(self, session_id: str) -> StoredSession | None:
-        """Take an id in hand that is not in memory, with the coordinator's lock held; None if another thread has it.
+        """Become the one loader of a session that is not in memory; None if another thread is.
 
-        Until `end_load`, this thread alone brings the session in, or ends it in the store.
+        Called with the coordinator's lock held. Until `end_load`, this thread alone loads the session, or ends it in
+        the store.
         """
         entry = self.entries.get(session_id)
         if entry is not None and entry.state is Whereabouts.LOADING:
@@ -648,17 +649,17 @@ class Records:
         return True
 
     def is_loading(self, session_id: str) -> bool:
-        """Whether some thread has the id in hand."""
+        """Whether a thread is loading this session, or ending it in the store."""
         entry = self.entries.get(session_id)
         return entry is not None and entry.state is Whereabouts.LOADING
 
     def is_loading_here(self, session_id: str) -> bool:
-        """Whether it is this very thread that has the id in hand, and so cannot wait for that."""
+        """Whether it is this very thread that is loading the session, and so cannot wait for that."""
         entry = self.entries.get(session_id)
         return entry is not None and entry.state is Whereabouts.LOADING and entry.thread == get_ident()
 
     def end_load(self, session_id: str) -> None:
-        """The id is out of this thread's hands; with the coordinator's lock held."""
+        """This thread is not the loader any more; called with the coordinator's lock held."""
         entry = self.entries.get(session_id)
         if entry is not None and entry.state is Whereabouts.LOADING:
             if entry.deletion is Deletion.PENDING:

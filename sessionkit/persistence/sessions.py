@@ -162,7 +162,7 @@ class PersistentSessions:
             self._memory.admission.bring_in(arrival, self.state.read())
 
     def _passivate(self, victim: Session) -> None:
-        """Bring the victim's record up to date, and let it leave memory if nobody used it meanwhile.
+        """Bring the victim's record up to date, and let it leave memory if it was not used meanwhile.
 
         Raises `StoreError` if it cannot be written; then it stays.
         """
@@ -210,7 +210,7 @@ class PersistentSessions:
         if must_run:
             self.state.finalizer.run([session])
         elif was_live:
-            # Somebody has it checked out: if this process dies before it is given back, it must not come back.
+            # It is checked out: if this process dies before it is given back, it must not come back.
             self._records.delete_records([session])
         return was_live
 
@@ -230,7 +230,7 @@ class PersistentSessions:
         self._memory.stop()
 
     def shut_down(self) -> None:
-        """Write what is unwritten, let all sessions leave memory, and leave the store once nobody has one.
+        """Write what is unwritten, let all sessions leave memory, and leave the store once none is left in memory.
 
         Raises `StoreError` if something could not be written, when all the rest is done.
         """
@@ -486,7 +486,7 @@ class PersistentSessions:
             self._client.set_write_interval(2 * self.cleanup_interval)
 
     def cleanup_stopped(self) -> None:
-        """From now on, no cleanup task runs: nobody is to count on when activity is written."""
+        """From now on, no cleanup task runs: other instances cannot count on when activity is written."""
         self._client.set_write_interval(float("inf"))
 
     def clean_up(self, reading: float, age: float | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of whoever uses sessionkit; pytest finds them once sessionkit is installed."""
+"""Fixtures for the tests of programs that use sessionkit; pytest finds them once sessionkit is installed."""
 
 from __future__ import annotations
 

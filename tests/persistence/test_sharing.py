@@ -284,7 +284,7 @@ def test_a_session_that_seemed_expired_and_lives_on_is_not_called_expired(
 def test_a_cleanup_with_its_clock_ahead_removes_nothing_that_is_in_memory_elsewhere(
     session_coordinator: CoordinatorFactory, open_store: OpenStore
 ) -> None:
-    """A cleanup removes nobody who is in memory of another living process. Wrong clocks make no difference."""
+    """A cleanup removes no session that is in memory of another living process. Wrong clocks make no difference."""
     here = session_coordinator(CONFIG, store=open_store())
     session = here.create_session()
     ahead = session_coordinator(CONFIG, clock=ManualClock(wall_start=2e9), store=open_store())

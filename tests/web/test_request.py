@@ -135,7 +135,7 @@ def test_rotation_of_a_session_made_in_the_same_request(coordinator: SessionCoor
 
 
 def test_closing_ends_the_session_and_takes_the_cookie(session_coordinator: CoordinatorFactory) -> None:
-    """After `close()` the token is dead for whoever copied it. The resource is closed when the call returns."""
+    """After `close()` the token is dead, and so is every copy of it. The resource is closed when the call returns."""
     closings = Closings()
     coordinator = session_coordinator(CONFIG, on_close=closings)
 

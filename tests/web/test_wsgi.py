@@ -198,7 +198,7 @@ def test_forged_ids_leave_no_trace(
 def test_secrets_do_not_travel(
     session_coordinator: CoordinatorFactory, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The token has 256 random bits, and the session id is its SHA-256: who reads the store, the log or an event has no
+    """The token has 256 random bits, and the session id is its SHA-256: stores, logs and events never have the
     token. Nor has who reads a repr or an error."""
     path = tmp_path / "sessions.db"
     coordinator = session_coordinator(CONFIG, store=SQLiteStore(path))

@@ -52,8 +52,8 @@ def host(url: str, prefix: str, wrong_by: float) -> SessionCoordinator[Any]:
 
 @pytest.mark.parametrize("wrong_by", [3600.0, -3600.0])
 def test_hosts_whose_clocks_are_wrong_lose_nothing(url: str, wrong_by: float) -> None:
-    """The server's clock decides what has expired: a host whose own clock is wrong removes nobody too early, and keeps
-    nobody for too long.
+    """The server's clock decides what has expired: a host whose own clock is wrong removes no session too early, and
+    keeps none for too long.
     """
     prefix = f"test-{secrets.token_hex(4)}"
     now = time.time()

@@ -1107,8 +1107,8 @@ def test_whose_term_ran_out_has_nothing_in_memory(store: OpenedStore, instance: 
 def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
     store: OpenedStore, instance: str, other: OpenedStore
 ) -> None:
-    """When the server was away, nobody is taken for dead who comes back with it. All terms ran out meanwhile, and the
-    first heartbeat that comes gives all instances that time back: those that do not come then are dead.
+    """When the server was away, no process is taken for dead that comes back with it. All terms ran out meanwhile, and
+    the first heartbeat that comes gives all instances that time back: those that do not come then are dead.
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
