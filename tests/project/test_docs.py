@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 from contextlib import nullcontext
 from functools import cache
@@ -93,3 +94,44 @@ def test_the_map_names_every_package() -> None:
     for path in (ROOT / "sessionkit").iterdir():
         if path.name not in ("__pycache__", "py.typed"):
             assert path.stem.partition("_")[0] in picture
+
+
+MAP = (ROOT / "docs/architecture.md").read_text()
+CODE = ROOT / "sessionkit"
+
+
+@cache
+def names() -> tuple[set[str], set[str]]:
+    """All names that the package defines, and of each class its members too, as `Class.member`."""
+    paths = [path.relative_to(CODE) for path in CODE.rglob("*") if path.is_dir() or path.suffix == ".py"]
+    found, members = {"sessionkit", *(path.stem for path in paths)}, set()
+    for path in paths:
+        if path.suffix == ".py":
+            for node in ast.walk(ast.parse((CODE / path).read_text())):
+                found |= names_of(node)
+                if isinstance(node, ast.ClassDef):
+                    members |= {f"{node.name}.{name}" for inner in ast.walk(node) for name in names_of(inner)}
+    return found, members
+
+
+def names_of(node: ast.AST) -> set[str]:
+    """What one node defines: a function, a class, a parameter, a variable or an attribute that is assigned."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+            return {name}
+        case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+            return {name}
+    return set()
+
+
+@pytest.mark.parametrize(
+    "quoted", sorted(set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", MAP, flags=re.DOTALL))))
+)
+def test_the_map_names_what_there_is(quoted: str) -> None:
+    """Each file, class, method and function that the map of the code names is there."""
+    if "/" in quoted or quoted.endswith(".py"):
+        assert (ROOT / quoted).exists() or list(CODE.rglob(quoted))
+    elif re.fullmatch(r"[A-Z]\w+\.\w+", quoted):
+        assert quoted in names()[1]
+    else:
+        assert {name for name in re.findall(r"[A-Za-z_]\w*", quoted) if not keyword.iskeyword(name)} <= names()[0]
