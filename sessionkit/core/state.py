@@ -71,7 +71,7 @@ class State:
         return self.latest
 
     def defer(self, call: Callable[[], object]) -> None:
-        """Have a call made when the lock is free: by the thread that was interrupted, by the next call, or cleanup."""
+        """Have a call made when the lock is free: the next public call, or the next cleanup, makes it."""
         self._deferred.append(call)
 
     def run_deferred(self) -> None:
