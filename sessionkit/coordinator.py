@@ -63,12 +63,12 @@ class SessionCoordinator(Generic[R]):
     `time.monotonic`, looked up at each call); it is read once a call, and should it go back, time stands still until it
     has caught up. `resource_factory(session)` makes the live object of each session that is created or restored.
     `on_close(session, cause)` is called once for each that leaves memory, whatever the cause. Both run with the lock
-    free, in whichever thread they fall to, and may call the coordinator, `close()` included.
+    free, in a thread that calls the coordinator or in the cleanup task's, and may call it, `close()` included.
 
     `store` (default: none) keeps the sessions' records, such as `SQLiteStore("sessions.db")`. It is the caller's, may
-    serve several coordinators, and need not be closed. Sessions that are there and not in memory are found, and
-    restored, as if they were; what needs the store and cannot have it raises `StoreError`. Records go by the wall
-    clock: `time.time`, or `clock.wall()` where the clock has that.
+    serve several coordinators, and need not be closed. A session that is there and not in memory is found, and restored
+    when it is asked for; a call that needs the store raises `StoreError` if it fails. Records go by the wall clock:
+    `time.time`, or `clock.wall()` where the clock has that.
 
     Use it as a context manager: entering starts the cleanup task, leaving closes everything. Without it, call
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
@@ -174,8 +174,8 @@ class SessionCoordinator(Generic[R]):
         `close` waits for a cleanup run that is under way, for 5 seconds at most. Closing again does nothing, unless a
         close callback was interrupted: then it goes on where that one stopped.
 
-        With a store, the records stay, and what is unwritten is written. If that fails, `StoreError` is raised when all
-        the rest is done.
+        With a store, the records stay, and what the store lacks is written. If that fails, `StoreError` is raised once
+        all the rest is done.
         """
         state = self._sessions.state
         if state.is_interrupted():
@@ -356,7 +356,7 @@ class SessionCoordinator(Generic[R]):
         that is checked out is never removed. `dry_run=True` only counts. Raises `CoordinatorClosedError` after
         `close()`.
 
-        With a store, removes what expired there and is in memory of no living process, and writes what is unwritten.
+        With a store, removes what expired there and is in memory of no living process, and writes what the store lacks.
         Raises `StoreError` if the store fails, once it has removed what it could.
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)

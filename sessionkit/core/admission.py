@@ -40,7 +40,7 @@ class Arrival:
         """Undo `keep_record`, if that was done: the session could not be made."""
 
     def enter(self, state: State, now: float) -> None:
-        """The session is ready: its time begins. Called with the lock held."""
+        """Put the session, which is ready, into the registry: its time begins. Called with the lock held."""
         state.registry.add(self.session, now)
         state.events.post(EventKind.CREATED, self.session.id, now)
 
@@ -190,7 +190,7 @@ class Admission:
         """Decide which session makes room for one more, if none is leaving yet; `leaving` gets it.
 
         Gives the session that is to be passivated first, and whether it could be decided: else it is to be tried again,
-        because it takes more looks than one decision may have. Raises `SessionLimitError` if no session may leave.
+        because one decision may look at no more than a batch. Raises `SessionLimitError` if no session may leave.
         """
         if leaving:
             return None, True

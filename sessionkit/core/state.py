@@ -42,7 +42,7 @@ class State:
         """
 
     def begin(self) -> float:
-        """Begin a public call, with the lock free: run what was deferred, and read the clock.
+        """Begin a public call, with the lock free: make the calls that were deferred, and give the clock's reading.
 
         Raises `RuntimeError` if the call interrupts a decision of this very thread.
         """

@@ -45,7 +45,7 @@ class StoreClient:
         """How often a save was refused, because another instance had saved the session."""
 
     def note(self, error: BaseException) -> None:
-        """Count what failed."""
+        """Count a failure, or a refused save."""
         if isinstance(error, StoreError | InvalidSessionError):
             self.failures += 1
         elif isinstance(error, SessionConflictError):
@@ -68,7 +68,7 @@ class StoreClient:
             self._write_interval = seconds
 
     def leave(self) -> None:
-        """We have no session in memory any more. Leaving again does nothing."""
+        """Leave the store: we have no session in memory any more. Leaving again does nothing."""
         with self._joining:
             if self._instance is not None:
                 instance, self._instance = self._instance, None

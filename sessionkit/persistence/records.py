@@ -192,7 +192,7 @@ class Records:
         self._max_bytes = config.max_data_bytes
         self._max_lifetime = config.max_lifetime
         self.entries: dict[str, StoredSession] = {}
-        """What is known of each session, by id. Guarded by the coordinator's lock."""
+        """What is known of each stored session, by id. Guarded by the coordinator's lock."""
         self.due: set[StoredSession] = set()
         """Those for which a call of the store failed that is to be made again."""
         self._retrying = threading.RLock()
@@ -415,7 +415,10 @@ class Records:
     # ---- Many sessions
 
     def flush(self, gone: list[Session]) -> None:
-        """Write all activity that is unwritten, in batches; one thread at a time. Adds to `gone` whose record is."""
+        """Write the activity of all dirty sessions, in batches; one thread at a time.
+
+        `gone` gets those whose record is gone.
+        """
         with self._flushing:
             with self._lock:
                 rest = list(self.dirty)
@@ -510,7 +513,7 @@ class Records:
         return [entry for entry in list(self.due) if entry.unsure]
 
     def note_sure(self, entry: StoredSession) -> None:
-        """Nothing is to be released any more."""
+        """The lease is not in doubt any more: nothing is to be released."""
         if not entry.unsure and entry.deletion is not Deletion.PENDING:
             self.due.discard(entry)
 

@@ -105,7 +105,7 @@ class LoadedRecord(Arrival):
 class PersistentSessions:
     """The sessions of one coordinator, in memory and in a store; each call as `InMemorySessions` has it.
 
-    What is not in memory and cannot be loaded raises `StoreError`.
+    A call for a session that is not in memory, while the store fails, raises `StoreError`.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class PersistentSessions:
     def create(
         self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any
     ) -> Session:
-        """Create a session; if one that has its id or name turns out to be gone, it makes way."""
+        """Create a session; another one that has its id or name makes way for it, if it turns out to have ended."""
         session = self._memory.make_session(session_id, name, timeout, data, resource)
         reading = self.state.begin()
         self._records.text_of(session)
@@ -230,7 +230,7 @@ class PersistentSessions:
         self._memory.stop()
 
     def shut_down(self) -> None:
-        """Write what is unwritten, let all sessions leave memory, and leave the store once none is left in memory.
+        """Write what the store lacks, let all sessions leave memory, and leave the store once none is left in memory.
 
         Raises `StoreError` if something could not be written, when all the rest is done.
         """
@@ -480,7 +480,7 @@ class PersistentSessions:
         return min(self._config.cleanup_interval, self._config.session_timeout * WRITE_SHARE)
 
     def cleanup_started(self) -> None:
-        """From now on, the cleanup task runs, and writes what is unwritten. Raises nothing."""
+        """From now on, the cleanup task runs, and writes touches. Raises nothing."""
         # Twice the interval, because a run may be late. If the store fails now, it goes by what it knows.
         with contextlib.suppress(StoreError):
             self._client.set_write_interval(2 * self.cleanup_interval)
@@ -494,7 +494,7 @@ class PersistentSessions:
 
         Raises `StoreError` once it has done what it could.
         """
-        # First: close callbacks may take longer than others wait for what is unwritten. What fails is tried once more.
+        # First: close callbacks may take longer than other instances allow for. What fails is tried once more.
         with contextlib.suppress(StoreError):
             self._flush()
         removed = self._memory.clean_up(reading, age)
