@@ -60,7 +60,7 @@ def site(environ, start_response):
 
 store = None if os.environ.get("NO_STORE") else SQLiteStore(here / "sessions.db")
 coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=600, cleanup_interval=300), store=store)
-application = SessionMiddleware(site, coordinator)
+application = SessionMiddleware(site, coordinator, timeout=18)  # a busy machine takes its time
 """
 
 WAITRESS = """
