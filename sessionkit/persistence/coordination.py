@@ -146,7 +146,8 @@ class Coordination:
         Waits up to `timeout` seconds for other instances; raises `SessionBusyError` then, and `SessionNotFoundError` if
         the session was ended elsewhere.
         """
-        entry = self._entry_of(session)
+        entry = self._records.of(session)
+        assert entry is not None, "it is checked out, and has not left memory"  # noqa: S101  tells mypy
         deadline, pause = inf if timeout is None else time.monotonic() + timeout, FIRST_LOOK_SECONDS
         while True:
             try:
@@ -272,14 +273,10 @@ class Coordination:
 
     def revert(self, session: Session) -> None:
         """Set the data of a session that is checked out here back to what the store has, as far as we know."""
-        entry = self._entry_of(session)
-        with entry.io:
-            replace_data(session, data_of(entry.text, session.id))
-
-    def _entry_of(self, session: Session) -> StoredSession:
-        entry = self._records.of(session)
-        assert entry is not None, "it is checked out, and has not left memory"  # noqa: S101  tells mypy
-        return entry
+        with self._records.in_hand(session) as entry:
+            # In a forked child, the session is the parent's.
+            if entry is not None:
+                replace_data(session, data_of(entry.text, session.id))
 
 
 def _note_stale(session: Session, entry: StoredSession, found: Found, releases: int | None = None) -> None:

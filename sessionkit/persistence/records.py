@@ -217,7 +217,7 @@ class Records:
         return entry if entry is not None and entry.session is session else None
 
     @contextlib.contextmanager
-    def _in_hand(self, session: Session) -> Iterator[StoredSession | None]:
+    def in_hand(self, session: Session) -> Iterator[StoredSession | None]:
         """What is known of a session, with its `io` held; None once it has left memory."""
         entry = self.of(session)
         with contextlib.nullcontext() if entry is None else entry.io:
@@ -299,7 +299,7 @@ class Records:
         """The session has left memory: nothing more of it is written."""
         self.dirty.discard(session)
         # What is under way for it may be meant for its id, which another session may have next.
-        with self._in_hand(session) as entry, self._lock:
+        with self.in_hand(session) as entry, self._lock:
             if entry is not None:
                 entry.session = None
                 entry.unsure = False
@@ -337,7 +337,7 @@ class Records:
         self._put(session, save)
 
     def _put(self, session: Session, save: Callable[[StoredSession, Changes], int]) -> None:
-        with self._in_hand(session) as entry:
+        with self.in_hand(session) as entry:
             if entry is None:
                 return
             try:

@@ -65,13 +65,32 @@ def before_each_line(act: Callable[[], object], *files: str) -> Iterator[None]:
             gc.enable()
 
 
+@contextmanager
+def at_each_call(act: Callable[[], object]) -> Iterator[None]:
+    """Call a function where this thread calls a function of the library, and where it returns.
+
+    Unlike `before_each_line`, what the library does in the block counts as covered.
+    """
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event in ("call", "return") and frame.f_code.co_filename.startswith(LIBRARY):
+            act()
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
 class Interruption:
     """Something that happens once, before one line of what the library does in a block."""
 
     def __init__(self, at: int) -> None:
         self._lines_to_go = at
         self.came = False
-        """Whether there was such a line."""
+        """Whether there was such a line, or call."""
 
     def anywhere(self, act: Callable[[], object]) -> Any:
         """A block in which it happens at whatever line."""
@@ -80,6 +99,10 @@ class Interruption:
     def outside_decisions(self, coordinator: Coordinator, act: Callable[[], object]) -> Any:
         """A block in which it happens at a line that runs with the lock free; only those lines count."""
         return before_each_line(lambda: None if self.came or in_decision(coordinator) else self._count(act))
+
+    def between_calls(self, coordinator: Coordinator, act: Callable[[], object]) -> Any:
+        """A block in which it happens at a call or a return with the lock free; only those count."""
+        return at_each_call(lambda: None if self.came or in_decision(coordinator) else self._count(act))
 
     def within_decisions(self, coordinator: Coordinator, act: Callable[[], object]) -> Any:
         """A block in which it happens in the middle of a decision; only those lines count."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from sessionkit.stores import SessionRecord, SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
+from ..helpers.moments import interruptions
 from ..helpers.processes import (
     CONFIG,
     OpenStore,
@@ -730,6 +732,46 @@ def test_a_session_passivated_before_it_is_used_is_restored_again(
     assert came or reading > 1
     session_clock.at_reading(0, lose)
     assert "first" in [live.name for live in coordinator.list_sessions()]
+
+
+CALLS: dict[str, Callable[[SessionCoordinator[Any]], Any]] = {
+    "get_session": lambda coordinator: coordinator.get_session("it"),
+    "save_session": lambda coordinator: coordinator.save_session("it"),
+    "switch_session": lambda coordinator: coordinator.switch_session("it"),
+    "touch_session": lambda coordinator: coordinator.touch_session("it"),
+    "in": lambda coordinator: "it" in coordinator,
+}
+
+
+@pytest.mark.parametrize("way", CALLS)
+def test_a_session_passivated_at_whichever_moment_of_a_call(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, way: str
+) -> None:
+    """The call finds the session all the same, in memory or in the store."""
+    coordinator = session_coordinator(config(max_active_sessions=1, on_full="passivate"), store=store)
+    coordinator.create_session(session_id="it", data={"a": 1})
+
+    def passivate() -> None:
+        coordinator.create_session(session_id="other")
+        coordinator.close_session("other")
+
+    for once in interruptions():
+        with once.between_calls(coordinator, passivate):
+            result = CALLS[way](coordinator)
+        assert result in (None, True) or (result.id, result.data) == ("it", {"a": 1})
+        assert coordinator.get_session("it").data == {"a": 1}
+    assert coordinator.stats().removed[RemovalCause.PASSIVATED] > 1
+
+
+def test_a_session_that_times_out_while_it_is_loaded_is_not_switched_to(
+    restart: Restart, session_clock: ManualClock
+) -> None:
+    """Its factory took longer than that."""
+    restart().create_session("support", session_id="it")
+    coordinator = restart(resource_factory=lambda _: session_clock.advance(61))
+    with pytest.raises(SessionExpiredError):
+        coordinator.switch_session("it")
+    assert coordinator.active_session is None
 
 
 def test_a_session_that_is_closed_while_a_look_reads_its_record(restart: Restart, store: WatchedStore) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from datetime import timedelta
 from math import inf
@@ -23,6 +23,7 @@ from sessionkit import (
     SessionExpiredError,
     SessionNotFoundError,
     SessionState,
+    StoreError,
 )
 from sessionkit.stores import SessionRecord, SQLiteStore
 from sessionkit.testing import ManualClock
@@ -527,7 +528,7 @@ def test_a_close_callback_of_a_batch_may_wait_for_another_thread_that_writes(
 
 
 def test_a_forked_child_gives_nothing_back_of_its_parents(restart: Restart, path: Path) -> None:
-    """Leaving the parent's with block there saves nothing, and ends no lease."""
+    """Leaving the parent's with block there saves nothing, and ends no lease; nor does saving or rotating it before."""
     coordinator = restart()
     session = coordinator.create_session()
     checkout = coordinator.checkout(session.id)
@@ -536,6 +537,11 @@ def test_a_forked_child_gives_nothing_back_of_its_parents(restart: Restart, path
 
     def child() -> bool:
         held.data["by"] = "child"
+        checkout.save()
+        checkout.revert()
+        with pytest.raises(SessionNotFoundError):
+            checkout.rotate("of-the-child")
+        assert held.data["by"] == "child"
         checkout.__exit__()
         with closing(SQLiteStore(path)) as store:
             found = store.load(session.id)
@@ -545,3 +551,88 @@ def test_a_forked_child_gives_nothing_back_of_its_parents(restart: Restart, path
     held.data["by"] = "parent"
     checkout.__exit__()
     assert restart().get_session(session.id).data == {"by": "parent"}
+
+
+class Interrupting(str):
+    """An id in whose look-up, which is in the middle of a decision, something happens once."""
+
+    __slots__ = ("act",)
+
+    act: Callable[[], object]
+
+    def __hash__(self) -> int:
+        act, self.act = self.act, lambda: None
+        act()
+        return super().__hash__()
+
+
+def look_up_and(coordinator: SessionCoordinator[Any], act: Callable[[], object]) -> None:
+    """Interrupt a decision of the coordinator."""
+    session_id = Interrupting("nobody")
+    session_id.act = act
+    assert session_id not in coordinator
+
+
+def test_a_session_closed_in_the_middle_of_a_decision_is_closed_after_it(restart: Restart, store: WatchedStore) -> None:
+    """As a finalizer may do that the garbage collector runs there: by the next call, here and in the store."""
+    closings = Closings()
+    coordinator = restart(store=store, on_close=closings)
+    coordinator.create_session("support", session_id="it")
+    look_up_and(coordinator, lambda: coordinator.close_session("it"))
+    assert (closings, store.calls[DELETE]) == ([], 0)
+    assert "it" not in coordinator
+    assert (closings, store.store.page(None, 10)) == ([("support", RemovalCause.CLOSED)], [])
+
+
+def test_a_checkout_left_in_the_middle_of_a_decision_is_given_back_after_it(
+    restart: Restart, store: WatchedStore
+) -> None:
+    """By the next call; what changed is saved then."""
+    coordinator = restart(store=store)
+    session = coordinator.create_session()
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["step"] = 1
+    look_up_and(coordinator, checkout.__exit__)
+    assert store.calls[GIVE_BACK] == 0
+    assert coordinator.stats().checked_out == 0
+    assert record_of(store, session).data == '{"step":1}'
+    with coordinator.checkout(session.id, timeout=0):
+        pass
+
+
+def test_closing_what_is_checked_out_twice(restart: Restart, store: WatchedStore) -> None:
+    """The second time there is nothing to close; nor is there by a checkout that was not entered."""
+    coordinator = restart(store=store)
+    session = coordinator.create_session(session_id="it")
+    checkout = coordinator.checkout(session.id)
+    checkout.close()
+    assert coordinator.get_session("it") is session
+    checkout.__enter__()
+    checkout.close()
+    checkout.close()
+    assert ("it" in coordinator, coordinator.stats().removed[RemovalCause.CLOSED]) == (False, 1)
+
+    store.failing = {DELETE}
+    coordinator.create_session(session_id="other")
+    checkout = coordinator.checkout("other")
+    checkout.__enter__()
+    with pytest.raises(StoreError, match="'other' has ended here, but the store could not delete its record yet"):
+        checkout.close()
+    store.failing.clear()
+    assert "other" not in coordinator
+    coordinator.cleanup_inactive_sessions()
+    assert store.store.page(None, 10) == []
+
+
+def test_reverting_a_session_that_is_checked_out(restart: Restart, store: WatchedStore) -> None:
+    """Its data is what was saved last."""
+    coordinator = restart(store=store)
+    session = coordinator.create_session(data={"step": 0})
+    checkout = coordinator.checkout(session.id)
+    with checkout as held:
+        held.data["step"] = 1
+        checkout.save()
+        held.data.update(step=2, more=True)
+        checkout.revert()
+        assert held.data == {"step": 1}
+    assert record_of(store, session).data == '{"step":1}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from collections import Counter
@@ -476,6 +477,30 @@ def test_a_store_that_fails_while_another_thread_lets_go(pair: Processes) -> Non
             assert here.sessions.list_sessions() == [held]
             assert held.resource is here.made[-1]
     assert here.sessions.get_session(old.id).resource.knew == {"said": ["there"]}
+    assert (len(here.made), len(here.closed)) == (2, 1)
+
+
+def test_a_copy_that_turns_out_to_be_stale_while_the_store_fails(
+    pair: Processes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look finds that out between a checkout's failure and what is made of it: the checkout gets the new copy."""
+    here, there = pair
+    old = here.sessions.create_session()
+    there.add(old.id, "there")
+    looking: list[Any] = []
+
+    def look(_: logging.LogRecord) -> bool:
+        caplog.handler.removeFilter(look)
+        here.store.failing.clear()
+        looking.append(pool.submit(here.sessions.get_session, old.id))
+        wait_until(lambda: not len(here.sessions))
+        return True
+
+    # Where the failure is told.
+    caplog.handler.addFilter(look)
+    here.store.failing = {LEASE}
+    with ThreadPoolExecutor(1) as pool, here.sessions.checkout(old.id, timeout=WAIT) as held:
+        assert held is looking[0].result(WAIT) is not old
     assert (len(here.made), len(here.closed)) == (2, 1)
 
 
