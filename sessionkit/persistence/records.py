@@ -574,18 +574,20 @@ class Records:
         return [session for session, _ in elsewhere]
 
     def save_and_forget(self, session: Session) -> None:
-        """The session leaves memory: save what its close callback changed, if its record stays. Raises nothing."""
+        """The session leaves memory: save what its close callback changed, if its record stays.
+
+        Raises nothing; if it is interrupted before the session is forgotten, it is to be called again.
+        """
         cause = _cause_of(session)
         try:
             if cause in KEPT:
                 self._write_last(session, cause)
         except SessionNotFoundError:
             pass
-        except (StoreError, SessionConflictError, InvalidSessionError) as error:
+        except Exception as error:  # noqa: BLE001  it is logged, whatever a store raises
             self._lost += isinstance(error, StoreError) and cause is RemovalCause.SHUTDOWN
             report_failure("the last changes of session %r are not in the store", session.id)
-        finally:
-            self.forget(session)
+        self.forget(session)
 
     def _write_last(self, session: Session, cause: RemovalCause | None) -> None:
         entry = self.of(session)

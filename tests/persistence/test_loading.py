@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -761,6 +762,29 @@ def test_a_session_passivated_at_whichever_moment_of_a_call(
         assert result in (None, True) or (result.id, result.data) == ("it", {"a": 1})
         assert coordinator.get_session("it").data == {"a": 1}
     assert coordinator.stats().removed[RemovalCause.PASSIVATED] > 1
+
+
+def test_what_a_close_callback_changes_is_saved_although_ctrl_c_came(restart: Restart, path: Path) -> None:
+    """At whichever moment of a passivation: each change is in the store once the coordinator is closed."""
+    closings: list[RemovalCause] = []
+
+    def close(session: ManagedSession[Any], cause: RemovalCause) -> None:
+        if session.id == "it":
+            session.data["closings"] = len(closings) + 1
+            closings.append(cause)
+
+    restart().create_session(session_id="it")
+    for once in interruptions():
+        coordinator = restart(config(max_active_sessions=1, on_full="passivate"), on_close=close)
+        coordinator.get_session("it")
+        with suppress(KeyboardInterrupt), once.between_calls(coordinator, interrupt):
+            coordinator.create_session()
+        coordinator.close()
+        with closing(SQLiteStore(path)) as store:
+            found = store.load("it")
+        assert found is not None
+        assert json.loads(found.record.data) == {"closings": len(closings)}
+    assert {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED} == set(closings)
 
 
 def test_a_session_that_times_out_while_it_is_loaded_is_not_switched_to(

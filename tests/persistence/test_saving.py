@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from sessionkit import (
+    Checkout,
     CoordinatorClosedError,
     CoordinatorConfig,
     ManagedSession,
@@ -584,15 +585,16 @@ def test_a_session_closed_in_the_middle_of_a_decision_is_closed_after_it(restart
     assert (closings, store.store.page(None, 10)) == ([("support", RemovalCause.CLOSED)], [])
 
 
+@pytest.mark.parametrize("leave", [Checkout.__exit__, Checkout.give_back_later])
 def test_a_checkout_left_in_the_middle_of_a_decision_is_given_back_after_it(
-    restart: Restart, store: WatchedStore
+    restart: Restart, store: WatchedStore, leave: Callable[[Checkout[Any]], None]
 ) -> None:
     """By the next call; what changed is saved then."""
     coordinator = restart(store=store)
     session = coordinator.create_session()
     checkout = coordinator.checkout(session.id)
     checkout.__enter__().data["step"] = 1
-    look_up_and(coordinator, checkout.__exit__)
+    look_up_and(coordinator, lambda: leave(checkout))
     assert store.calls[GIVE_BACK] == 0
     assert coordinator.stats().checked_out == 0
     assert record_of(store, session).data == '{"step":1}'
