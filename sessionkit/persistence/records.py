@@ -15,6 +15,7 @@ from ..errors import (
     Ending,
     InvalidSessionError,
     RemovalCause,
+    SessionBusyError,
     SessionConflictError,
     SessionExistsError,
     SessionNotFoundError,
@@ -34,6 +35,10 @@ Session = ManagedSession[Any]
 
 KEPT = {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED}
 """The causes for which a session leaves memory and its record stays."""
+
+
+MOVE_SECONDS = 30.0
+"""How long to wait for a session that another thread is moving in or out of the store."""
 
 
 class StoreStats(NamedTuple):
@@ -249,6 +254,11 @@ class Records:
             session.session_timeout,
             self._max_lifetime,
         )
+        # A thread that loads or detaches the id would take the new session for an old one. No other thread begins to:
+        # the id is reserved.
+        with self._lock:
+            while self.is_loading(session.id) and not self.is_loading_here(session.id):
+                self.wait_for_move(session.id)
         # If the record of an earlier session with this id waits to be deleted, the thread that is deleting it comes
         # first.
         with self._retrying if self.is_ending(session.id) else contextlib.nullcontext():
@@ -662,6 +672,14 @@ class Records:
         """Whether it is this very thread that is loading the session, and so cannot wait for that."""
         entry = self.entries.get(session_id)
         return entry is not None and entry.state is Whereabouts.LOADING and entry.thread == get_ident()
+
+    def wait_for_move(self, session_id: str) -> None:
+        """Wait, with the lock held, until a session has come or left. Raises `SessionBusyError` if none does for long."""
+        if not self.moved.wait(MOVE_SECONDS):
+            raise SessionBusyError(
+                f"session {session_id!r} has been on its way in or out of memory for {MOVE_SECONDS} seconds: its "
+                "resource_factory or on_close callback takes long, or waits for this very call"
+            )
 
     def end_load(self, session_id: str) -> None:
         """This thread is not the loader any more; called with the coordinator's lock held."""

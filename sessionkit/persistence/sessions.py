@@ -18,7 +18,6 @@ from ..core.state import State
 from ..errors import (
     InvalidSessionError,
     RemovalCause,
-    SessionBusyError,
     SessionConflictError,
     SessionElsewhereError,
     SessionExistsError,
@@ -38,9 +37,6 @@ from .coordination import Coordination
 from .records import Records, StoredSession, StoreStats
 
 Session = ManagedSession[Any]
-
-MOVE_SECONDS = 30.0
-"""How long to wait for a session that another thread is moving in or out of the store."""
 
 WRITE_SHARE = 0.25
 """How often activity is written at least, as a part of the session timeout; cleanup may be to run less often."""
@@ -595,16 +591,9 @@ class PersistentSessions:
                     return None
                 if leaving is None or not self.state.finalizer.is_waiting(leaving):
                     leaving = None
-                    self._wait_for_move(session_id)
+                    self._records.wait_for_move(session_id)
             if leaving is not None:
                 self.state.finalizer.run([leaving])
-
-    def _wait_for_move(self, session_id: str) -> None:
-        if not self._records.moved.wait(MOVE_SECONDS):
-            raise SessionBusyError(
-                f"session {session_id!r} has been on its way in or out of memory for {MOVE_SECONDS} seconds: its "
-                "resource_factory or on_close callback takes long, or waits for this very call"
-            )
 
     def _end_load(self, session_id: str) -> None:
         with self.state.lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import pytest
@@ -13,12 +15,14 @@ from sessionkit import (
     RemovalCause,
     SessionCoordinator,
     SessionExpiredError,
+    SessionNotFoundError,
     StoreError,
 )
 from sessionkit.persistence.records import StoredSession, Whereabouts
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
+from ..helpers.moments import until_it_waits
 from ..helpers.processes import CONFIG, Restart, config
 from ..helpers.support import (
     ATTACH,
@@ -27,6 +31,7 @@ from ..helpers.support import (
     DETACH,
     LOAD,
     RENAME,
+    WAIT,
     WatchedStore,
     records_in,
 )
@@ -210,6 +215,37 @@ def test_a_session_that_comes_back_before_it_is_detached_stays(
         assert coordinator.get_session(session.id) is session
         coordinator.close_session(session.id)
     assert is_forgotten(coordinator)
+
+
+@pytest.mark.parametrize("operation", [ATTACH, DETACH])
+def test_a_session_that_is_created_while_its_id_is_loaded_or_detached(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, operation: str
+) -> None:
+    """The creation waits for that, and the new session is in memory here, as other processes see it too."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    store.failing = {CREATE}
+    with pytest.raises(StoreError):
+        coordinator.create_session(session_id="it")
+    store.failing.clear()
+    creating: list[Future[Any]] = []
+
+    def create_meanwhile() -> None:
+        thread_id = pool.submit(get_ident).result(WAIT)
+        creating.append(pool.submit(coordinator.create_session, session_id="it"))
+        until_it_waits(thread_id, creating[0].done)
+
+    store.before(operation, create_meanwhile)
+    with ThreadPoolExecutor(1) as pool:
+        if operation == ATTACH:
+            with pytest.raises(SessionNotFoundError):
+                coordinator.get_session("it")
+        else:
+            coordinator.cleanup_inactive_sessions()
+        session = creating[0].result(WAIT)
+    assert (whereabouts(coordinator), coordinator.get_session("it")) == (RESIDENT, session)
+    found = store.store.load("it")
+    assert found is not None
+    assert len(found.elsewhere) == 1
 
 
 def test_a_session_that_gets_an_id_of_which_a_detach_is_due(
