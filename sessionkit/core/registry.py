@@ -198,7 +198,7 @@ class Registry:
 
     def touch_held(self, session: Session, now: float) -> None:
         """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""
-        if self.live.get(session._id) is session and not self.expire(session, now):
+        if self.live.get(session._id) is session and (now < session._alive_until or not self.expire(session, now)):
             self.touch(session, now)
 
     def withdraw(self, session: Session, waiter: Waiter) -> None:

@@ -237,7 +237,7 @@ class Coordination:
         try:
             if ending is None or ending[0] in KEPT:
                 if entry.leased:
-                    self._records.write_and_release(session)
+                    self._records.write_and_release(session, entry)
                 else:
                     self._records.write(session)
         finally:

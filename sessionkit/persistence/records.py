@@ -330,41 +330,40 @@ class Records:
         Does nothing once the session has left memory. Raises `SessionNotFoundError` if the record is gone,
         `SessionConflictError` if somebody else saved it, and `InvalidSessionError` if the data cannot be stored.
         """
-        self._put(session, lambda entry, changes: self._client.save(entry.id, changes))
+        with self.in_hand(session) as entry:
+            if entry is not None:
+                self._put(session, entry, self._client.save)
 
-    def write_and_release(self, session: Session) -> None:
-        """As `write`, and the lease ends in the same step if there is something to write."""
+    def write_and_release(self, session: Session, entry: StoredSession) -> None:
+        """As `write`, and the lease ends in the same step if there is something to write. With `io` held."""
 
-        def save(entry: StoredSession, changes: Changes) -> int:
+        def save(session_id: str, changes: Changes) -> int:
             try:
-                version = self._client.release(entry.id, changes)
+                version = self._client.release(session_id, changes)
             except (SessionNotFoundError, SessionConflictError):
                 entry.note_released()
                 raise
             entry.note_released()
             return changes.version if version is None else version
 
-        self._put(session, save)
+        self._put(session, entry, save)
 
-    def _put(self, session: Session, save: Callable[[StoredSession, Changes], int]) -> None:
-        with self.in_hand(session) as entry:
-            if entry is None:
-                return
-            try:
-                text = self.text_of(session)
-            except InvalidSessionError as error:
-                self._client.note(error)
-                raise
-            touch = self._take_touch(session, entry)
-            changed = text != entry.text
-            if not changed and not touch.messages and touch.state is None:
-                return
-            try:
-                entry.version = save(entry, Changes(entry.version, text if changed else None, touch))
-                entry.text = text
-            except BaseException:
-                entry.take_back(touch)
-                raise
+    def _put(self, session: Session, entry: StoredSession, save: Callable[[str, Changes], int]) -> None:
+        try:
+            text = self.text_of(session)
+        except InvalidSessionError as error:
+            self._client.note(error)
+            raise
+        touch = self._take_touch(session, entry)
+        changed = text != entry.text
+        if not changed and not touch.messages and touch.state is None:
+            return
+        try:
+            entry.version = save(entry.id, Changes(entry.version, text if changed else None, touch))
+            entry.text = text
+        except BaseException:
+            entry.take_back(touch)
+            raise
 
     def _take_touch(self, session: Session, entry: StoredSession) -> Touch:
         """What is to be written of a session, which counts as written from now on. With `io` held."""
@@ -674,7 +673,8 @@ class Records:
         return entry is not None and entry.state is Whereabouts.LOADING and entry.thread == get_ident()
 
     def wait_for_move(self, session_id: str) -> None:
-        """Wait, with the lock held, until a session has come or left. Raises `SessionBusyError` if none does for long."""
+        """Wait, with the lock held, until a session has come or left. Raises `SessionBusyError` if none does for
+        long."""
         if not self.moved.wait(MOVE_SECONDS):
             raise SessionBusyError(
                 f"session {session_id!r} has been on its way in or out of memory for {MOVE_SECONDS} seconds: its "
