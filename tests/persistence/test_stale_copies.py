@@ -20,6 +20,7 @@ from sessionkit import (
     SessionBusyError,
     SessionElsewhereError,
     SessionLimitError,
+    SessionNotFoundError,
     StoreError,
 )
 
@@ -457,6 +458,19 @@ def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Processes, c
     there.add(session.id, "there", exclusive=False, timeout=0)
     assert here.sessions.get_session(session.id) is not session
     assert here.made[1].knew == {"said": ["here", "there"] if changes else ["there"]}
+
+
+def test_a_session_that_ends_elsewhere_during_a_checkout_that_was_not_noted(pair: Processes) -> None:
+    """Nothing changed in the block, so leaving it raises nothing; the next look finds that the session is gone."""
+    here, there = pair
+    session = here.sessions.create_session()
+    here.store.failing = {LEASE}
+    with here.sessions.checkout(session.id):
+        here.store.failing.clear()
+        there.sessions.close_session(session.id)
+    with pytest.raises(SessionNotFoundError):
+        here.sessions.get_session(session.id)
+    assert [closing.cause for closing in here.closed] == [RemovalCause.PASSIVATED]
 
 
 def test_a_store_that_fails_while_another_thread_lets_go(pair: Processes) -> None:
