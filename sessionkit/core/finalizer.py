@@ -132,11 +132,12 @@ class Finalizer:
             return 0
         run = Run()
         try:
-            # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption. No
-            # comprehension: on 3.13, an interruption within one passes the `finally` by.
+            # `setdefault` is one step: of several runs, one gets the session, and can tell after an interruption.
+            # What is not ready any more has been finalized since it ended. No comprehension: on 3.13, an interruption
+            # within one passes the `finally` by.
             mine: list[Session] = []
             for session in sessions:
-                if self._claims.setdefault(session, run) is run:
+                if self._claims.setdefault(session, run) is run and session in self.ready:
                     mine.append(session)  # noqa: PERF401  see above
             if self.recorder is not None and mine:
                 self._delete_records(mine, self.recorder)
@@ -148,16 +149,20 @@ class Finalizer:
             self._give_up(sessions, run)
 
     def _give_up(self, sessions: list[Session], run: Run) -> None:
-        """After an interruption: those that were closed leave, and the others are ready again."""
+        """Let go of what this run has still: after an interruption, those that were closed leave, and others are ready
+        again; a session that another run had finalized before is nobody's.
+        """
         for session in sessions:
             if self._claims.get(session) is not run:
                 continue
-            if session._state is _CLOSED:
+            has_left = self.leaving.get(session._id) is not session
+            if session._state is _CLOSED and not has_left:
                 self._leave(session, interrupted=session is run.closing)
                 continue
             with self._lock:
-                self.ready[session] = None
                 del self._claims[session]
+                if not has_left:
+                    self.ready[session] = None
 
     def _delete_records(self, sessions: list[Session], recorder: Recorder) -> None:
         for session in recorder.delete_records(sessions):

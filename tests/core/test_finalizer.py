@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.support import Closings, lock_is_free, one_minute
+from ..helpers.moments import interruptions
+from ..helpers.support import WAIT, Closings, in_thread, lock_is_free, one_minute
 
 
 @pytest.mark.parametrize("cause", list(RemovalCause))
@@ -292,3 +294,46 @@ def test_closing_many_takes_more_than_one_batch(session_clock: ManualClock) -> N
 
     assert {session_id for session_id, _ in closings} == ids
     assert len(closings) == 350
+
+
+@pytest.mark.parametrize("block", ["outside_decisions", "between_calls"])
+def test_a_session_that_a_cleanup_takes_from_a_close_is_closed_once(block: str) -> None:
+    """Wherever another thread's cleanup, or a part of it, comes into a `close_session`, the callback runs once."""
+
+    def clean_up(coordinator: SessionCoordinator[Any]) -> None:
+        with in_thread(coordinator.cleanup_inactive_sessions) as cleaning:
+            cleaning.result(WAIT)
+
+    for once in interruptions():
+        closings = Closings()
+        with SessionCoordinator[Any](one_minute(), on_close=closings) as coordinator:
+            coordinator.create_session("support", session_id="it")
+            with getattr(once, block)(coordinator, lambda c=coordinator: clean_up(c)):
+                coordinator.close_session("it")
+            assert closings == [("support", RemovalCause.CLOSED)]
+            assert coordinator.stats().removed[RemovalCause.CLOSED] == 1
+            assert coordinator.create_session(session_id="it").id == "it"
+
+
+def test_a_session_that_another_thread_is_closing_is_left_to_it() -> None:
+    """A cleanup that has found a session to close does not wait for another thread that has begun to."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def on_close(session: ManagedSession[Any], _: RemovalCause) -> None:
+        if session.id == "slow":
+            begun.set()
+            assert go_on.wait(WAIT)
+        closed.append(session.id)
+
+    closed: list[str] = []
+    with SessionCoordinator[Any](one_minute(), on_close=on_close) as coordinator:
+        for session_id in ("slow", "quick"):
+            coordinator.create_session(session_id=session_id)
+        with in_thread(coordinator.close_session, "slow") as closing:
+            assert begun.wait(WAIT)
+            coordinator.cleanup_inactive_sessions()
+            coordinator.close_session("quick")
+            assert closed == ["quick"]
+            go_on.set()
+            closing.result(WAIT)
+        assert closed == ["quick", "slow"]
