@@ -51,7 +51,7 @@ def pages(environ):
 def stream(session):
     for number in range(100_000):
         session["sent"] = number
-        yield b"x" * 10_000
+        yield b"x" * 200_000
 
 def site(environ, start_response):
     body = pages(environ)
