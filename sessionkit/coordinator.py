@@ -76,7 +76,8 @@ class SessionCoordinator(Generic[R]):
 
     All methods may be called from any thread. If a signal handler or a finalizer (`__del__`) interrupts the coordinator
     in the middle of a decision, `close`, `close_session` and giving back a checkout are deferred until the lock is free
-    (the next call, or the next cleanup, does them); every other call that needs the lock raises `RuntimeError`.
+    (the next call, or the next cleanup, does them, and logs what they raise); every other call that needs the lock
+    raises `RuntimeError`.
 
     After `os.fork`, the child's coordinator starts with no sessions, and a cleanup task of its own if the parent had
     one. A coordinator that is dropped without `close()` warns with `ResourceWarning`, ends its thread, and leaves its

@@ -9,6 +9,7 @@ from math import inf
 
 from ..config import CoordinatorConfig
 from ..util.clock import Clock
+from ..util.log import report_failure
 from .events import EventBus
 from .fast import fast_path
 from .finalizer import CloseCallback, Finalizer
@@ -75,10 +76,16 @@ class State:
         self._deferred.append(call)
 
     def run_deferred(self) -> None:
-        """Make the calls that were deferred; with the lock free."""
+        """Make the calls that were deferred; with the lock free.
+
+        What one raises is logged: the caller who makes it for another has nothing to do with it.
+        """
         while True:
             with self.lock:
                 if not self._deferred:
                     return
                 call = self._deferred.popleft()
-            call()
+            try:
+                call()
+            except Exception:  # noqa: BLE001  it is logged, whatever it is
+                report_failure("a call that was deferred failed: %r", call)

@@ -366,3 +366,14 @@ def test_a_close_callback_that_is_interrupted_at_the_end_of_a_block_is_not_repea
             checkout.__exit__()
         assert calls == [0]
         assert coordinator.stats().close_interruptions == 1
+
+
+def test_a_deferred_call_that_fails_is_logged_and_fails_no_other_call(caplog: pytest.LogCaptureFixture) -> None:
+    """The next call, which makes it, has nothing to do with a session that had ended before."""
+    with Coordinator(clock=ManualClock()) as coordinator:
+        session = coordinator.create_session()
+        interrupt_a_decision(coordinator, lambda: coordinator.close_session("gone"))
+        coordinator.touch_session(session.id)
+        assert "a call that was deferred failed" in caplog.text
+        assert "'gone'" in caplog.text
+        assert coordinator.get_session(session.id) is session
