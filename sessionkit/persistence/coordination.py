@@ -117,9 +117,13 @@ class Coordination:
                 return True
             return False
         leaving = self._state.finalizer.leaving.get(session_id)
-        if leaving is not None:
-            # It has ended, and is checked out here still: its name is free all the same.
+        if leaving is not None and is_checked_out(leaving):
+            # It has ended, and its name is free all the same.
             return not self._records.delete_records([leaving])
+        if leaving is not None:
+            # If another thread finalizes it, this does nothing, and its record goes at any moment.
+            self._state.finalizer.run([leaving])
+            return True
         found = self._client.load(session_id)
         if found is None:
             return True

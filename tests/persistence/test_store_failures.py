@@ -304,6 +304,24 @@ def test_a_creation_of_the_same_name_or_id_retries_the_delete(
         coordinator.close_session(again.id)
 
 
+@pytest.mark.parametrize("options", [{"name": "support"}, {"session_id": "s-1"}])
+def test_a_creation_finalizes_the_expired_session_that_has_its_name_or_id(
+    session_coordinator: CoordinatorFactory,
+    store: WatchedStore,
+    closings: Closings,
+    session_clock: ManualClock,
+    options: dict[str, str],
+) -> None:
+    """Also if a look found out before that it had expired: it does not wait for the next cleanup."""
+    coordinator = session_coordinator(config(), store=store, on_close=closings)
+    former = coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
+    session_clock.advance(61)
+    assert former.id not in coordinator
+    coordinator.create_session(**options)  # type: ignore[arg-type]  # one or the other
+    assert closings == [(former.name or former.id, RemovalCause.IDLE)]
+    assert coordinator.cleanup_inactive_sessions() == 0
+
+
 def test_a_failed_passivation_keeps_the_session_in_memory(
     session_coordinator: CoordinatorFactory, store: WatchedStore, closings: Closings, session_clock: ManualClock
 ) -> None:
