@@ -26,8 +26,9 @@ check: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
-soak: $(READY)  ## kill a process that saves 200 times, at random moments; the everyday tests do 20
-	SESSIONKIT_KILL_ROUNDS=200 $(BIN)/python -m pytest tests/stores/sqlite/test_kill.py tests/stores/redis/test_processes.py
+soak: $(READY)  ## ten times as many kills at random moments, and random examples, as the everyday tests have
+	SESSIONKIT_KILL_ROUNDS=200 SESSIONKIT_EXAMPLES=10 $(BIN)/python -m pytest \
+		tests/stores/sqlite/test_kill.py tests/stores/redis/test_processes.py tests/properties
 
 bench: $(VENV)/ready-to-bench  ## all that docs/performance.md has, written there; takes a quarter of an hour
 	$(BIN)/python -m benchmarks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import coverage
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -15,6 +16,18 @@ pytest_plugins = ["pytester"]
 # Speed is for benchmarks; a test on a busy machine is no slower test.
 settings.register_profile("sessionkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("sessionkit")
+
+
+@pytest.fixture
+def unmeasured() -> Iterator[None]:
+    """For a test that runs the same few lines very often: coverage, which other tests have to reach, would only slow it
+    down."""
+    measurement = coverage.Coverage.current()
+    if measurement is not None:
+        measurement.stop()
+    yield
+    if measurement is not None:
+        measurement.start()
 
 
 @pytest.fixture(autouse=True)

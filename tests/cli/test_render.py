@@ -84,7 +84,7 @@ def test_damaged_data_is_shown_as_it_is(path: Path, data: str) -> None:
 
 def test_data_that_is_nested_deep(path: Path) -> None:
     """What a coordinator can store can be shown, at whatever depth."""
-    for depth in range(50, 1000, 50):
+    for depth in range(50, 1000, 300):
         put(SQLiteStore(path), SUPPORT._replace(id=f"s-{depth}", name=None, data='{"a":' * depth + "1" + "}" * depth))
         assert f"{6 * depth + 1:,} bytes" in run("show", path, f"s-{depth}").stdout
         assert run("show", path, f"s-{depth}", "--json").exit_code == 0

@@ -28,7 +28,7 @@ from sessionkit.core.cleanup import CleanupRun, CleanupTask
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.moments import interruptions, longest_decision, until_it_waits
+from ..helpers.moments import HAS_GIL, interruptions, longest_decision, until_it_waits
 from ..helpers.support import WAIT, Closings, in_thread, one_minute, system_time
 
 THREAD_NAME = "sessionkit-cleanup"
@@ -565,9 +565,11 @@ coordinator.create_session()
     done = subprocess.run(  # noqa: S603  our own program
         [sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
-    assert "ResourceWarning" in done.stderr
-    assert "dropped without close" in done.stderr
     assert "Traceback" not in done.stderr
+    # Python 3.13 without the GIL collects it after it has stopped to show warnings, if a thread was started.
+    if HAS_GIL or not started:
+        assert "ResourceWarning" in done.stderr
+        assert "dropped without close" in done.stderr
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -24,6 +24,11 @@ WAIT = 20.0
 """Seconds that any hand-shake may take before the test fails; nothing waits that long when all is well."""
 
 
+def examples(number: int) -> int:
+    """How many random examples to try where so many do every day; `make soak` tries ten times as many."""
+    return number * int(os.environ.get("SESSIONKIT_EXAMPLES", "1"))
+
+
 # What a store is asked to do, as `WatchedStore` counts it and lets it fail.
 JOIN, LEAVE, SET_WRITE_INTERVAL = "join", "leave", "set_write_interval"
 CREATE, LOAD, FIND, PAGE, RENAME = "create", "load", "find", "page", "rename"

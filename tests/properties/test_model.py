@@ -31,7 +31,7 @@ from sessionkit import (
 )
 from sessionkit.testing import ManualClock
 
-from ..helpers.support import system_time
+from ..helpers.support import examples, system_time
 
 NAMES = st.sampled_from([None, None, "a", "b", "raises"])
 LATER = st.sampled_from([0, 0, 11])
@@ -351,11 +351,14 @@ class CoordinatorMachine(RuleBasedStateMachine):
         assert self.channel.closed
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.filterwarnings("ignore:cleanup_interval")
 def test_the_coordinator_does_what_a_dict_and_a_full_scan_would_do(caplog: pytest.LogCaptureFixture) -> None:
     """Random lives of random sessions: both agree on who is live, who is active, who left, when and why."""
     with caplog.at_level("CRITICAL", logger="sessionkit"):
-        run_state_machine_as_test(CoordinatorMachine, settings=settings(max_examples=300, stateful_step_count=40))
+        run_state_machine_as_test(
+            CoordinatorMachine, settings=settings(max_examples=examples(100), stateful_step_count=40)
+        )
 
 
 class MachineWithoutLock(CoordinatorMachine):
@@ -375,8 +378,11 @@ class MachineWithoutLock(CoordinatorMachine):
             self.stack.close()
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.filterwarnings("ignore:cleanup_interval")
 def test_the_paths_without_the_lock_do_the_same(caplog: pytest.LogCaptureFixture) -> None:
     """The same random lives, on the paths that a coordinator with the system's clock takes."""
     with caplog.at_level("CRITICAL", logger="sessionkit"):
-        run_state_machine_as_test(MachineWithoutLock, settings=settings(max_examples=300, stateful_step_count=40))
+        run_state_machine_as_test(
+            MachineWithoutLock, settings=settings(max_examples=examples(100), stateful_step_count=40)
+        )

@@ -32,7 +32,7 @@ from sessionkit.stores import RedisStore, SQLiteStore, Store
 from sessionkit.testing import ManualClock
 
 from ..helpers.redis_server import shared_server
-from ..helpers.support import EVERYTHING, GIVE_BACK, SAVE, WatchedStore
+from ..helpers.support import EVERYTHING, GIVE_BACK, SAVE, WatchedStore, examples
 
 NAMES = st.sampled_from([None, None, "a", "b"])
 TIMEOUTS = st.sampled_from([None, None, 5, 20])
@@ -379,6 +379,7 @@ def nowhere() -> Iterator[str]:
     yield ""
 
 
+@pytest.mark.usefixtures("unmeasured")
 @pytest.mark.filterwarnings("ignore:cleanup_interval")
 @pytest.mark.parametrize(("machine", "server"), [(StoreMachine, nowhere), (RedisMachine, shared_server)])
 def test_the_coordinator_with_a_store_does_what_dicts_would_do(
@@ -386,4 +387,4 @@ def test_the_coordinator_with_a_store_does_what_dicts_would_do(
 ) -> None:
     """Random lives with restarts, crashes and passivation: what is live, with which data, what left and why."""
     with server() as OnServer.url, caplog.at_level("CRITICAL", logger="sessionkit"):
-        run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=40))
+        run_state_machine_as_test(machine, settings=settings(max_examples=examples(40), stateful_step_count=40))

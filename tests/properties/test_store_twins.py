@@ -21,6 +21,7 @@ from sessionkit.stores import Changes, Lease, RedisStore, SQLiteStore, Store, To
 from sessionkit.testing.store_contract import NOW, record
 
 from ..helpers.redis_server import redis_cluster, shared_server
+from ..helpers.support import examples
 
 IDS = st.sampled_from(["s-1", "s-2", "S.3", "_4", "s-5"])
 NAMES = st.sampled_from([None, None, "a", "b b"])
@@ -144,11 +145,14 @@ def one_server() -> Iterator[Any]:
         yield url
 
 
-@pytest.mark.parametrize("server", [one_server, redis_cluster])
-def test_a_redis_store_does_what_a_sqlite_store_does(server: Callable[[], AbstractContextManager[Any]]) -> None:
+@pytest.mark.usefixtures("unmeasured")
+@pytest.mark.parametrize(("server", "number"), [(one_server, 30), (redis_cluster, 10)])
+def test_a_redis_store_does_what_a_sqlite_store_does(
+    server: Callable[[], AbstractContextManager[Any]], number: int
+) -> None:
     """Whatever is asked in whatever order, on one server and on a cluster of three."""
     with server() as Twins.where:
         # As found: to make a failing example shorter takes minutes.
         run_state_machine_as_test(
-            Twins, settings=settings(max_examples=30, stateful_step_count=30, deadline=None, phases=[Phase.generate])
+            Twins, settings=settings(max_examples=examples(number), stateful_step_count=30, phases=[Phase.generate])
         )

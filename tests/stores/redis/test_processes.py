@@ -42,7 +42,7 @@ from ...helpers.redis_server import shared_server
 from ...helpers.servers import Server, gunicorn, serving
 from ...helpers.support import WAIT
 
-KILLS = max(int(os.environ.get("SESSIONKIT_KILL_ROUNDS", "20")) // 2, 3)
+KILLS = max(int(os.environ.get("SESSIONKIT_KILL_ROUNDS", "20")) // 4, 3)
 """How often something happens to a worker in a test. `make soak` has ten times as much of it."""
 
 # Each of these keeps several processes busy: two at once would only wait for each other's.
@@ -335,10 +335,10 @@ def test_no_acknowledged_update_is_lost_when_workers_are_killed(url: str, prefix
 
 # ---- Expiry
 
-EACH = 1000
+EACH = 500
 """How many sessions each worker makes."""
 
-IN_MEMORY = 800
+IN_MEMORY = 400
 """How many of them it has in memory; the others are in the store only."""
 
 
