@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import weakref
@@ -764,8 +765,14 @@ def test_a_session_passivated_at_whichever_moment_of_a_call(
     assert coordinator.stats().removed[RemovalCause.PASSIVATED] > 1
 
 
-def test_what_a_close_callback_changes_is_saved_although_ctrl_c_came(restart: Restart, path: Path) -> None:
+# Ctrl-C may come when a call has a connection in hand: it is dropped, Python closes it, and says so from 3.13 on.
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")
+def test_what_a_close_callback_changes_is_saved_although_ctrl_c_came(
+    restart: Restart, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """At whichever moment of a passivation: each change is in the store once the coordinator is closed."""
+    # What is logged would keep such a connection until another test.
+    caplog.set_level("CRITICAL", logger="sessionkit")
     closings: list[RemovalCause] = []
 
     def close(session: ManagedSession[Any], cause: RemovalCause) -> None:
@@ -785,6 +792,7 @@ def test_what_a_close_callback_changes_is_saved_although_ctrl_c_came(restart: Re
         assert found is not None
         assert json.loads(found.record.data) == {"closings": len(closings)}
     assert {RemovalCause.SHUTDOWN, RemovalCause.PASSIVATED} == set(closings)
+    gc.collect()
 
 
 def test_a_session_that_times_out_while_it_is_loaded_is_not_switched_to(
