@@ -48,7 +48,7 @@ def many_instances(numbers: Sequence[int], turns: int) -> dict[int, InstanceCost
                     store.create(record, instances[0])
 
                 def check_out(session_id: str, now: float = now) -> None:
-                    reply = store.attach(session_id, instances[1], "exclusive")
+                    reply = store.attach(session_id, instances[1], lease=True)
                     assert reply is not None
                     store.release(session_id, instances[1], Changes(reply.record.version, text_of(1000), Touch(now)))
 

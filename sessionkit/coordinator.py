@@ -197,7 +197,7 @@ class SessionCoordinator(Generic[R]):
 
         Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it. With a
         store, a session that is not in memory is restored, and one that is gets what others saved. If another process
-        has had it in an exclusive checkout and there is a resource, it leaves memory, and is restored with a new one.
+        has had it checked out and there is a resource, it leaves memory, and is restored with a new one.
         With `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
         """
         find = self._find_fast
@@ -231,12 +231,14 @@ class SessionCoordinator(Generic[R]):
         A session that is checked out is never expired for idleness or evicted, and is touched when taken and when
         given back. An explicit close, or `max_lifetime`, ends it when it is given back.
 
-        Exclusive between threads (the same thread may take it again), unless `exclusive=False` shares it with others
-        that do so. Entering waits up to `timeout` seconds of real time (None: as long as it takes; 0: not at all),
-        first come first served, and then raises `SessionBusyError`; it raises as `get_session` does if the session is
-        not there, or ends while it waits. A thread that shares a session with others and asks to have it exclusively
-        gets `SessionBusyError` at once, because that wait could never end. `holder`: an object that stands for a holder
-        that is no thread, such as a request; default the thread that enters.
+        Exclusive between holders; the same one may take it again. `holder`: an object that stands for a holder, such as
+        a request, or several threads that work on the session together; default the thread that enters. Without a
+        store, `exclusive=False` shares the session with others that do so; with a store, it raises `ValueError`.
+
+        Entering waits up to `timeout` seconds of real time (None: as long as it takes; 0: not at all), first come first
+        served, and then raises `SessionBusyError`; it raises as `get_session` does if the session is not there, or ends
+        while it waits. A thread that shares a session with others and asks to have it exclusively gets
+        `SessionBusyError` at once, because that wait could never end.
 
         With a store, exclusive between processes too (there, the process that asks at the right moment is served
         first), with the newest version. When the last checkout in this process is given back, what changed is saved.
@@ -246,8 +248,8 @@ class SessionCoordinator(Generic[R]):
         """
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
-        if exclusive is not True:
-            checked_flag("exclusive", exclusive)
+        if exclusive is not True and not checked_flag("exclusive", exclusive):
+            self._sessions.check_sharing(session_id)
         wait = None if timeout is None else checked_wait("timeout", timeout)
         return Checkout(self._sessions, session_id, exclusive, wait, holder)
 

@@ -18,7 +18,7 @@ from werkzeug.wsgi import ClosingIterator
 from . import SessionCoordinator
 from .stores import Store
 from .util.log import report_problem
-from .util.validation import Duration, checked_flag
+from .util.validation import Duration
 from .web.cookie import SameSite, SessionCookie, checked_cookie
 from .web.request import RequestSession
 from .web.response import REFUSAL, RETRY_AFTER_SECONDS, Body, add_cookie, instance_headers, vary_by_cookie
@@ -75,7 +75,7 @@ def init_app(
     sessions = CoordinatedSessions(
         coordinator,
         _cookie_of(app) if cookie is None else checked_cookie(cookie),
-        shared=checked_flag("shared", shared),
+        shared=shared,
         timeout=checked_timeout(timeout),
     )
     app.session_interface = sessions
@@ -142,10 +142,9 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
     def __init__(
         self, coordinator: SessionCoordinator[Any], cookie: SessionCookie, *, shared: bool, timeout: float
     ) -> None:
-        self._service = Service(coordinator)
+        self._service = Service(coordinator, shared=shared)
         self._coordinator = coordinator
         self._cookie = cookie
-        self._shared = shared
         self._timeout = timeout
 
     def open_session(self, _app: flask.Flask, request: flask.Request) -> FlaskSession:
@@ -156,7 +155,7 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             self._coordinator,
             self._cookie,
             environ.get("HTTP_COOKIE", ""),
-            shared=self._shared,
+            shared=self._service.shared,
             timeout=self._timeout,
             translate=_unavailable,
         )

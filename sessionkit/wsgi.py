@@ -11,7 +11,7 @@ from werkzeug.datastructures import Headers
 
 from . import SessionCoordinator
 from .util.log import report_problem
-from .util.validation import Duration, checked_flag, checked_function
+from .util.validation import Duration, checked_function
 from .web.cookie import SessionCookie, checked_cookie
 from .web.request import RequestSession
 from .web.response import Body, add_cookie, instance_headers, refusal, vary_by_cookie, with_first_part
@@ -34,8 +34,9 @@ class SessionMiddleware:
 
     `coordinator` keeps the sessions. Its cleanup task is started here, and it is closed when the interpreter exits.
     `cookie`: what carries the token; default `SessionCookie()`. Requests of one visitor have the session one after the
-    other; with `shared=True` they have it at the same time, and write to one dict. `timeout`: how long a request waits
-    for the others, in seconds or as a timedelta; default 10, and 0 for not at all.
+    other; with `shared=True`, which only a coordinator without a store can do, they have it at the same time, and write
+    to one dict. `timeout`: how long a request waits for the others, in seconds or as a timedelta; default 10, and 0 for
+    not at all.
 
     If the session cannot be had or saved, and the application does not answer that itself, the client gets 503 with
     `Retry-After`. If that is because `affinity=True` leaves the session to another instance, the header
@@ -59,14 +60,15 @@ class SessionMiddleware:
         self._app = app
         self._coordinator = coordinator
         self._cookie = checked_cookie(cookie)
-        self._shared = checked_flag("shared", shared)
         self._timeout = checked_timeout(timeout)
-        self._service = Service(coordinator)
+        self._service = Service(coordinator, shared=shared)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self._service.check_server(environ)
         header = environ.get("HTTP_COOKIE", "")
-        request = RequestSession(self._coordinator, self._cookie, header, shared=self._shared, timeout=self._timeout)
+        request = RequestSession(
+            self._coordinator, self._cookie, header, shared=self._service.shared, timeout=self._timeout
+        )
         environ[KEY] = WebSession(request)
         return _Exchange(environ, start_response, request).run(self._app)
 

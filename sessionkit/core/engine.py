@@ -189,6 +189,9 @@ class InMemorySessions:
 
     # ---- Checking out
 
+    def check_sharing(self, session_id: str) -> None:
+        """In memory, a session may be shared."""
+
     def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
         """Take a session for a checkout, waiting up to `timeout` seconds; if that raises, it is not taken."""
         state = self.state
@@ -219,7 +222,7 @@ class InMemorySessions:
             if not checkout.held:
                 raise SessionBusyError(
                     f"session {asked_for!r} is checked out elsewhere, and was for all of timeout={timeout!r} "
-                    "seconds; wait longer, or share it with exclusive=False on both sides"
+                    "seconds; wait longer"
                 )
             state.registry.touch(session, now)
 

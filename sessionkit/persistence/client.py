@@ -9,7 +9,7 @@ from math import inf
 from typing import ParamSpec, TypeVar
 
 from ..errors import InvalidSessionError, SessionConflictError, StoreError
-from ..stores.base import Changes, Found, Lease, SessionRecord, Store, Touch
+from ..stores.base import Changes, Found, SessionRecord, Store, Touch
 from ..util.clock import Clock, wall_clock_of
 
 P = ParamSpec("P")
@@ -101,9 +101,9 @@ class StoreClient:
         self.join()
         return self._call(self._store.find, name)
 
-    def attach(self, session_id: str, lease: Lease | None = None) -> Found | None:
-        """The record as it is now; from now on we have the session in memory, and a lease if one is asked for."""
-        return self._call(self._store.attach, session_id, self._instance or self.join(), lease)
+    def attach(self, session_id: str, *, lease: bool = False) -> Found | None:
+        """The record as it is now; from now on we have the session in memory, and the lease if that is asked for."""
+        return self._call(self._store.attach, session_id, self._instance or self.join(), lease=lease)
 
     def detach(self, session_id: str) -> None:
         """We do not have the session in memory any more, nor its lease."""

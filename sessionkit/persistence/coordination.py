@@ -161,7 +161,7 @@ class Coordination:
                 if left <= 0:
                     raise SessionBusyError(
                         f"session {session.id!r} is checked out in another process, and was for all of "
-                        f"timeout={timeout!r} seconds; wait longer, or share it with exclusive=False on both sides"
+                        f"timeout={timeout!r} seconds; wait longer"
                     ) from None
             except StoreError as error:
                 report_problem("session %r is checked out in this process only: %s", session.id, error)
@@ -181,7 +181,7 @@ class Coordination:
             if not entry.usable:
                 return False
             try:
-                found = self._client.attach(session.id, "exclusive" if checkout.exclusive else "shared")
+                found = self._client.attach(session.id, lease=True)
             except SessionBusyError:
                 raise
             except BaseException:

@@ -313,6 +313,14 @@ class PersistentSessions:
 
     # ---- Checking out
 
+    def check_sharing(self, session_id: str) -> None:
+        """Raise `ValueError`: with a store, no checkout is shared."""
+        # Each process would keep a copy of its own: it would miss what others save, and lose what they change.
+        raise ValueError(
+            f"session {session_id!r} cannot be checked out with exclusive=False: its coordinator has a store. Check it "
+            "out exclusively, with one holder= for all the threads that work on it together"
+        )
+
     def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
         """Take a session for a checkout, with its lease, and the newest version."""
         began, left = time.monotonic(), timeout

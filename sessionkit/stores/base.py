@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import inf
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ..errors import SessionBusyError, SessionConflictError, SessionExistsError
-
-Lease = Literal["shared", "exclusive"]
-"""What an instance has on a session that is checked out in it: together with others, or alone."""
 
 
 class SessionRecord(NamedTuple):
@@ -77,8 +74,8 @@ class Found(NamedTuple):
     elsewhere: tuple[str, ...] = ()
     """The names of the other instances that have the session in memory, in the order of the alphabet."""
     stale: bool = False
-    """Whether the copy in the memory of the instance that asks is stale: another instance has had an exclusive lease
-    since this one attached, or since this one's own last lease ended.
+    """Whether the copy in the memory of the instance that asks is stale: another instance has had a lease since
+    this one attached, or since this one's own last lease ended.
 
     Not before that other lease has ended: until then, the other instance may still change the session.
     """
@@ -95,9 +92,9 @@ class Store(Protocol):
 
     **Instances.** Each coordinator is an instance, from `join` until `leave` or until its process dies; how a store
     finds out about a death is for the store to say. A *living* instance is *attached* to the sessions that it has in
-    memory, and may have a *lease* on those that are checked out in it. Both end with the instance. If a store can take
-    a living instance for dead, it raises the version of each record whose lease it takes from one, so that the record
-    cannot be overwritten by an instance that was alive after all.
+    memory, and may have a *lease* on those that are checked out in it: a session is on lease to one instance at a time.
+    Both end with the instance. If a store can take a living instance for dead, it raises the version of each record
+    whose lease it takes from one, so that the record cannot be overwritten by an instance that was alive after all.
 
     **Absent** means: never created, or deleted since. A record that is gone stays gone: only `create` inserts.
     **Expired** records are like any other, until they are deleted: the caller of `load` compares `idle_end` and
@@ -148,15 +145,14 @@ class Store(Protocol):
         """The id of the record with this name, expired or not; None if there is none."""
         ...
 
-    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
+    def attach(self, session_id: str, instance: str, *, lease: bool = False) -> Found | None:
         """Read a record, and note that the instance has the session in memory from now on; None if it is absent.
 
-        With `lease`, the instance also gets a lease on the session: `"shared"` together with others, or `"exclusive"`.
-        An exclusive lease makes the copies of all other instances stale, once it ends. Raises `SessionBusyError`, and
-        does nothing, while another living instance has an exclusive lease, or has any and this one is to be exclusive.
+        With `lease`, the instance also gets the lease on the session, which makes the copies of all other instances
+        stale once it ends. Raises `SessionBusyError`, and does nothing, while another living instance has it.
 
-        Attaching again is as `load`, and keeps the lease that the instance has; a shared lease becomes exclusive if
-        that is asked for. What is found, `stale` too, is as it was before the call.
+        Attaching again is as `load`, and keeps the lease that the instance has. What is found, `stale` too, is as it
+        was before the call.
         """
         ...
 
@@ -249,7 +245,7 @@ class Store(Protocol):
 
 
 def busy(session_id: str) -> SessionBusyError:
-    """Another living instance has a lease that excludes this one."""
+    """Another living instance has the lease."""
     return SessionBusyError(f"session {session_id!r} is checked out in another process; try again")
 
 

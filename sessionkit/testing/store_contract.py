@@ -11,12 +11,10 @@ from math import inf
 from typing import Any
 
 from .. import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError, StoreError
-from ..stores import Changes, Found, Lease, SessionRecord, Store, Touch
+from ..stores import Changes, Found, SessionRecord, Store, Touch
 
 NOW = 1_800_000_000.0
 """The instant at which the records of the contract's tests are created: in 2027."""
-
-LEASES: tuple[Lease, ...] = ("exclusive", "shared")
 
 THREADS = 8
 SECONDS = 30.0
@@ -70,7 +68,7 @@ class StoreContract(ABC):
                 assert store.load("s-1") is None
                 assert store.find("a") is None
                 assert store.attach("s-1", instance) is None
-                assert store.attach("s-1", instance, "exclusive") is None
+                assert store.attach("s-1", instance, lease=True) is None
                 store.create(record(name="a"), instance)
                 assert _record(store) == record(name="a")
                 store.delete({"s-1": None})
@@ -146,10 +144,10 @@ class StoreContract(ABC):
         """Data if there are any, the touch, and the lease in one step; without new data the version stays."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             assert store.release("s-1", instance, Changes(1, '{"a":1}', Touch(NOW + 5, 1))) == 2
             assert _found(store.load("s-1")).lag == 10.0
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             assert store.release("s-1", instance, Changes(2, None, Touch(NOW + 7, 1, "processing"))) == 2
             assert _found(store.load("s-1")).lag == 10.0
             changed = record(data='{"a":1}', last_active=NOW + 7, message_count=2, state="processing", version=2)
@@ -160,7 +158,7 @@ class StoreContract(ABC):
         with self.store() as (store, instance):
             store.create(record(), instance)
             store.save("s-1", Changes(1, '{"by":"other"}', Touch(NOW)))
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             _raised(SessionConflictError, lambda: store.release("s-1", instance, Changes(1, "{}", Touch(NOW + 1, 1))))
             assert store.load("s-1") == Found(record(data='{"by":"other"}', version=2), 10.0, ("instance",))
             store.delete({"s-1": None})
@@ -171,15 +169,15 @@ class StoreContract(ABC):
                 )
                 assert error.session_id == "s-1"
 
-    def test_an_exclusive_lease_makes_other_copies_stale(self) -> None:
-        """Each instance hears it of its own copy, until it has released a lease of its own; a shared lease does not."""
+    def test_a_lease_makes_other_copies_stale(self) -> None:
+        """Each instance hears it of its own copy, until it has released a lease of its own; attaching is not enough."""
         with self.store() as (store, instance):
             other = store.join(5.0, "other")
             store.create(record(), instance)
-            store.attach("s-1", other, "shared")
+            store.attach("s-1", other)
             store.release("s-1", other)
             assert not _found(store.load("s-1", instance)).stale
-            store.attach("s-1", other, "exclusive")
+            store.attach("s-1", other, lease=True)
             store.release("s-1", other, Changes(1, None, Touch(NOW)))
             assert _found(store.load("s-1", instance)).stale
             assert _found(store.attach("s-1", instance)).stale
@@ -188,14 +186,14 @@ class StoreContract(ABC):
             # Without a lease, there is nothing to release.
             store.release("s-1", instance)
             store.release("s-1", instance, Changes(1, None, Touch(NOW)))
-            assert _found(store.attach("s-1", instance, "exclusive")).stale
+            assert _found(store.attach("s-1", instance, lease=True)).stale
             store.release("s-1", instance)
             assert not _found(store.load("s-1", instance)).stale
             assert _found(store.load("s-1", other)).stale
             store.detach(["s-1"], other)
             assert not _found(store.attach("s-1", other)).stale
 
-    def test_copies_are_stale_once_the_exclusive_lease_has_ended(self) -> None:
+    def test_copies_are_stale_once_the_lease_has_ended(self) -> None:
         """Also those of instances that attached meanwhile, and however the lease ends: no more is done under it."""
         with self.store() as (store, instance):
             other, third = (store.join(5.0, name) for name in ("other", "third"))
@@ -206,7 +204,7 @@ class StoreContract(ABC):
             }
             for session_id, end in endings.items():
                 store.create(record(session_id), instance)
-                store.attach(session_id, other, "exclusive")
+                store.attach(session_id, other, lease=True)
                 store.attach(session_id, third)
                 for holder in (instance, third):
                     assert not _found(store.load(session_id, holder)).stale
@@ -222,13 +220,13 @@ class StoreContract(ABC):
             store.create(made, instance)
             other = store.join(5.0, "other")
             store.attach("s-1", other)
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             assert store.rename("s-1", "s-2", instance)
             assert store.load("s-1") is None
             assert store.find("a") == "s-2"
             assert store.load("s-2", instance) == Found(made._replace(id="s-2"), 0.0)
             assert _found(store.load("s-2", other)).lag == inf
-            _raised(SessionBusyError, lambda: store.attach("s-2", other, "shared"))
+            _raised(SessionBusyError, lambda: store.attach("s-2", other, lease=True))
             store.create(record("s-1"), other)
             assert _found(store.load("s-1", instance)).lag == 5.0
             store.release("s-2", instance)
@@ -260,7 +258,7 @@ class StoreContract(ABC):
             assert store.load("s-2") is None
             store.create(record(), instance)
             other = store.join(5.0, "other")
-            store.attach("s-1", other, "shared")
+            store.attach("s-1", other, lease=True)
             _raised(SessionBusyError, lambda: store.rename("s-1", "s-2", instance))
             assert _record(store) == record()
             store.leave(other)
@@ -270,14 +268,14 @@ class StoreContract(ABC):
         """Neither a save nor a touch nor a lease brings a deleted record back."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             store.delete({"s-1": None})
             error = _raised(SessionNotFoundError, lambda: store.save("s-1", Changes(1, "{}", Touch(NOW))))
             assert error.session_id == "s-1"
             assert store.touch({"s-1": Touch(NOW)}) == {"s-1"}
             store.release("s-1", instance)
             store.detach(["s-1"], instance)
-            assert store.attach("s-1", instance, "exclusive") is None
+            assert store.attach("s-1", instance, lease=True) is None
             assert store.page(None, 10) == []
 
     def test_touching_many(self) -> None:
@@ -375,51 +373,50 @@ class StoreContract(ABC):
             assert store.load("s-1", instance) == Found(record(), 0.0)
 
     def test_a_lease_excludes(self) -> None:
-        """Exclusive: no other instance. Shared: only those that share. An instance may take its own again, or another's
-        once it is released; without a lease, any instance may attach.
+        """No other instance has one at the same time. An instance may take its own again, or another's once it is
+        released; without a lease, any instance may attach.
         """
         with self.store() as (store, instance):
             other = store.join(10.0, "other")
             store.create(record(), instance)
             for _ in range(2):
-                assert store.attach("s-1", instance, "exclusive") is not None
-            for lease in LEASES:
-                _raised(SessionBusyError, lambda lease=lease: store.attach("s-1", other, lease))  # type: ignore[misc]  # a default binds it now
+                assert store.attach("s-1", instance, lease=True) is not None
+            _raised(SessionBusyError, lambda: store.attach("s-1", other, lease=True))
             assert store.attach("s-1", other) == Found(record(), inf, ("instance",))
+            assert store.attach("s-1", instance) is not None
+            _raised(SessionBusyError, lambda: store.attach("s-1", other, lease=True))
             store.release("s-1", instance)
             store.release("s-1", instance)
-            assert store.attach("s-1", other, "shared") is not None
-            assert store.attach("s-1", instance, "shared") is not None
-            _raised(SessionBusyError, lambda: store.attach("s-1", instance, "exclusive"))
+            assert store.attach("s-1", other, lease=True) is not None
+            _raised(SessionBusyError, lambda: store.attach("s-1", instance, lease=True))
             store.release("s-1", other)
-            assert store.attach("s-1", instance, "exclusive") is not None
-            _raised(SessionBusyError, lambda: store.attach("s-1", other, "shared"))
+            assert store.attach("s-1", instance, lease=True) is not None
 
     def test_leases_end_with_what_they_belong_to(self) -> None:
         """Detaching ends a lease, and leaving ends all of an instance's."""
         with self.store() as (store, instance):
             other = store.join(10.0, "other")
             store.create(record(), instance)
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             store.detach(["s-1"], instance)
-            assert store.attach("s-1", other, "exclusive") is not None
+            assert store.attach("s-1", other, lease=True) is not None
             store.leave(other)
             store.leave(other)
-            assert store.attach("s-1", instance, "exclusive") == Found(record(), 0.0)
+            assert store.attach("s-1", instance, lease=True) == Found(record(), 0.0)
 
     def test_of_many_instances_one_gets_the_lease(self) -> None:
         """The others are told that it is taken."""
         with self.store() as (store, instance):
             store.create(record(), instance)
             instances = iter([store.join(1.0, "other") for _ in range(THREADS)])
-            outcomes = _at_once(lambda: _outcome(lambda: store.attach("s-1", next(instances), "exclusive")))
+            outcomes = _at_once(lambda: _outcome(lambda: store.attach("s-1", next(instances), lease=True)))
             assert sorted(outcomes) == ["SessionBusyError"] * (THREADS - 1) + ["done"]
 
     def test_the_lag_of_what_is_on_lease_elsewhere_is_infinite(self) -> None:
         """A session that is checked out is active until it is given back."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.attach("s-1", instance, "shared")
+            store.attach("s-1", instance, lease=True)
             assert store.load("s-1") == Found(record(), inf, ("instance",))
             assert store.load("s-1", instance) == Found(record(), 0.0)
             store.release("s-1", instance)
@@ -429,7 +426,7 @@ class StoreContract(ABC):
         """If its last activity is no later than the instant given, whatever the time; absent ids are not given."""
         with self.store() as (store, instance):
             store.create(record(), instance)
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
             assert store.delete({"s-1": NOW, "gone": NOW}, instance, NOW) == {"s-1"}
             assert store.delete({"s-1": NOW}, instance, NOW) == set()
 

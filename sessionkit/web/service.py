@@ -9,7 +9,7 @@ from weakref import WeakSet
 
 from .. import SessionCoordinator
 from ..util.log import report_failure, report_problem, short_repr
-from ..util.validation import Duration, checked_wait
+from ..util.validation import Duration, checked_flag, checked_wait
 
 TIMEOUT_SECONDS = 10.0
 """How many seconds a request waits for other requests of the same visitor, unless the application says otherwise."""
@@ -30,12 +30,22 @@ class Service:
 
     So it does in every process that is forked from this one. Without a store, sessions stay in the process that made
     them: if the server has several processes, the service logs a warning, once in each.
+
+    `shared`: whether requests of one visitor have the session at the same time. Raises `ValueError` if so, and the
+    coordinator has a store.
     """
 
-    def __init__(self, coordinator: SessionCoordinator[Any]) -> None:
+    def __init__(self, coordinator: SessionCoordinator[Any], *, shared: bool) -> None:
         if not isinstance(coordinator, SessionCoordinator):
             raise TypeError(f"coordinator must be a SessionCoordinator, not {short_repr(coordinator)}")
+        if checked_flag("shared", shared) and coordinator.store is not None:
+            raise ValueError(
+                "shared=True cannot be had with a store: each worker would keep a copy of the session of its own, miss "
+                "what others save, and lose what they change. Leave it out; requests that only look at the session "
+                "(read_only) wait for no other request"
+            )
         self.coordinator = coordinator
+        self.shared = shared
         coordinator.start_cleanup_task()
         _served.add(coordinator)
         self._may_warn = coordinator.store is None

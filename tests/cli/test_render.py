@@ -141,6 +141,6 @@ def test_show_what_several_processes_have_in_memory(path: Path) -> None:
     text = run("show", path, "s-1").stdout
     assert "of b:1, http://a b/\\u202e; activity of the last 1m15s may not be written yet\n" in text
     assert json.loads(run("show", path, "s-1", "--json").stdout)["instances"] == ["b:1", "http://a b/\u202e"]
-    store.attach("s-1", store.join(30.0, "c:1"), "exclusive")
+    store.attach("s-1", store.join(30.0, "c:1"), lease=True)
     assert "of b:1, c:1, http://a b/\\u202e; one of which has it checked out" in run("show", path, "s-1").stdout
     store.close()

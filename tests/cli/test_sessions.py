@@ -306,7 +306,7 @@ def test_cleanup_of_who_was_idle_for_less(path: Path) -> None:
 def test_cleanup_leaves_what_a_process_may_have_used(path: Path) -> None:
     """What a process has checked out, or may have touched and not written yet, stays."""
     store = SQLiteStore(path)
-    store.attach("s-3", store.join(0.0, "other"), "exclusive")
+    store.attach("s-3", store.join(0.0, "other"), lease=True)
     store.attach("s-2", store.join(3600.0, "other"))
     assert run("cleanup", path, "--max-age", "1").stdout == (
         "Removed 1 session (1 idle for too long, 0 too old); 2 left\n"

@@ -103,7 +103,6 @@ def checked_out(**options: Any) -> Call:
 LOOKS: dict[str, Call] = {
     "get_session": lambda sessions, session_id: sessions.get_session(session_id),
     "checkout": checked_out(),
-    "shared": checked_out(exclusive=False),
     "timeout": checked_out(timeout=0),
     "switch_session": lambda sessions, session_id: sessions.switch_session(session_id),
     "by name": lambda sessions, _: sessions.switch_session("support"),

@@ -41,7 +41,7 @@ EVERYTHING = "*"
 def operation_of(method: str, arguments: tuple[Any, ...]) -> str:
     """Which of these a call of a store's method is: some methods do one thing or another by what they are given."""
     match method:
-        case "attach" if arguments[2:] and arguments[2] is not None:
+        case "attach" if arguments[2:] and arguments[2]:
             return LEASE
         case "release" if arguments[2:] and arguments[2] is not None:
             return GIVE_BACK

@@ -40,8 +40,10 @@ from ..helpers.processes import (
 )
 from ..helpers.support import (
     DETACH,
+    GIVE_BACK,
     LEASE,
     RELEASE,
+    SAVE,
     WAIT,
     HookedClock,
     WatchedStore,
@@ -52,20 +54,88 @@ from ..helpers.support import (
 
 
 def test_an_exclusive_checkout_excludes_across_processes(pair: Pair) -> None:
-    """With no time to wait it raises at once, whichever way it is asked; given back, it is free."""
+    """With no time to wait it raises at once; given back, it is free."""
     here, there = pair
     session = here.create_session()
     with here.checkout(session.id):
-        for exclusive in (True, False):
-            with pytest.raises(SessionBusyError, match="another process"):
-                there.checkout(session.id, exclusive=exclusive, timeout=0).__enter__()
+        with pytest.raises(SessionBusyError, match="another process"):
+            there.checkout(session.id, timeout=0).__enter__()
         assert there.stats().checked_out == 0
         assert there.get_session(session.id).id == session.id
-    with there.checkout(session.id, timeout=0, exclusive=False), here.checkout(session.id, timeout=0, exclusive=False):
+    with there.checkout(session.id, timeout=0):
         with pytest.raises(SessionBusyError):
             here.checkout(session.id, timeout=0).__enter__()
+
+
+def test_with_a_store_no_checkout_is_shared(pair: Pair, stores: tuple[WatchedStore, WatchedStore]) -> None:
+    """`exclusive=False` raises at the call: nothing is taken, nor is the store asked. It says what to do instead."""
+    here, _ = pair
+    session = here.create_session()
+    stores[0].calls.clear()
+    for session_id in (session.id, "nothing"):
+        with pytest.raises(ValueError, match=f"{session_id}.*has a store.*holder="):
+            here.checkout(session_id, exclusive=False)
+    assert (here.stats().checked_out, stores[0].calls) == (0, {})
+
+
+def test_threads_of_one_holder_have_the_session_together(pair: Pair, stores: tuple[WatchedStore, WatchedStore]) -> None:
+    """With a store too, threads that check out with the same `holder=` have the session at the same time, also while
+    others wait for it; it is saved, and free for other processes, when the last of them gives it back.
+    """
+    here, there = pair
+    session, holder = here.create_session(data={"said": []}), object()
+    together = threading.Barrier(3)
+
+    def work(number: int) -> None:
+        with here.checkout(session.id, timeout=0, holder=holder) as held:
+            held.data["said"].append(number)
+            together.wait(WAIT)
+        together.wait(WAIT)
+
+    stores[0].calls.clear()
+    with ThreadPoolExecutor(3) as pool, here.checkout(session.id, holder=holder) as held:
+        threads = [pool.submit(work, number) for number in range(2)]
+        together.wait(WAIT)
+        together.wait(WAIT)
+        assert [thread.result(WAIT) for thread in threads] == [None, None]
+        assert sorted(held.data["said"]) == [0, 1]
+        assert not stores[0].calls.keys() & {SAVE, GIVE_BACK, RELEASE}
+        for others in (here, there):
+            waiting = others.checkout(session.id, timeout=0, holder=object())
+            with pytest.raises(SessionBusyError):
+                waiting.__enter__()
+    with there.checkout(session.id, timeout=0) as other:
+        assert sorted(other.data["said"]) == [0, 1]
+
+
+def test_a_thread_of_a_holder_that_comes_as_the_last_one_leaves(
+    pair: Pair, stores: tuple[WatchedStore, WatchedStore]
+) -> None:
+    """It takes a lease of its own, once what the other changed is saved; nothing of either is lost."""
+    here, there = pair
+    session, holder = here.create_session(), object()
+    going = here.checkout(session.id, holder=holder)
+    going.__enter__().data["first"] = 1
+    coming = threading.Event()
+
+    def come() -> None:
+        coming.set()
+        with here.checkout(session.id, timeout=WAIT, holder=holder) as held:
+            held.data["second"] = held.data["first"] + 1
+
+    with ThreadPoolExecutor(1) as pool:
+        second = []
+
+        def let_in() -> None:
+            second.append(pool.submit(come))
+            assert coming.wait(WAIT)
+
+        stores[0].before(GIVE_BACK, let_in)
+        going.__exit__()
+        second[0].result(WAIT)
+    assert there.get_session(session.id).data == {"first": 1, "second": 2}
     with there.checkout(session.id, timeout=0):
-        pass
+        assert here.stats().checked_out == 0
 
 
 def test_a_checkout_waits_for_another_process(pair: Pair, stores: tuple[WatchedStore, WatchedStore]) -> None:
@@ -100,13 +170,19 @@ def test_a_session_on_lease_elsewhere_never_expires_here(pair: Pair, session_clo
     assert session.id in here
 
 
-def test_both_sharing_and_changing_is_a_conflict(pair: Pair) -> None:
-    """No update is lost silently: the second one raises, and the next checkout has what the first one saved."""
+def test_a_change_without_a_lease_that_others_overtake_is_a_conflict(
+    pair: Pair, stores: tuple[WatchedStore, WatchedStore]
+) -> None:
+    """While the store fails, both may have the session. No update is lost silently: the second one to save raises, and
+    the next checkout has what the first one saved.
+    """
     here, there = pair
     session = here.create_session()
-    checkout = here.checkout(session.id, exclusive=False)
+    checkout = here.checkout(session.id)
+    stores[0].failing = {LEASE}
     checkout.__enter__().data["by"] = "here"
-    with there.checkout(session.id, exclusive=False) as other:
+    stores[0].failing.clear()
+    with there.checkout(session.id) as other:
         other.data["by"] = "there"
     with pytest.raises(SessionConflictError, match="check it out again"):
         checkout.__exit__()
@@ -115,48 +191,36 @@ def test_both_sharing_and_changing_is_a_conflict(pair: Pair) -> None:
         assert held.data == {"by": "there"}
 
 
-def test_sharing_in_one_process_may_become_exclusive(pair: Pair) -> None:
-    """A sole sharer may take it exclusively, which then holds across processes too."""
-    here, there = pair
-    session = here.create_session()
-    with here.checkout(session.id, exclusive=False):
-        with there.checkout(session.id, exclusive=False, timeout=0):
-            pass
-        with here.checkout(session.id, timeout=0):
-            with pytest.raises(SessionBusyError):
-                there.checkout(session.id, exclusive=False, timeout=0).__enter__()
-
-
-def test_the_first_of_several_sharers_catches_up_before_the_others_work(
+def test_the_first_thread_of_a_holder_catches_up_before_the_others_work(
     pair: Pair, stores: tuple[WatchedStore, WatchedStore]
 ) -> None:
     """A second one that comes in between finds the newest version, and what it writes is not taken away again."""
     here, there = pair
-    session = here.create_session()
+    session, holder = here.create_session(), object()
     with there.checkout(session.id) as other:
         other.data["by"] = "there"
     came, done = threading.Event(), threading.Event()
 
-    def share_too() -> None:
+    def come_too() -> None:
         came.set()
-        with here.checkout(session.id, exclusive=False) as second:
+        with here.checkout(session.id, holder=holder) as second:
             assert second.data == {"by": "there"}
             second.data["and by"] = "second"
             assert done.wait(WAIT)
 
     with ThreadPoolExecutor(1) as pool:
-        sharing = []
+        coming = []
 
         def let_in() -> None:
-            sharing.append(pool.submit(share_too))
+            coming.append(pool.submit(come_too))
             assert came.wait(WAIT)
 
         stores[0].after(LEASE, let_in)
-        with here.checkout(session.id, exclusive=False) as first:
+        with here.checkout(session.id, holder=holder) as first:
             assert first.data["by"] == "there"
-            wait_until(lambda: "and by" in first.data or sharing[0].done())
+            wait_until(lambda: "and by" in first.data or coming[0].done())
             done.set()
-            sharing[0].result(WAIT)
+            coming[0].result(WAIT)
     assert there.get_session(session.id).data == {"by": "there", "and by": "second"}
 
 
@@ -350,7 +414,7 @@ def _hold(path: str, session_id: str, ready: int) -> None:
 
 
 def test_no_update_is_lost(path: Path) -> None:
-    """However many processes change the same sessions under exclusive checkouts, no update is lost."""
+    """However many processes change the same sessions under checkouts, no update is lost."""
     with SessionCoordinator[Any](store=SQLiteStore(path)) as coordinator:
         ids = [coordinator.create_session().id for _ in range(3)]
     with processes(4, _hammer, path, ids, 40) as results:

@@ -150,7 +150,7 @@ def test_what_is_gone_cannot_be_rotated(session_coordinator: CoordinatorFactory,
 
 
 def test_rotation_under_a_checkout_of_this_thread(session_coordinator: CoordinatorFactory) -> None:
-    """The thread goes on with the session, and can give it back; alone or shared, as long as no other thread has it."""
+    """The thread goes on with the session, and can give it back; alone, or shared if no other thread has it."""
     coordinator = session_coordinator(CONFIG)
     coordinator.create_session(session_id="s-0")
     for number, exclusive in enumerate([True, False]):

@@ -230,15 +230,13 @@ def _change_and_raise(session: ManagedSession[Any]) -> None:
     raise ZeroDivisionError
 
 
-def test_inner_and_shared_checkouts_are_saved_when_the_last_is_given_back(
-    restart: Restart, store: WatchedStore
-) -> None:
-    """While others in this process have the session, it is not saved and its lease not given back."""
+def test_inner_checkouts_are_saved_when_the_last_is_given_back(restart: Restart, store: WatchedStore) -> None:
+    """While another checkout in this process has the session, it is not saved and its lease not given back."""
     coordinator = restart(store=store)
     session = coordinator.create_session()
     store.calls.clear()
-    with coordinator.checkout(session.id, exclusive=False) as held:
-        with coordinator.checkout(session.id, exclusive=False):
+    with coordinator.checkout(session.id) as held:
+        with coordinator.checkout(session.id):
             held.data["step"] = 1
         assert not store.calls.keys() & {SAVE, GIVE_BACK, RELEASE}
     assert (store.calls[SAVE], store.calls[GIVE_BACK], store.calls[RELEASE]) == (0, 1, 0)

@@ -38,6 +38,7 @@ from ..helpers.processes import (
 from ..helpers.support import (
     DELETE_IF_DUE,
     DETACH,
+    LEASE,
     WAIT,
     Closings,
     HookedClock,
@@ -80,12 +81,14 @@ def test_messages_counted_by_several_add_up(pair: Pair) -> None:
     assert there.get_session(session.id).metadata.message_count == 6
 
 
-def test_a_look_changes_nothing_under_a_checkout(pair: Pair) -> None:
-    """While a checkout here works on the data, what others saved is not put into it."""
+def test_a_look_changes_nothing_under_a_checkout(pair: Pair, stores: tuple[WatchedStore, WatchedStore]) -> None:
+    """While a checkout here works on the data, what others saved, because it has no lease, is not put into it."""
     here, there = pair
     session = here.create_session()
-    with here.checkout(session.id, exclusive=False):
-        with there.checkout(session.id, exclusive=False) as other:
+    stores[0].failing = {LEASE}
+    with here.checkout(session.id):
+        stores[0].failing.clear()
+        with there.checkout(session.id) as other:
             other.data["by"] = "there"
         assert here.get_session(session.id).data == {}
     assert here.get_session(session.id).data == {"by": "there"}

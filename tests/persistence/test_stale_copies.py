@@ -114,17 +114,6 @@ def test_a_session_without_a_resource_stays_and_catches_up(process: Maker) -> No
     assert here.closed == []
 
 
-def test_shared_checkouts_make_no_copy_stale(pair: Processes) -> None:
-    """A resource that is shared can stand that others work too; what they saved is in the data."""
-    here, there = pair
-    session = here.sessions.create_session()
-    there.add(session.id, "there", exclusive=False)
-    assert here.sessions.get_session(session.id) is session
-    assert here.add(session.id, "here", exclusive=False) is session.resource
-    assert there.sessions.get_session(session.id).data == {"said": ["there", "here"]}
-    assert here.closed == there.closed == []
-
-
 def test_a_session_that_is_used_again_and_again_has_one_resource(pair: Processes) -> None:
     """It is let go once for each time that the session was elsewhere, and not for checkouts of one's own, in which it
     may be looked at."""
@@ -265,9 +254,9 @@ def test_a_resource_in_an_exclusive_checkout_knows_all_that_is_in_the_data(proce
 # ---- Several threads of one process
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("holder", [None, object()], ids=["each for itself", "one holder"])
 def test_threads_that_check_out_at_once_let_go_once(
-    pair: Processes, session_clock: HookedClock, exclusive: bool
+    pair: Processes, session_clock: HookedClock, holder: object
 ) -> None:
     """They get the same new session, with one resource, whichever of them found that the old one is stale."""
     here, there = pair
@@ -278,7 +267,7 @@ def test_threads_that_check_out_at_once_let_go_once(
     def check_out() -> Any:
         # Both have found the old one, and take it together.
         session_clock.at_reading(2, lambda: together.wait(WAIT))
-        return checked_out(exclusive=exclusive, timeout=WAIT)(here.sessions, session_id)
+        return checked_out(holder=holder, timeout=WAIT)(here.sessions, session_id)
 
     sessions = all_at_once(check_out, check_out)
     assert sessions[0] is sessions[1]
@@ -455,7 +444,7 @@ def test_a_lease_that_was_taken_and_not_told_of_hides_nothing(pair: Processes, c
         assert held is session
         if changes:
             held.data["said"] = ["here"]
-    there.add(session.id, "there", exclusive=False, timeout=0)
+    there.add(session.id, "there", timeout=0)
     assert here.sessions.get_session(session.id) is not session
     assert here.made[1].knew == {"said": ["here", "there"] if changes else ["there"]}
 

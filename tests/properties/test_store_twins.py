@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from sessionkit import SessionError, SessionExistsError
-from sessionkit.stores import Changes, Lease, RedisStore, SQLiteStore, Store, Touch
+from sessionkit.stores import Changes, RedisStore, SQLiteStore, Store, Touch
 from sessionkit.testing.store_contract import NOW, record
 
 from ..helpers.redis_server import redis_cluster, shared_server
@@ -30,7 +30,6 @@ INSTANTS = st.sampled_from([NOW - 5, NOW, NOW + 0.1, NOW + 30, NOW + 60, NOW + 6
 TOUCHES = st.builds(Touch, INSTANTS, st.integers(0, 3), st.sampled_from([None, "active", "processing"]))
 DATA = st.sampled_from(["{}", '{"a":1}', '{"text":"\u20ac\U0001f40d|"}'])
 BEHIND = st.integers(0, 1)
-LEASES = st.sampled_from([None, "shared", "exclusive"])
 KNOWN = st.dictionaries(IDS, st.none() | INSTANTS, max_size=3)
 AGES = st.sampled_from([None, 1.0, 30.0, 1e9])
 
@@ -78,9 +77,9 @@ class Twins(RuleBasedStateMachine):
         self.versions[session_id] = 1 if found is None else found.record.version
         self.ask(lambda store, instance_of: store.find(name))
 
-    @rule(session_id=IDS, instance=INSTANCES, lease=LEASES)
-    def attach(self, session_id: str, instance: int, lease: Lease | None) -> None:
-        self.ask(lambda store, instance_of: store.attach(session_id, instance_of(instance), lease))
+    @rule(session_id=IDS, instance=INSTANCES, lease=st.booleans())
+    def attach(self, session_id: str, instance: int, lease: bool) -> None:
+        self.ask(lambda store, instance_of: store.attach(session_id, instance_of(instance), lease=lease))
 
     @rule(session_ids=st.lists(IDS, max_size=3), instance=INSTANCES)
     def detach(self, session_ids: list[str], instance: int) -> None:

@@ -98,6 +98,6 @@ SessionMiddleware(page, named, cookie="shop")  # type: ignore[arg-type]  # a nam
 SessionCookie(same_site="Loose")  # type: ignore[arg-type]  # choices are checked
 
 app = flask.Flask("shop")
-sessionkit.flask.init_app(app, named, timeout=timedelta(seconds=5), shared=True)
+sessionkit.flask.init_app(app, named, timeout=timedelta(seconds=5), shared=False)
 assert_type(sessionkit.flask.session.resource, Any)
 sessionkit.flask.session.rotate()

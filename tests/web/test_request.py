@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from sessionkit import RemovalCause, SessionCoordinator, StoreError
+from sessionkit import RemovalCause, SessionBusyError, SessionCoordinator, StoreError
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -250,24 +250,25 @@ def test_a_new_session_that_the_store_does_not_confirm(
     store.failing.clear()
 
 
-def test_a_rotation_after_which_a_shared_session_is_not_had_again(
-    session_coordinator: CoordinatorFactory, store: WatchedStore
-) -> None:
+def test_a_rotation_after_which_a_shared_session_is_not_had_again(coordinator: SessionCoordinator[Any]) -> None:
     """503, with the new token: the old one is dead."""
-    coordinator = session_coordinator(CONFIG, store=store)
-    rename = store.store.rename
+    check_out = coordinator.checkout
 
-    def rename_and_fail(*arguments: Any) -> bool:
-        store.failing.add("lease")
-        return rename(*arguments)
+    def only_alone(*arguments: Any, **options: Any) -> Any:
+        # As where another request that rotates it has it to itself.
+        if not options["exclusive"]:
+            raise SessionBusyError("taken")
+        return check_out(*arguments, **options)
 
-    site = Site(index=count, rotate=WebSession.rotate)
-    visitor = Visitor(SessionMiddleware(site, coordinator, shared=True))
+    def rotate(session: WebSession) -> None:
+        assert session["n"] == 1
+        with patch.object(coordinator, "checkout", only_alone):
+            session.rotate()
+
+    visitor = Visitor(SessionMiddleware(Site(index=count, rotate=rotate), coordinator, shared=True))
     visitor.get()
     token = visitor.token
-    with patch.object(store.store, "rename", rename_and_fail):
-        assert visitor.get("/rotate").status == "503 Service Unavailable"
-    store.failing.clear()
+    assert visitor.get("/rotate").status == "503 Service Unavailable"
     assert visitor.token != token
     assert visitor.text() == "2"
 

@@ -9,8 +9,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import flask
 import pytest
 
+import sessionkit.flask
 from sessionkit import CoordinatorConfig, SessionCoordinator
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -103,6 +105,18 @@ def test_many_workers_without_a_store_are_warned_of_once(
     assert len(caplog.messages) == 1
     assert "several worker processes and no session store" in caplog.text
     assert "SQLiteStore" in caplog.text
+
+
+def test_with_a_store_requests_do_not_share_the_session(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """`shared=True` raises at start, and says what to do instead; nothing has been started."""
+    coordinator = session_coordinator(CONFIG, store=SQLiteStore(tmp_path / "sessions.db"))
+    with pytest.raises(ValueError, match=r"shared=True cannot be had with a store.*read_only"):
+        SessionMiddleware(app, coordinator, shared=True)
+    with pytest.raises(ValueError, match=r"shared=True cannot be had with a store.*read_only"):
+        sessionkit.flask.init_app(flask.Flask(__name__), coordinator, shared=True)
+    assert not coordinator.stats().cleanup.alive
 
 
 def test_many_workers_with_a_store_are_fine(

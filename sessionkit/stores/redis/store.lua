@@ -203,12 +203,12 @@ local function touch(s, last, messages, state)
   if state ~= '' then s.state = state end
 end
 
-local function is_leased(mark) return string.find(mark, '[sx]') ~= nil end
+local function is_leased(mark) return string.find(mark, 'x') ~= nil end
 
--- The other instances that have the session: whether one has a lease, and an exclusive one; the lag because of them; the
--- names of the living, and the ids of the dead.
+-- The other instances that have the session: whether one has the lease; the lag because of them; the names of the
+-- living, and the ids of the dead.
 local function others(s, me)
-  local found = {leased = false, exclusive = false, lag = '0', names = {}, dead = {}}
+  local found = {leased = false, lag = '0', names = {}, dead = {}}
   for id, mark in pairs(s.holders) do
     if id ~= me then
       if is_alive(id) then
@@ -216,7 +216,6 @@ local function others(s, me)
         local lag = is_leased(mark) and 'inf' or instance.lag
         if number(lag) > number(found.lag) then found.lag = lag end
         found.leased = found.leased or is_leased(mark)
-        found.exclusive = found.exclusive or string.find(mark, 'x') ~= nil
         table.insert(found.names, instance.name)
       else
         table.insert(found.dead, id)
@@ -250,10 +249,10 @@ local function hold(s, instance, mark)
   s.holders[instance] = mark
 end
 
--- What an instance with this mark is told of the session. While another one has an exclusive lease, it may still change
--- the session: the copy here is stale once that lease has ended.
+-- What an instance with this mark is told of the session. While another one has the lease, it may still change the
+-- session: the copy here is stale once that lease has ended.
 local function report(s, found, mark)
-  local stale = string.find(mark or '', 'o') and not found.exclusive
+  local stale = string.find(mark or '', 'o') and not found.leased
   return {meta_of(s), s.data, found.lag, stale and 1 or 0, unpack(found.names)}
 end
 
@@ -337,23 +336,21 @@ function operations.find(name)
   return id and redis.call('EXISTS', key_of(id)) == 1 and id
 end
 
--- id, instance, "" to attach it only, or the lease that it is to get ("s" or "x") -> as load, or "busy"
+-- id, instance, "x" if it is to get the lease, or "" -> as load, or "busy"
 function operations.attach(id, instance, wanted)
   local s = session(id)
   if not s then return false end
   local found = others(s, instance)
-  if wanted ~= '' and (found.exclusive or (found.leased and wanted == 'x')) then return 'busy' end
+  if wanted ~= '' and found.leased then return 'busy' end
   drop_dead_instances(s, found.dead)
   local mark = s.holders[instance]
   if wanted ~= '' then
-    hold(s, instance, (string.find(mark or '', 'x') and 'x' or wanted) .. (string.match(mark or '', 'o') or ''))
-  elseif not mark then
-    hold(s, instance, found.exclusive and 'o' or '')
-  end
-  if wanted == 'x' then
+    hold(s, instance, wanted .. (string.match(mark or '', 'o') or ''))
     for id, _ in pairs(s.holders) do
       if id ~= instance then hold(s, id, 'o') end
     end
+  elseif not mark then
+    hold(s, instance, found.leased and 'o' or '')
   end
   return report(s, found, mark)
 end
@@ -598,7 +595,7 @@ end
 
 -- ---- A session that moves to another slot, with another id
 
--- id, instance -> "absent", or "busy", or record, data and the instance's mark, which is an exclusive lease's from now on
+-- id, instance -> "absent", or "busy", or record, data and the instance's mark, which is that of the lease from now on
 function operations.seize(id, instance)
   local s = session(id)
   if not s then return 'absent' end

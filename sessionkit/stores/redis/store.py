@@ -14,7 +14,7 @@ from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
-from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
+from ..base import Changes, Found, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .client import Client, LapsedError, Server
 from .cluster import CLUSTER_PARTITIONS, ClusterSteps, Partitions
 from .codec import found_of, line_of, parts_of, records_of
@@ -28,8 +28,6 @@ KEEP_SECONDS = 86_400.0
 
 BATCH = 250
 """How many sessions one call of the server is about, at most: other calls wait for no more than that."""
-
-_MARKS: dict[Lease | None, str] = {None: "", "shared": "s", "exclusive": "x"}
 
 
 class RedisStore:
@@ -155,9 +153,9 @@ class RedisStore:
         found = self._ask(self._partitions.of(name), "find", name)
         return None if found is None else str(found.decode())
 
-    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
+    def attach(self, session_id: str, instance: str, *, lease: bool = False) -> Found | None:
         self._repair(session_id)
-        reply = self._ask(self._partitions.of(session_id), "attach", session_id, instance, _MARKS[lease])
+        reply = self._ask(self._partitions.of(session_id), "attach", session_id, instance, "x" if lease else "")
         if reply == b"busy":
             raise busy(session_id)
         if reply is None:

@@ -15,7 +15,7 @@ from ...util.clock import SLACK
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
-from ..base import Changes, Found, Lease, SessionRecord, Touch, busy, conflict, taken, taken_id
+from ..base import Changes, Found, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .database import Database, Sync
 from .liveness import LockFiles
 
@@ -46,8 +46,8 @@ CREATE TABLE instances (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NU
 CREATE TABLE holders (
     session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
     instance TEXT NOT NULL REFERENCES instances ON DELETE CASCADE,
-    lease TEXT,  -- 'shared', 'exclusive', or NULL while it is only attached
-    stale INTEGER NOT NULL,  -- whether another instance has, or had, an exclusive lease meanwhile
+    lease TEXT,  -- 'exclusive', or NULL while it is only attached
+    stale INTEGER NOT NULL,  -- whether another instance has, or had, the lease meanwhile
     PRIMARY KEY (session_id, instance)
 ) WITHOUT ROWID;
 CREATE INDEX holders_instance ON holders (instance);
@@ -185,27 +185,24 @@ class SQLiteStore:
         )
         return None if row is None else str(row[0])
 
-    def attach(self, session_id: str, instance: str, lease: Lease | None = None) -> Found | None:
-        if lease is None and self.load(session_id) is None:
+    def attach(self, session_id: str, instance: str, *, lease: bool = False) -> Found | None:
+        if not lease and self.load(session_id) is None:
             # Most calls for a session that is not in memory are for an absent one: writers need not wait for those.
             return None
 
         def work(connection: sqlite3.Connection) -> Found | None:
-            found, leases = self._find(connection, session_id, instance)
+            found, is_leased = self._find(connection, session_id, instance)
             if found is None:
                 return None
-            if leases and (lease == "exclusive" or (lease == "shared" and "exclusive" in leases)):
+            if lease and is_leased:
                 raise busy(session_id)
-            self._note_holder(connection, session_id, instance, stale="exclusive" in leases)
-            if lease is not None:
+            self._note_holder(connection, session_id, instance, stale=is_leased)
+            if lease:
+                values = session_id, instance
                 connection.execute(
-                    "UPDATE holders SET lease = ? WHERE session_id = ? AND instance = ? AND lease IS NOT 'exclusive'",
-                    (lease, session_id, instance),
+                    "UPDATE holders SET lease = 'exclusive' WHERE session_id = ? AND instance = ?", values
                 )
-            if lease == "exclusive":
-                connection.execute(
-                    "UPDATE holders SET stale = 1 WHERE session_id = ? AND instance <> ?", (session_id, instance)
-                )
+                connection.execute("UPDATE holders SET stale = 1 WHERE session_id = ? AND instance <> ?", values)
             return found
 
         return self._write(work)
@@ -233,10 +230,10 @@ class SQLiteStore:
 
     def rename(self, session_id: str, new_id: str, instance: str) -> bool:
         def work(connection: sqlite3.Connection) -> bool:
-            found, leases = self._find(connection, session_id, instance)
+            found, is_leased = self._find(connection, session_id, instance)
             if found is None:
                 return False
-            if leases:
+            if is_leased:
                 raise busy(session_id)
             if self._find(connection, new_id, None)[0] is not None:
                 raise taken_id(new_id)
@@ -306,23 +303,21 @@ class SQLiteStore:
     def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         return self._database.write(work, "NORMAL")
 
-    def _find(
-        self, connection: sqlite3.Connection, session_id: str, instance: str | None
-    ) -> tuple[Found | None, set[str]]:
-        """The record with its lag, and the leases of other living instances. One statement."""
+    def _find(self, connection: sqlite3.Connection, session_id: str, instance: str | None) -> tuple[Found | None, bool]:
+        """The record with its lag, and whether another living instance has the lease. One statement."""
         rows = connection.execute(_FIND, (session_id,)).fetchall()
         if not rows:
-            return None, set()
-        lag, names, leases, stale = 0.0, list[str](), set[str](), False
+            return None, False
+        lag, names, is_leased, stale = 0.0, list[str](), False, False
         for *_, holder, its_lag, name, lease, is_stale in rows:
             if holder == instance:
                 stale = bool(is_stale)
             elif holder is not None and self._lock_files.is_alive(holder):
                 names.append(name)
                 lag = max(lag, its_lag if lease is None else inf)
-                leases |= set() if lease is None else {lease}
+                is_leased = is_leased or lease is not None
         record = SessionRecord._make(rows[0][: len(SessionRecord._fields)])
-        return Found(record, lag, (*sorted(names),), stale and "exclusive" not in leases), leases
+        return Found(record, lag, (*sorted(names),), stale and not is_leased), is_leased
 
     def _note_holder(
         self, connection: sqlite3.Connection, session_id: str, instance: str, *, stale: bool = False

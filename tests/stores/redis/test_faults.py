@@ -119,12 +119,12 @@ def _promise(store: OpenedStore, instance: str, session_id: str) -> Iterator[Non
 def _leave(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
-    store.attach(session_id, second, "exclusive")
+    store.attach(session_id, second, lease=True)
     yield
     store.leave(second)
     yield
     assert found_in(store, session_id) == Found(record(session_id), 0.0)
-    assert store.attach(session_id, instance, "exclusive") == Found(record(session_id), 0.0)
+    assert store.attach(session_id, instance, lease=True) == Found(record(session_id), 0.0)
 
 
 def _create(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
@@ -172,7 +172,7 @@ def _detach(store: OpenedStore, instance: str, session_id: str) -> Iterator[None
 def _lease(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
     yield
-    found = store.attach(session_id, instance, "exclusive")
+    found = store.attach(session_id, instance, lease=True)
     yield
     assert found == Found(record(session_id), 0.0)
     assert found_in(store, session_id) == Found(record(session_id), inf, ("first",))
@@ -181,10 +181,10 @@ def _lease(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]
 def _lease_of_the_dead(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), second)
-    store.attach(session_id, second, "exclusive")
+    store.attach(session_id, second, lease=True)
     store.keys.let_the_term_run_out(second)
     yield
-    found = store.attach(session_id, instance, "exclusive")
+    found = store.attach(session_id, instance, lease=True)
     yield
     assert found == Found(record(session_id, version=2), 0.0)
     assert found_in(store, session_id) == Found(record(session_id, version=2), inf, ("first",))
@@ -194,10 +194,10 @@ def _lease_of_the_dead(store: OpenedStore, instance: str, session_id: str) -> It
 def _lease_that_is_taken(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     second = store.join(25.0, "second")
     store.create(record(session_id), instance)
-    store.attach(session_id, second, "exclusive")
+    store.attach(session_id, second, lease=True)
     yield
     with pytest.raises(SessionBusyError):
-        store.attach(session_id, instance, "exclusive")
+        store.attach(session_id, instance, lease=True)
     yield
     assert found_in(store, session_id, instance).elsewhere == ("second",)
     store.leave(second)
@@ -205,7 +205,7 @@ def _lease_that_is_taken(store: OpenedStore, instance: str, session_id: str) -> 
 
 def _release(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.attach(session_id, instance, "exclusive")
+    store.attach(session_id, instance, lease=True)
     yield
     store.release(session_id, instance)
     yield
@@ -223,7 +223,7 @@ def _save(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
 
 def _give_back(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.attach(session_id, instance, "exclusive")
+    store.attach(session_id, instance, lease=True)
     yield
     version = store.release(session_id, instance, Changes(1, '{"a":1}', Touch(NOW + 1, 3)))
     yield
@@ -233,7 +233,7 @@ def _give_back(store: OpenedStore, instance: str, session_id: str) -> Iterator[N
 
 def _give_back_unchanged(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id), instance)
-    store.attach(session_id, instance, "exclusive")
+    store.attach(session_id, instance, lease=True)
     yield
     version = store.release(session_id, instance, Changes(1, None, Touch(NOW + 1, 3)))
     yield
@@ -243,7 +243,7 @@ def _give_back_unchanged(store: OpenedStore, instance: str, session_id: str) -> 
 
 def _rename(store: OpenedStore, instance: str, session_id: str) -> Iterator[None]:
     store.create(record(session_id, name=session_id), instance)
-    store.attach(session_id, instance, "exclusive")
+    store.attach(session_id, instance, lease=True)
     yield
     was_there = store.rename(session_id, f"{session_id}-new", instance)
     yield
@@ -518,10 +518,10 @@ def test_a_save_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: Open
 def test_a_give_back_that_nobody_heard_of_is_in_no_saves_way(line: Proxy, store: OpenedStore, instance: str) -> None:
     """As with a save: it can be given back again, and the lease is gone."""
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     with unheard(line):
         store.release("s-1", instance, Changes(1, '{"a":1}', Touch(NOW + 1)))
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     assert store.release("s-1", instance, Changes(1, '{"a":2}', Touch(NOW + 2))) == 3
     assert found_in(store, "s-1").record == record(data='{"a":2}', last_active=NOW + 2, version=3)
     assert found_in(store, "s-1").lag == 10.0
@@ -570,7 +570,7 @@ def test_a_renaming_that_nobody_heard_of_is_undone(
     asks: list[Callable[[], object]] = [
         lambda: store.load("s-1", instance),
         lambda: store.attach("s-1", instance),
-        lambda: store.attach("s-1", instance, "exclusive"),
+        lambda: store.attach("s-1", instance, lease=True),
         lambda: store.release("s-1", instance),
         lambda: store.release("s-1", instance, Changes(1, None, Touch(NOW))),
         lambda: store.save("s-1", Changes(1, '{"lang":"en"}', Touch(NOW))),
@@ -579,7 +579,7 @@ def test_a_renaming_that_nobody_heard_of_is_undone(
     ]
     for ask in asks:
         store.create(record(name="a"), instance)
-        store.attach("s-1", instance, "exclusive")
+        store.attach("s-1", instance, lease=True)
         with unheard(line):
             store.rename("s-1", "s-2", instance)
         assert other.load("s-1") is None
@@ -734,7 +734,7 @@ def test_what_a_server_comes_to_after_nobody_waits_any_more(server: RedisServer)
             lambda: store.create(record("new"), instance),
             lambda: store.save("s-1", Changes(1, '{"a":1}', Touch(NOW + 1, 1))),
             lambda: store.release("s-1", instance, Changes(1, '{"a":2}', Touch(NOW + 1, 1))),
-            lambda: store.attach("s-1", instance, "exclusive"),
+            lambda: store.attach("s-1", instance, lease=True),
             lambda: store.delete({"s-2": None}),
             lambda: store.delete_expired(NOW + 61, 10),
         ]
@@ -896,7 +896,7 @@ def test_a_server_that_is_killed_and_comes_back_empty(no_pauses: None) -> None:
             with coordinator.checkout(again.id) as session:
                 session.data["step"] = 1
                 with pytest.raises(SessionBusyError):
-                    other.attach(again.id, other.join(1.0, "other"), "exclusive")
+                    other.attach(again.id, other.join(1.0, "other"), lease=True)
             assert found_in(other, again.id).record.data == '{"again":true,"step":1}'
 
 
@@ -922,7 +922,7 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
         for session_id in ids:
             store.create(record(session_id, name=session_id), instance)
         store.detach(["expired"], instance)
-        store.attach("held", other, "exclusive")
+        store.attach("held", other, lease=True)
         with out_of_memory(server):
             for call in (
                 lambda: store.create(record("new"), instance),
@@ -935,13 +935,13 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
             assert found_in(store, "kept", instance) == Found(record("kept", name="kept"), 0.0)
             assert store.attach("kept", other) is not None
             for _ in range(2):
-                assert store.attach("kept", instance, "exclusive") is not None
+                assert store.attach("kept", instance, lease=True) is not None
                 with pytest.raises(SessionBusyError):
-                    store.attach("held", instance, "exclusive")
+                    store.attach("held", instance, lease=True)
                 with pytest.raises(SessionBusyError):
                     store.rename("held", "other", instance)
                 store.release("kept", instance)
-                store.attach("kept", instance, "shared")
+                store.attach("kept", instance, lease=True)
                 assert store.release("kept", instance, Changes(1, None, Touch(NOW + 1, 1, "processing"))) == 1
                 assert store.touch({"kept": Touch(NOW + 1, 1)}) == set()
                 with pytest.raises(SessionConflictError):
@@ -1044,11 +1044,11 @@ def test_whose_term_ran_out_overwrites_nothing(store: OpenedStore, instance: str
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     with pytest.raises(SessionBusyError):
-        other.attach("s-1", second, "shared")
+        other.attach("s-1", second, lease=True)
     store.keys.let_the_term_run_out(instance)
-    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
+    assert other.attach("s-1", second, lease=True) == Found(record(version=2), 0.0)
     for save in (
         lambda: store.save("s-1", Changes(1, '{"by":"the dead"}', Touch(NOW + 1))),
         lambda: store.release("s-1", instance, Changes(1, '{"by":"the dead"}', Touch(NOW + 1))),
@@ -1059,7 +1059,7 @@ def test_whose_term_ran_out_overwrites_nothing(store: OpenedStore, instance: str
     store.attach("nothing", instance)
     assert found_in(other, "s-1", second).elsewhere == ("first",)
     with pytest.raises(SessionBusyError):
-        store.attach("s-1", instance, "shared")
+        store.attach("s-1", instance, lease=True)
     assert other.release("s-1", second, Changes(2, '{"by":"second"}', Touch(NOW + 2))) == 3
     assert found_in(store, "s-1", instance).stale
     assert found_in(store, "s-1", instance).record.data == '{"by":"second"}'
@@ -1069,11 +1069,11 @@ def test_whose_term_ran_out_and_nobody_noticed(store: OpenedStore, instance: str
     """Renewed before anybody wanted it, a lease is what it was: the session has the version that it had."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     store.keys.let_the_term_run_out(instance)
     store.attach("nothing", instance)
     with pytest.raises(SessionBusyError):
-        other.attach("s-1", second, "exclusive")
+        other.attach("s-1", second, lease=True)
     assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
 
@@ -1084,9 +1084,9 @@ def test_whose_term_ran_out_and_who_asks_for_more(store: OpenedStore, instance: 
     for session_id in ("s-1", "s-2"):
         store.create(record(session_id), instance)
     store.keys.let_the_term_run_out(instance)
-    assert store.attach("s-1", instance, "exclusive") == Found(record(), 0.0)
+    assert store.attach("s-1", instance, lease=True) == Found(record(), 0.0)
     with pytest.raises(SessionBusyError):
-        other.attach("s-1", second, "exclusive")
+        other.attach("s-1", second, lease=True)
     assert found_in(other, "s-2", second).elsewhere == ("first",)
 
 
@@ -1112,18 +1112,18 @@ def test_after_a_server_was_away_for_long_nobody_is_dead_at_once(
     """
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     store.keys.let_time_pass(3 * LONG)
     # Before any heartbeat has come, too.
     assert found_in(other, "s-1") == Found(record(), inf, ("first",))
     for _ in range(2):
         other.set_write_interval(second, 5.0)
         with pytest.raises(SessionBusyError):
-            other.attach("s-1", second, "exclusive")
+            other.attach("s-1", second, lease=True)
     for _ in range(3):
         store.keys.let_time_pass(0.4 * LONG)
         other.set_write_interval(second, 5.0)
-    assert other.attach("s-1", second, "exclusive") == Found(record(version=2), 0.0)
+    assert other.attach("s-1", second, lease=True) == Found(record(version=2), 0.0)
 
 
 def test_after_a_server_was_away_for_less_than_a_term_nobody_is_dead(
@@ -1132,13 +1132,13 @@ def test_after_a_server_was_away_for_less_than_a_term_nobody_is_dead(
     """An instance whose heartbeat was due when the server was away, and whose term ran out meanwhile, is alive."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     store.keys.let_time_pass(LONG / 3)
     other.set_write_interval(second, 5.0)
     store.keys.let_time_pass(0.9 * LONG)
     other.set_write_interval(second, 5.0)
     with pytest.raises(SessionBusyError):
-        other.attach("s-1", second, "exclusive")
+        other.attach("s-1", second, lease=True)
     store.attach("nothing", instance)
     assert store.release("s-1", instance, Changes(1, "{}", Touch(NOW))) == 2
 
@@ -1170,12 +1170,12 @@ def test_a_heartbeat_that_comes_after_the_instance_left(store: OpenedStore, inst
     """One that was on its way brings nobody back."""
     second = other.join(5.0, "second")
     store.create(record(), instance)
-    store.attach("s-1", instance, "exclusive")
+    store.attach("s-1", instance, lease=True)
     store.leave(instance)
     # As the thread does, when it was just about to.
     store._send_heartbeat(instance)
     store.set_write_interval(instance, 1.0)
-    assert other.attach("s-1", second, "exclusive") == Found(record(), 0.0)
+    assert other.attach("s-1", second, lease=True) == Found(record(), 0.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -1191,12 +1191,12 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
             with opened(server.url, "killed", term=1.0) as inherited:
                 child = inherited.join(10.0, "second")
                 inherited.create(record(), child)
-                inherited.attach("s-1", child, "exclusive")
+                inherited.attach("s-1", child, lease=True)
                 os.write(writer, b"!")
                 signal.pause()
         assert os.read(reader, 1) == b"!"
         with pytest.raises(SessionBusyError):
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         for each in (reader, writer):
@@ -1204,7 +1204,7 @@ def test_a_process_that_is_killed_frees_what_it_had(server: RedisServer) -> None
 
         def is_free() -> bool:
             with suppress(SessionBusyError):
-                return store.attach("s-1", instance, "exclusive") == Found(record(version=2), 0.0)
+                return store.attach("s-1", instance, lease=True) == Found(record(version=2), 0.0)
             return False
 
         wait_for(is_free)
@@ -1348,7 +1348,7 @@ def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisSe
     with opened(server.url) as store:
         instance = store.join(10.0, "first")
         store.create(record(), instance)
-        store.attach("s-1", instance, "exclusive")
+        store.attach("s-1", instance, lease=True)
 
         def child() -> tuple[Any, ...]:
             assert _threads() == []
@@ -1356,7 +1356,7 @@ def test_a_forked_child_has_instances_and_connections_of_its_own(server: RedisSe
             store.create(record("s-2"), own)
             found = found_in(store, "s-1", own).elsewhere
             with pytest.raises(SessionBusyError):
-                store.attach("s-1", own, "exclusive")
+                store.attach("s-1", own, lease=True)
             threads = len(_threads())
             store.leave(own)
             store.close()

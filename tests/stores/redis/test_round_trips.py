@@ -65,7 +65,7 @@ def test_each_operation_of_the_store_is_one_round_trip(store: RedisStore) -> Non
         lambda: store.load("nobody"),
         lambda: store.find("s-0"),
         lambda: store.attach("s-0", instance),
-        lambda: store.attach("s-0", instance, "exclusive"),
+        lambda: store.attach("s-0", instance, lease=True),
         lambda: store.save("s-0", Changes(1, "{}", Touch(NOW))),
         lambda: store.release("s-0", instance, Changes(2, '{"a":1}', Touch(NOW))),
         lambda: store.release("s-0", instance),
@@ -93,7 +93,7 @@ def check_out(
 
 
 def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: RedisStore) -> None:
-    """An exclusive checkout takes at most two round trips, and giving it back one, with what changed. (One more with
+    """A checkout takes at most two round trips, and giving it back one, with what changed. (One more with
     `affinity=True`, and four in all where it moves a resource here from another process.)
     """
     config = CoordinatorConfig(on_full="passivate", max_active_sessions=1)

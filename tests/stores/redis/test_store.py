@@ -506,7 +506,7 @@ def test_a_renaming_that_is_interrupted_is_undone(
     def begin() -> None:
         other.delete({"s-1": None, "s-2": None})
         spread.create(record(name="a"), instance)
-        spread.attach("s-1", instance, "exclusive")
+        spread.attach("s-1", instance, lease=True)
 
     def check() -> None:
         assert found_in(spread, "s-1").record._replace(version=1) == record(name="a")
@@ -514,9 +514,9 @@ def test_a_renaming_that_is_interrupted_is_undone(
         assert other.find("a") == "s-1"
         assert [each.id for each in other.page(None, 10)] == ["s-1"]
         with pytest.raises(SessionBusyError):
-            other.attach("s-1", second, "exclusive")
+            other.attach("s-1", second, lease=True)
         spread.release("s-1", instance)
-        assert other.attach("s-1", second, "exclusive") is not None
+        assert other.attach("s-1", second, lease=True) is not None
 
     steps = Interrupted(spread, monkeypatch).at_each_step(begin, lambda: spread.rename("s-1", "s-2", instance), check)
     assert steps == 4

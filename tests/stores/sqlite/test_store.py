@@ -383,14 +383,14 @@ def test_an_instance_lives_as_long_as_its_process(store: SQLiteStore, path: Path
     def child() -> str:
         mine = SQLiteStore(path)
         name = mine.join(7.0, "mine")
-        assert mine.attach("s-1", name, "exclusive") is not None
+        assert mine.attach("s-1", name, lease=True) is not None
         with pytest.raises(SessionBusyError):
-            store.attach("s-1", instance, "exclusive")
+            store.attach("s-1", instance, lease=True)
         return name
 
     dead = in_child(child)
     assert path.with_name(f"{path.name}-instance-{dead}").exists()
-    found = store.attach("s-1", instance, "exclusive")
+    found = store.attach("s-1", instance, lease=True)
     assert found is not None
     assert found.lag == 0.0
     store.join(1.0, "other")
@@ -406,12 +406,12 @@ def test_a_forked_child_does_not_keep_its_parents_instances_alive(path: Path) ->
         store = SQLiteStore(path)
         instance = store.join(1.0, "other")
         store.create(record(), instance)
-        store.attach("s-1", instance, "exclusive")
+        store.attach("s-1", instance, lease=True)
         if os.fork() == 0:
             os.close(parents_life[1])
             os.read(parents_life[0], 1)
             fresh = store.join(1.0, "other")
-            os.write(writer, b"free" if store.attach("s-1", fresh, "exclusive") else b"gone")
+            os.write(writer, b"free" if store.attach("s-1", fresh, lease=True) else b"gone")
         os._exit(0)
     for file in (writer, *parents_life):
         os.close(file)
@@ -427,9 +427,9 @@ def test_an_instance_whose_file_was_deleted_is_noted_again(store: SQLiteStore, p
     path.with_name(f"{path.name}-instance-{instance}").unlink()
     other = SQLiteStore(path)
     second = other.join(1.0, "other")
-    assert other.attach("s-1", second, "exclusive") is not None
+    assert other.attach("s-1", second, lease=True) is not None
     other.release("s-1", second)
-    assert store.attach("s-1", instance, "exclusive") is not None
+    assert store.attach("s-1", instance, lease=True) is not None
     assert store.attach("s-1", instance) is not None
     other.close()
     store.leave(instance)
@@ -452,11 +452,11 @@ def test_a_dropped_store_lets_go_of_its_files(path: Path) -> None:
     dropped = SQLiteStore(path)
     instance = dropped.join(1.0, "other")
     dropped.create(record(), instance)
-    dropped.attach("s-1", instance, "exclusive")
+    dropped.attach("s-1", instance, lease=True)
     database_of(dropped).stop_pooling()
     del dropped
     store = SQLiteStore(path)
-    assert store.attach("s-1", store.join(1.0, "other"), "exclusive") is not None
+    assert store.attach("s-1", store.join(1.0, "other"), lease=True) is not None
     store.close()
 
 
@@ -537,7 +537,7 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
         lambda: store.create(record(), instance),
         lambda: store.touch({"s-1": Touch(NOW)}),
         lambda: store.save("s-1", Changes(1, "{}", Touch(NOW))),
-        lambda: store.attach("s-1", instance, "exclusive"),
+        lambda: store.attach("s-1", instance, lease=True),
         lambda: store.delete({"s-1": None}),
         lambda: store.release("s-1", instance),
         lambda: store.delete({"s-1": NOW}, instance, NOW),
