@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 from weakref import ref
 
 from ..config import CoordinatorConfig
 from ..errors import RemovalCause, SessionBusyError
-from ..util.clock import Clock
+from ..util.clock import Clock, utc_of, wall_clock_of
 from .admission import Admission, Arrival
 from .checkout import Checkout
 from .events import EventChannel, EventKind
@@ -170,6 +171,26 @@ class InMemorySessions:
                 session._state = new_state
             if state.events.channels and session._id not in state.registry.opening:
                 state.events.post(_EVENT_OF[activity], session._id, now)
+
+    def set_timeout(self, session: Session, timeout: float) -> None:
+        """Give a session another session timeout; if it has been idle for longer, it expires."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now = state.advance(reading)
+            state.registry.require(session, now)
+            if timeout == session._timeout:
+                return
+            if state.registry.dirty is not None:
+                state.registry.dirty.add(session)
+            state.registry.set_timeout(session, timeout, now)
+
+    def expires_at(self, session: Session) -> datetime:
+        """When the session's time runs out, by the wall clock, if nothing touches it."""
+        reading, wall = self.state.begin(), wall_clock_of(self._clock)()
+        with self.state.lock:
+            now = self.state.advance(reading)
+            return utc_of(wall + self.state.registry.index.end_of(session) - now)
 
     def switch(self, name_or_id: str) -> Session:
         """Make the live session with this id, or else this name, the active one, and touch it."""

@@ -13,7 +13,7 @@ head has been idle for longer than the head's place says.
 from __future__ import annotations
 
 from collections import OrderedDict
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import Any
 
@@ -25,6 +25,9 @@ Session = ManagedSession[Any]
 
 HORIZON_SHARE = 1 / 16
 """The part of a timeout in which all sessions that are filed get the same horizon."""
+
+FEW = 64
+"""How many entries a line keeps that are skipped when they come up, beside as many as it has sessions."""
 
 # One object, whatever reads it: an attribute of an enum takes longer to look up.
 _IDLE = RemovalCause.IDLE
@@ -48,7 +51,7 @@ class Line:
         self.moved: dict[str, tuple[float, Session]] = {}
         """Those that were filed later than they were active, by id: put right, or loaded from a store."""
         # Their order. An entry whose session has left, or was filed anew, is skipped when it comes up; so there are
-        # never more than sessions that were alive one timeout ago.
+        # few more than there are sessions.
         self._heap: list[tuple[float, str]] = []
         self.horizon = self.horizon_holds_until = NEVER
 
@@ -58,6 +61,10 @@ class Line:
         session._alive_until = min(active_at + self.timeout, life_end)
         self.moved[session._id] = active_at, session
         heappush(self._heap, (active_at, session._id))
+        if len(self._heap) > 2 * len(self.moved) + FEW:
+            # Most of it is of sessions that were filed anew again and again.
+            self._heap = [(filed, session_id) for session_id, (filed, _) in self.moved.items()]
+            heapify(self._heap)
 
     def discard_moved(self, session: Session) -> None:
         """Take a session out of those that had moved on, if it is one of them."""
@@ -117,6 +124,18 @@ class ExpiryIndex:
         # It may stand in its line, which knows it by its id.
         self._line_of(session).add_moved(session, self._life_end(session))
 
+    def set_timeout(self, session: Session, timeout: float) -> None:
+        """Give a session another timeout: from now on it stands in that line, by its last activity.
+
+        The order is that of a decision (see `sessionkit.core.fast`): from here on no other thread can touch it without
+        the lock, until it is filed.
+        """
+        session._alive_until = NEVER
+        self.leave_rest(session)
+        session._timeout = timeout
+        # One that is checked out is taken out of its line when it is met there.
+        self._line_of(session).add_moved(session, self._life_end(session))
+
     def rest(self, session: Session, now: float) -> None:
         """The session is at rest, and active now: it stands at the end of its line."""
         line = self._lines.get(session._timeout)
@@ -152,6 +171,10 @@ class ExpiryIndex:
         """The session is active now, and may be used without the lock for another while."""
         self.leave_rest(session)
         self.rest(session, now)
+
+    def end_of(self, session: Session) -> float:
+        """The instant after which the session's time has run out, if it is not active again until then."""
+        return min(session._active_at + session._timeout, self._life_end(session))
 
     def ending_of(self, session: Session, now: float) -> Ending | None:
         """How and when the session's time ran out; None while it has time left.

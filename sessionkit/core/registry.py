@@ -140,6 +140,15 @@ class Registry:
         if self.dirty is not None:
             self.dirty.add(session)
 
+    def set_timeout(self, session: Session, timeout: float, now: float) -> None:
+        """Give the session another timeout, from its last activity on; it expires if that has passed."""
+        if self.live.get(session._id) is session:
+            self.index.set_timeout(session, timeout)
+            self.expire(session, now)
+        else:
+            # It is being made, or has ended.
+            session._timeout = timeout
+
     def take(self, session: Session, holder: Holder, now: float) -> Waiter | None:
         """Check the session out, which is a touch; or a place in the queue for it.
 
@@ -228,9 +237,8 @@ class Registry:
         self.index.add(session, now)
         self.created += 1
 
-    def add_loaded(self, session: Session, created_at: float, last_active: float) -> None:
+    def add_loaded(self, session: Session) -> None:
         """A session that was loaded is ready: its time goes on."""
-        session._created_at, session._active_at = created_at, last_active
         self._enter(session)
         self.index.add_loaded(session)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import enum
 import sys
+from datetime import datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
 from ..errors import CoordinatorClosedError, Ending, InvalidSessionError
 from ..util.log import short_repr
+from ..util.validation import Duration, checked_seconds
 from .locks import SessionLock
 
 # Only type checkers need the default, which typing's own TypeVar has from Python 3.13 on.
@@ -75,14 +77,22 @@ class Keeper(Protocol):
         """Note what the session has done; raise `SessionExpiredError` if it has ended."""
         ...
 
+    def set_timeout(self, session: ManagedSession[Any], timeout: float) -> None:
+        """Give the session another session timeout; raise `SessionExpiredError` if it has ended."""
+        ...
+
+    def expires_at(self, session: ManagedSession[Any]) -> datetime:
+        """When its time runs out, if nothing touches it."""
+        ...
+
 
 class ManagedSession(Generic[R]):
     """A live session. Made by `SessionCoordinator.create_session`, never by hand.
 
-    Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity; calling `touch`,
-    `record_message`, `record_tool_execution` and `set_state` does. Those four may be called from any thread. They raise
-    `SessionExpiredError` once the session has ended (while it is checked out they go on working until it is given
-    back), and `CoordinatorClosedError` if its coordinator was dropped.
+    Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity, nor does `set_timeout`;
+    calling `touch`, `record_message`, `record_tool_execution` and `set_state` does. These five may be called from any
+    thread. They raise `SessionExpiredError` once the session has ended (while it is checked out they go on working
+    until it is given back), and `CoordinatorClosedError` if its coordinator was dropped.
 
     `data` and `resource` are the caller's: work on them within `SessionCoordinator.checkout`, which keeps other
     threads out.
@@ -157,6 +167,15 @@ class ManagedSession(Generic[R]):
         return self._timeout
 
     @property
+    def expires_at(self) -> datetime:
+        """When its time runs out if nothing touches it until then, in UTC: by idleness or by age, whichever is first.
+
+        A session that is checked out is touched when it is given back. The instant is one of the wall clock, as it
+        stands now. Raises `CoordinatorClosedError` if the coordinator was dropped.
+        """
+        return self._coordinator().expires_at(self)
+
+    @property
     def state(self) -> SessionState:
         """What the session is doing."""
         return self._state
@@ -207,6 +226,20 @@ class ManagedSession(Generic[R]):
             )
         self._coordinator().note_activity(self, Activity.STATE_CHANGE, state)
 
+    def set_timeout(self, seconds: Duration) -> None:
+        """Give the session another session timeout, in seconds or as a timedelta, from its last activity on.
+
+        At any time, also while it is checked out, or being made. It is no activity: if the session has been idle for
+        longer than that already, it is expired at once. Setting the timeout that it has does nothing. Keep to a
+        handful of different ones: a cleanup looks at one session for each.
+
+        With a store, the record has it with the next save, or with the next cleanup. Another process that has the
+        session in memory too goes by it from when it next looks, or checks the session out.
+
+        Raises `ValueError` or `TypeError` for what is no session timeout.
+        """
+        self._coordinator().set_timeout(self, checked_seconds("session_timeout", seconds))
+
     def _coordinator(self) -> Keeper:
         keeper = self._keeper()
         if keeper is None:
@@ -238,6 +271,11 @@ def restore_counters(session: ManagedSession[Any], state: SessionState, messages
     """Give a session the state and the message count that its record has."""
     session._state = state
     session._message_count = messages
+
+
+def restore_times(session: ManagedSession[Any], created_at: float, last_active: float) -> None:
+    """Give a session that is being loaded the times that its record has, on our clock."""
+    session._created_at, session._active_at = created_at, last_active
 
 
 def replace_data(session: ManagedSession[Any], data: dict[str, Any]) -> None:

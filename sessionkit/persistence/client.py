@@ -9,7 +9,7 @@ from math import inf
 from typing import ParamSpec, TypeVar
 
 from ..errors import InvalidSessionError, SessionConflictError, StoreError
-from ..stores.base import Changes, Found, SessionRecord, Store, Touch
+from ..stores.base import Changes, Found, Known, SessionRecord, Store, Touch
 from ..util.clock import Clock, wall_clock_of
 
 P = ParamSpec("P")
@@ -38,7 +38,8 @@ class StoreClient:
         self._name = name
         self._instance: str | None = None
         self._joining = threading.RLock()
-        self._write_interval = inf
+        self.write_interval = inf
+        """Touches are written within so many seconds; infinity if nothing sees to that."""
         self.failures = 0
         """How often the store failed, or data could not be stored."""
         self.conflicts = 0
@@ -57,7 +58,7 @@ class StoreClient:
         """Our id in the store, which we join if we have not yet."""
         with self._joining:
             if self._instance is None:
-                self._instance = self._call(self._store.join, self._write_interval, self._name or default_name())
+                self._instance = self._call(self._store.join, self.write_interval, self._name or default_name())
             return self._instance
 
     def set_write_interval(self, seconds: float) -> None:
@@ -65,7 +66,7 @@ class StoreClient:
         with self._joining:
             if self._instance is not None:
                 self._call(self._store.set_write_interval, self._instance, seconds)
-            self._write_interval = seconds
+            self.write_interval = seconds
 
     def leave(self) -> None:
         """Leave the store: we have no session in memory any more. Leaving again does nothing."""
@@ -128,8 +129,8 @@ class StoreClient:
         self.join()
         return self._call(self._store.touch, touches)
 
-    def delete(self, known: Mapping[str, float | None]) -> set[str]:
-        """Delete records: those with an instant only if no other instance has used them since; gives the deleted."""
+    def delete(self, known: Mapping[str, Known | None]) -> set[str]:
+        """Delete records: those of which something is known only if that is so still; gives the deleted."""
         return self._call(self._store.delete, known, self._instance or self.join(), self.now()[1])
 
     def delete_expired(self, max_age: float | None) -> list[SessionRecord]:

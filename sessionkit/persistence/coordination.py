@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.checkout import Checkout
 from ..core.events import EventKind
 from ..core.session import ManagedSession, ending_of, is_checked_out, replace_data, restore_counters
-from ..errors import Ending, RemovalCause, SessionBusyError, SessionNotFoundError, StoreError
-from ..stores.base import Found, SessionRecord
+from ..errors import Ending, RemovalCause, SessionBusyError, SessionExpiredError, SessionNotFoundError, StoreError
+from ..stores.base import Found, Known, SessionRecord
 from ..util.log import report_problem
 from . import codec
 from .codec import data_of, state_of
@@ -45,7 +45,8 @@ class Coordination:
     def refresh(self, session: Session) -> bool:
         """Take over what other instances saved of a session in memory.
 
-        False if it is not in memory any more: its copy here was stale. Raises `SessionNotFoundError` if it was ended.
+        False if it is not in memory any more: its copy here was stale, or it has expired. Raises `SessionNotFoundError`
+        if it was ended.
         """
         session_id, entry = session.id, self._records.of(session)
         if entry is None:
@@ -63,8 +64,8 @@ class Coordination:
             raise SessionNotFoundError(session_id)
         self._apply(session, entry, found.record)
         _note_stale(session, entry, found, releases)
-        # It may have left memory meanwhile.
-        if entry.usable and self._records.of(session) is entry:
+        # It may have left memory meanwhile, or have expired by a timeout that another instance gave it.
+        if entry.usable and self._records.of(session) is entry and ending_of(session) is None:
             return True
         self.drop_local_copy(session)
         return False
@@ -80,6 +81,8 @@ class Coordination:
             with self._state.lock:
                 messages = session.metadata.message_count + record.message_count - entry.messages
                 restore_counters(session, work if session.state.value == entry.work else session.state, messages)
+                if session.session_timeout == entry.timeout and entry.timeout != record.session_timeout:
+                    self._registry.set_timeout(session, record.session_timeout, self._state.latest)
             if newer is not None:
                 replace_data(session, newer)
             entry.note(record)
@@ -100,7 +103,7 @@ class Coordination:
             return False
         entry = self._records.of(session)
         found = self._client.load(session.id)
-        if found is None or (found.lag == 0 and entry is not None and found.record.last_active <= entry.last_active):
+        if found is None or (found.lag == 0 and entry is not None and entry.knows(found.record)):
             return False
         return codec.ending_of(found, *self._client.now()) is None
 
@@ -128,7 +131,7 @@ class Coordination:
         if found is None:
             return True
         ending = codec.ending_of(found, *self._client.now())
-        if ending is None or not self._client.delete({session_id: found.record.last_active}):
+        if ending is None or not self._client.delete({session_id: Known(found.record.last_active)}):
             return False
         self.note_end(found.record, ending)
         return True
@@ -190,6 +193,7 @@ class Coordination:
             if found is None:
                 raise SessionNotFoundError(session.id)
             if not entry.holders:
+                self._check_timeout(session, entry, found)
                 self._apply(session, entry, found.record)
             _note_stale(session, entry, found)
             if not entry.usable:
@@ -201,6 +205,23 @@ class Coordination:
             entry.holders.add(checkout)
             checkout.record = entry
             return True
+
+    def _check_timeout(self, session: Session, entry: StoredSession, found: Found) -> None:
+        """Raise `SessionExpiredError` if the session expired before it was checked out here.
+
+        Only a timeout that another instance gave it can be the reason, of which nothing was known here. The checkout is
+        a touch, so that this instance cannot tell by its copy any more; it allows itself what the others allow it.
+        """
+        if found.record.session_timeout == entry.timeout or session.session_timeout != entry.timeout:
+            return
+        lag = max(found.lag, self._client.write_interval)
+        ending = codec.ending_of(found._replace(lag=lag), *self._client.now())
+        if ending is None:
+            return
+        with self._state.lock:
+            self._registry.end_live(session, ending, self._state.latest)
+        self._records.delete_held(session)
+        raise SessionExpiredError(session.id, *ending)
 
     def _go_without_lease(self, entry: StoredSession, checkout: Checkout[Any]) -> bool:
         """Note a checkout, though the store cannot say whether others have the session; False if its copy is stale."""

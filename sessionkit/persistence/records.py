@@ -21,7 +21,7 @@ from ..errors import (
     SessionNotFoundError,
     StoreError,
 )
-from ..stores.base import Changes, SessionRecord, Touch
+from ..stores.base import Changes, Known, SessionRecord, Touch
 from ..util.log import report_failure
 from .client import BATCH
 from .codec import text_of
@@ -106,7 +106,7 @@ class StoredSession:
         "id",
         "io",
         "keeps_lease",
-        "known_active",
+        "known",
         "last_active",
         "leased",
         "messages",
@@ -116,6 +116,7 @@ class StoredSession:
         "state",
         "text",
         "thread",
+        "timeout",
         "unsure",
         "version",
         "work",
@@ -144,13 +145,15 @@ class StoredSession:
         self.final_state: str | None = None
         """The state it had when it ended here, if its record stays."""
         self.deletion = Deletion.NONE
-        self.known_active: float | None = None
-        """For a deletion that spares a session which others used: the last activity that we know of."""
+        self.known: Known | None = None
+        """For a deletion that spares a session which others used: what we know of it."""
         self.version = 0
-        """The version, and below it the data, the messages and the state, that the record has as far as we know."""
+        """The version, and below it the data, the messages, the state and the timeout, that the record has as far as we
+        know."""
         self.text = ""
         self.messages = 0
         self.work = ""
+        self.timeout: float | None = None
         self.last_active = 0.0
         """The last activity that we have written."""
 
@@ -165,10 +168,16 @@ class StoredSession:
         self.text = record.data
         self.messages = record.message_count
         self.work = record.state
+        self.timeout = record.session_timeout
 
     def has(self, record: SessionRecord) -> bool:
         """Whether all that we know the record to have is what this one has."""
-        return record.version == self.version and record.message_count == self.messages and record.state == self.work
+        known = self.version, self.messages, self.work, self.timeout
+        return known == (record.version, record.message_count, record.state, record.session_timeout)
+
+    def knows(self, record: SessionRecord) -> bool:
+        """Whether this says that no other instance has been active in the session, or given it another timeout."""
+        return record.last_active <= self.last_active and self.timeout in (None, record.session_timeout)
 
     def note_released(self) -> None:
         """The lease has ended."""
@@ -181,6 +190,8 @@ class StoredSession:
             self.messages -= touch.messages
             if touch.state is not None:
                 self.work = ""
+            if touch.session_timeout is not None:
+                self.timeout = None
 
 
 class Records:
@@ -305,6 +316,12 @@ class Records:
         self._delete([entry], {entry.id: None})
         self.forget(session)
 
+    def delete_held(self, session: Session) -> None:
+        """Delete the record of a session that is checked out here, and had expired before; raises nothing."""
+        with self.in_hand(session) as entry:
+            if entry is not None:
+                self._delete([entry], {entry.id: None})
+
     def forget(self, session: Session) -> None:
         """The session has left memory: nothing more of it is written."""
         self.dirty.discard(session)
@@ -325,7 +342,7 @@ class Records:
                     self.due.discard(entry)
 
     def write(self, session: Session) -> None:
-        """Save the session if its data changed, else write its messages and its state if those did, else nothing.
+        """Save the session if its data changed, else write its messages, state and timeout if those did, else nothing.
 
         Does nothing once the session has left memory. Raises `SessionNotFoundError` if the record is gone,
         `SessionConflictError` if somebody else saved it, and `InvalidSessionError` if the data cannot be stored.
@@ -356,7 +373,7 @@ class Records:
             raise
         touch = self._take_touch(session, entry)
         changed = text != entry.text
-        if not changed and not touch.messages and touch.state is None:
+        if not changed and not touch.messages and touch.state is None and touch.session_timeout is None:
             return
         try:
             entry.version = save(entry.id, Changes(entry.version, text if changed else None, touch))
@@ -374,10 +391,12 @@ class Records:
             max(wall - max(reading - last_active, 0.0), entry.last_active),
             messages - entry.messages,
             None if work == entry.work else work,
+            None if session.session_timeout == entry.timeout else session.session_timeout,
         )
         entry.last_active = touch.last_active
         entry.messages += touch.messages
         entry.work = work
+        entry.timeout = touch.session_timeout or entry.timeout
         return touch
 
     def rename(self, session: Session, new_id: str, rename_here: Callable[[], object]) -> None:
@@ -512,7 +531,7 @@ class Records:
         """Try again what could not be deleted. Raises `StoreError` if it cannot be yet."""
         with self._retrying:
             waiting = self._pending_deletes()
-            if waiting and self._delete(waiting, {entry.id: entry.known_active for entry in waiting}) is None:
+            if waiting and self._delete(waiting, {entry.id: entry.known for entry in waiting}) is None:
                 raise StoreError(
                     f"the records of {len(waiting)} ended sessions could not be deleted, and are in the store still"
                 )
@@ -529,11 +548,11 @@ class Records:
     def _pending_deletes(self) -> list[StoredSession]:
         return [entry for entry in list(self.due) if entry.deletion is Deletion.PENDING]
 
-    def _delete(self, entries: list[StoredSession], known: dict[str, float | None]) -> set[str] | None:
+    def _delete(self, entries: list[StoredSession], known: dict[str, Known | None]) -> set[str] | None:
         """Delete records; gives those that were there, or None, after noting them for later, if the store failed."""
         for entry in entries:
             entry.deletion = Deletion.PENDING
-            entry.known_active = known[entry.id]
+            entry.known = known[entry.id]
         try:
             deleted = self._client.delete(known)
         except BaseException as error:
@@ -568,10 +587,7 @@ class Records:
         # What others go by, if one of these lives on.
         with contextlib.suppress(StoreError):
             self.write_touches([session for session, _ in ended if session in self.dirty])
-        known = {
-            entry.id: None if _cause_of(session) is RemovalCause.CLOSED else entry.last_active
-            for session, entry in ended
-        }
+        known = {entry.id: _known_of(session, entry) for session, entry in ended}
         deleted = self._delete([entry for _, entry in ended], known) if known else set()
         if deleted is None:
             return []
@@ -692,6 +708,12 @@ class Records:
             else:
                 del self.entries[session_id]
         self.moved.notify_all()
+
+
+def _known_of(session: Session, entry: StoredSession) -> Known | None:
+    """What is known of a session that has ended; None if its record goes in any case."""
+    goes = _cause_of(session) is RemovalCause.CLOSED or (entry.deletion is Deletion.PENDING and entry.known is None)
+    return None if goes else Known(entry.last_active, entry.timeout)
 
 
 def _cause_of(session: Session) -> RemovalCause | None:

@@ -13,7 +13,7 @@ from ..core.checkout import Checkout
 from ..core.engine import InMemorySessions, MemoryStats, ResourceFactory
 from ..core.events import EventChannel, EventKind
 from ..core.finalizer import CloseCallback
-from ..core.session import ManagedSession, ending_of, is_checked_out, restore_counters
+from ..core.session import ManagedSession, ending_of, is_checked_out, restore_counters, restore_times
 from ..core.state import State
 from ..errors import (
     InvalidSessionError,
@@ -81,19 +81,18 @@ class LoadedRecord(Arrival):
         self._records = records
         self._entry = entry
         self._record = record
-        self._created_at, self._last_active = times
+        self._times = times
 
     def keep_record(self) -> None:
+        # Its factory may use it.
+        restore_times(self.session, *self._times)
         self._records.note_loaded(self._entry, self.session, self._record)
 
     def give_up_record(self) -> None:
         self._records.forget(self.session)
 
     def enter(self, state: State, now: float) -> None:
-        # Its factory may have used it.
-        used = self.session in self._records.dirty
-        last_active = self.session.metadata.last_active if used else self._last_active
-        state.registry.add_loaded(self.session, self._created_at, last_active)
+        state.registry.add_loaded(self.session)
         state.events.post(EventKind.RESTORED, self.session.id, now)
         self._records.settle(self.session)
 
@@ -431,21 +430,31 @@ class PersistentSessions:
         registry = self.state.registry
         reading = self.state.begin()
         with self.state.lock:
-            now = self.state.advance(reading)
-            session = registry.live.get(session_id)
-            expired = session is not None and registry.expire(session, now)
+            session = self._at_hand(session_id, self.state.advance(reading))
             if registry.closed or (session is None and not self._may_be_stored(session_id)):
                 return False
         if session is None:
             found = self._client.load(session_id)
             return found is not None and codec.ending_of(found, *self._client.now()) is None
-        if expired:
+        if ending_of(session) is not None:
             return self._coordination.lives_elsewhere(session)
         try:
             self._coordination.refresh(session)
         except SessionNotFoundError:
             return False
-        return True
+        # Stale is no reason: it is live elsewhere.
+        ending = ending_of(session)
+        return ending is None or ending[0] is RemovalCause.PASSIVATED
+
+    def _at_hand(self, session_id: str, now: float) -> Session | None:
+        """The session with this id that is live in memory, or whose time has run out here. With the lock held."""
+        session = self.state.registry.live.get(session_id)
+        if session is not None:
+            self.state.registry.expire(session, now)
+            return session
+        leaving = self.state.finalizer.leaving.get(session_id)
+        ending = None if leaving is None else ending_of(leaving)
+        return leaving if ending is not None and ending[0] is RemovalCause.IDLE else None
 
     def active(self) -> Session | None:
         """The session switched to last, if it is live."""

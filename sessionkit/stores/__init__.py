@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import Changes, Found, SessionRecord, Store, Touch
+from .base import Changes, Found, Known, SessionRecord, Store, Touch
 
 if TYPE_CHECKING:
     from .redis.store import RedisStore
     from .sqlite.store import SQLiteStore
 
-__all__ = ["Changes", "Found", "RedisStore", "SQLiteStore", "SessionRecord", "Store", "Touch"]
+__all__ = ["Changes", "Found", "Known", "RedisStore", "SQLiteStore", "SessionRecord", "Store", "Touch"]
 
 
 def __getattr__(name: str) -> object:

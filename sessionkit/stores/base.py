@@ -50,6 +50,16 @@ class Touch(NamedTuple):
     """How many messages were recorded: to be added."""
     state: str | None = None
     """The value of its new `SessionState`; None if that did not change."""
+    session_timeout: float | None = None
+    """Its new session timeout, in seconds; None if that did not change."""
+
+
+class Known(NamedTuple):
+    """What an instance knows of a session that has to go, as far as it can tell."""
+
+    last_active: float
+    session_timeout: float | None = None
+    """None if it is not known."""
 
 
 class Changes(NamedTuple):
@@ -198,16 +208,17 @@ class Store(Protocol):
     def touch(self, touches: Mapping[str, Touch]) -> set[str]:
         """Note the activity of many sessions, by id; gives the ids of those whose record is absent.
 
-        `last_active` is raised, never lowered. Versions stay, so that a touch makes no save fail.
+        `last_active` is raised, never lowered. Versions stay, so that a touch makes no save fail. From a new session
+        timeout on, the record expires by that.
         """
         ...
 
-    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
+    def delete(self, known: Mapping[str, Known | None], instance: str | None = None, now: float = -inf) -> set[str]:
         """Delete records, by id; gives the ids of those that were there and have been deleted.
 
-        An id with None is deleted in any case, also while other instances have the session. An id with an instant, the
-        last activity that the caller knows of, is deleted only if no living instance other than `instance` is attached
-        to it, and if the record has no later `last_active` than that or has expired at `now`.
+        An id with None is deleted in any case, also while other instances have the session. An id with what the caller
+        knows of the session is deleted only if no living instance other than `instance` is attached to it, and if the
+        record has no later `last_active` and no other session timeout than that, or has expired at `now`.
 
         `instance` is attached to none of these records any more, deleted or not. Deleting again gives nothing. Of
         several calls that delete one record at once, by this method or by `delete_expired`, one is told of it.

@@ -11,10 +11,13 @@ from math import inf
 from typing import Any
 
 from .. import SessionBusyError, SessionConflictError, SessionExistsError, SessionNotFoundError, StoreError
-from ..stores import Changes, Found, SessionRecord, Store, Touch
+from ..stores import Changes, Found, Known, SessionRecord, Store, Touch
 
 NOW = 1_800_000_000.0
 """The instant at which the records of the contract's tests are created: in 2027."""
+
+KNOWN = Known(NOW, 60.0)
+"""What is known of a record that is as it was created."""
 
 THREADS = 8
 SECONDS = 30.0
@@ -290,6 +293,43 @@ class StoreContract(ABC):
             assert _record(store, "s-3") == record("s-3")
             assert store.touch({}) == set()
 
+    def test_another_timeout(self) -> None:
+        """It comes with a touch, a save or a release, leaves the rest as it was, and the record expires by it."""
+        ways: dict[str, Callable[[Touch], object]] = {
+            "s-1": lambda touch: store.touch({"s-1": touch, "gone": touch}),
+            "s-2": lambda touch: store.save("s-2", Changes(1, None, touch)),
+            "s-3": lambda touch: store.save("s-3", Changes(1, '{"a":1}', touch)),
+            "s-4": lambda touch: store.release("s-4", instance, Changes(1, None, touch)),
+        }
+        for timeout, ends in ((0.1, NOW + 0.1), (1e6 / 3, NOW + 1e6 / 3)):
+            with self.store() as (store, instance):
+                for session_id, write in ways.items():
+                    store.create(record(session_id), instance)
+                    write(Touch(NOW - 1, session_timeout=timeout))
+                    assert _record(store, session_id).session_timeout == timeout
+                store.touch(dict.fromkeys(ways, Touch(NOW - 1)))
+                records = {session_id: _record(store, session_id) for session_id in ways}
+                assert records["s-1"] == record(session_timeout=timeout)
+                store.detach(ways, instance)
+                assert store.count_expired(ends) == store.count_expired(ends, max_age=1e7) == 0
+                assert store.count_expired(ends + 0.001) == 4
+                assert store.count_expired(NOW + 30, max_age=20.0) == 4
+                assert sorted(store.delete_expired(ends + 0.001, 10)) == sorted(records.values())
+
+    def test_what_was_given_another_timeout_elsewhere_is_kept(self) -> None:
+        """Unless it has expired by that: only its last activity is as the caller knows it."""
+        with self.store() as (store, instance):
+            for session_id in ("longer", "shorter", "unknown"):
+                store.create(record(session_id), instance)
+                store.touch({session_id: Touch(NOW, session_timeout=5.0 if session_id == "shorter" else 100.0)})
+            known = {"longer": KNOWN, "shorter": KNOWN}
+            assert store.delete(known, instance, NOW + 5) == set()
+            assert store.delete(known, instance, NOW + 70) == {"shorter"}
+            assert store.delete({"longer": Known(NOW, 100.0), "unknown": Known(NOW)}, instance, NOW) == {
+                "longer",
+                "unknown",
+            }
+
     def test_deleting_says_what_was_there(self) -> None:
         """Deleting again gives nothing; the others stay."""
         with self.store() as (store, instance):
@@ -423,12 +463,12 @@ class StoreContract(ABC):
             assert store.load("s-1") == Found(record(), 10.0, ("instance",))
 
     def test_what_no_other_instance_used_is_deleted(self) -> None:
-        """If its last activity is no later than the instant given, whatever the time; absent ids are not given."""
+        """If its last activity is no later than is known, whatever the time; absent ids are not given."""
         with self.store() as (store, instance):
             store.create(record(), instance)
             store.attach("s-1", instance, lease=True)
-            assert store.delete({"s-1": NOW, "gone": NOW}, instance, NOW) == {"s-1"}
-            assert store.delete({"s-1": NOW}, instance, NOW) == set()
+            assert store.delete({"s-1": KNOWN, "gone": KNOWN}, instance, NOW) == {"s-1"}
+            assert store.delete({"s-1": KNOWN}, instance, NOW) == set()
 
     def test_what_was_used_elsewhere_is_kept(self) -> None:
         """If it was active later, or is in memory elsewhere; the caller's instance is detached all the same."""
@@ -438,7 +478,7 @@ class StoreContract(ABC):
                 store.create(record(session_id), instance)
             store.touch({"touched": Touch(NOW + 1)})
             store.attach("held", other)
-            known = {"touched": NOW, "held": NOW}
+            known = {"touched": KNOWN, "held": KNOWN}
             assert store.delete(known, instance, NOW + 61) == set()
             assert store.load("touched", other) == Found(record("touched", last_active=NOW + 1), 0.0)
             assert store.load("held", other) == Found(record("held"), 0.0)
@@ -452,9 +492,9 @@ class StoreContract(ABC):
             for session_id in ("held", "also-held", "free"):
                 store.create(record(session_id), other)
             store.detach(["free"], other)
-            known = {"held": None, "also-held": NOW, "free": NOW, "gone": None}
+            known = {"held": None, "also-held": KNOWN, "free": Known(NOW), "gone": None}
             assert store.delete(known) == {"held", "free"}
-            assert store.delete({"also-held": NOW}, instance) == set()
+            assert store.delete({"also-held": KNOWN}, instance) == set()
             assert [found.id for found in store.page(None, 10)] == ["also-held"]
             assert store.delete({}) == set()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import BuiltinFunctionType
 
 Clock = Callable[[], float]
@@ -67,6 +68,14 @@ BUILTIN_CLOCKS: dict[Clock, Clock] = (
 def stopwatch() -> float:
     """Seconds from some origin, for waits that are real, whatever time a test has set since the import."""
     return BUILTIN_CLOCKS.get(system_clock, time.monotonic)()
+
+
+def utc_of(wall: float) -> datetime:
+    """An instant of the wall clock as a datetime in UTC; what no datetime can say is the last one that there is."""
+    try:
+        return datetime.fromtimestamp(wall, UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def is_past(end: float, now: float) -> bool:

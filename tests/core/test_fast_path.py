@@ -35,7 +35,6 @@ from ..helpers.moments import (
 )
 from ..helpers.support import WAIT, Closings, HeldUpClock, in_thread, one_minute, system_time
 
-TIMEOUT = 60
 CONFIG = one_minute(max_active_sessions=2, on_full="evict", max_lifetime=1000)
 
 
@@ -81,6 +80,10 @@ class World:
         self.to(69)
         self.coordinator.touch_session("it")
 
+    def give_it_another_timeout(self) -> None:
+        with suppress(SessionExpiredError, CoordinatorClosedError):
+            self.session.set_timeout(30)
+
     def switch_to_it(self) -> None:
         self.coordinator.switch_session("it")
 
@@ -125,6 +128,7 @@ INTERRUPTIONS = [
     World.close_it,
     World.evict,
     World.touch_it,
+    World.give_it_another_timeout,
     World.switch_to_it,
     World.shut_down,
     World.check_it_out_and_back,
@@ -184,8 +188,8 @@ def test_rule_2_a_touch_that_returned_holds_on_every_interleaving(
             world.coordinator.close()
             assert world.ended()
             continue
-        bought_until = world.session.metadata.last_active + TIMEOUT
-        assert bought_until >= 59 + TIMEOUT
+        bought_until = world.session.metadata.last_active + world.session.session_timeout
+        assert bought_until >= 59 + (30 if interruption is World.give_it_another_timeout else 60)
         ended_on_purpose = world.ended()
         if ended_on_purpose:
             # After the touch: on purpose, or because it has been idle for longer since.
@@ -332,7 +336,7 @@ def outcome_of(
         return used.result(WAIT)
 
 
-REMOVALS = [World.clean_up_when_due, World.look_when_due, World.clean_up_by_age]
+REMOVALS = [World.clean_up_when_due, World.look_when_due, World.clean_up_by_age, World.give_it_another_timeout]
 
 
 @pytest.mark.parametrize("way", TOUCHES)

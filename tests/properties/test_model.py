@@ -222,6 +222,19 @@ class CoordinatorMachine(RuleBasedStateMachine):
             self.active = naive
         self.expect_closed()
 
+    @rule(naive=known, timeout=TIMEOUTS.filter(bool))
+    def set_timeout(self, naive: NaiveSession | None, timeout: int) -> None:
+        if naive is None:
+            return
+        if not self.is_live(naive) and not naive.holds:
+            self.expect_gone(naive, lambda _: naive.session.set_timeout(timeout))
+            return
+        naive.session.set_timeout(timeout)
+        naive.timeout = timeout
+        assert naive.session.session_timeout == timeout
+        self.expect_closed()
+        self.settle_active()
+
     @rule()
     def everybody_moves_on(self) -> None:
         """Whatever the order of sessions says, it is not so any more."""

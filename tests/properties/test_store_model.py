@@ -88,16 +88,16 @@ class Naive:
     holds: int = 0
     in_memory: bool = True
     ended: RemovalCause | None = None
-    stored: tuple[float, dict[str, Any], int] = (0.0, {}, 0)
+    stored: tuple[float, float, dict[str, Any], int] = (0.0, 0.0, {}, 0)
 
     def store_all(self) -> None:
-        self.stored = (self.last, copy.deepcopy(self.data), self.messages)
+        self.stored = (self.last, self.timeout, copy.deepcopy(self.data), self.messages)
 
     def store_touch(self) -> None:
-        self.stored = (self.last, self.stored[1], self.messages)
+        self.stored = (self.last, self.timeout, self.stored[2], self.messages)
 
     def revert(self) -> None:
-        self.last, data, self.messages = self.stored
+        self.last, self.timeout, data, self.messages = self.stored
         self.data, self.holds, self.in_memory = copy.deepcopy(data), 0, False
 
 
@@ -244,6 +244,18 @@ class StoreMachine(RuleBasedStateMachine):
             if way != "get":
                 naive.last = self.now
                 naive.messages += way == "message"
+        self.settle()
+
+    @rule(naive=known, timeout=TIMEOUTS.filter(bool))
+    def set_timeout(self, naive: Naive | None, timeout: int) -> None:
+        if naive is None:
+            return
+        expected = self.expected_error(naive)
+        with pytest.raises(expected) if expected else nullcontext():
+            self.coordinator.get_session(naive.id).set_timeout(timeout)
+        if expected is None:
+            self.came_back(naive)
+            naive.timeout = timeout
         self.settle()
 
     @rule(target=held, naive=known)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from sessionkit import SessionError, SessionExistsError
-from sessionkit.stores import Changes, RedisStore, SQLiteStore, Store, Touch
+from sessionkit.stores import Changes, Known, RedisStore, SQLiteStore, Store, Touch
 from sessionkit.testing.store_contract import NOW, record
 
 from ..helpers.redis_server import redis_cluster, shared_server
@@ -27,10 +27,13 @@ IDS = st.sampled_from(["s-1", "s-2", "S.3", "_4", "s-5"])
 NAMES = st.sampled_from([None, None, "a", "b b"])
 INSTANCES = st.integers(0, 2)
 INSTANTS = st.sampled_from([NOW - 5, NOW, NOW + 0.1, NOW + 30, NOW + 60, NOW + 60.000001, NOW + 100, NOW + 1000])
-TOUCHES = st.builds(Touch, INSTANTS, st.integers(0, 3), st.sampled_from([None, "active", "processing"]))
+TIMEOUTS = st.sampled_from([60.0, 0.5, 7200.0])
+TOUCHES = st.builds(
+    Touch, INSTANTS, st.integers(0, 3), st.sampled_from([None, "active", "processing"]), st.none() | TIMEOUTS
+)
 DATA = st.sampled_from(["{}", '{"a":1}', '{"text":"\u20ac\U0001f40d|"}'])
 BEHIND = st.integers(0, 1)
-KNOWN = st.dictionaries(IDS, st.none() | INSTANTS, max_size=3)
+KNOWN = st.dictionaries(IDS, st.none() | st.builds(Known, INSTANTS, st.none() | TIMEOUTS), max_size=3)
 AGES = st.sampled_from([None, 1.0, 30.0, 1e9])
 
 
@@ -63,7 +66,7 @@ class Twins(RuleBasedStateMachine):
         except SessionError as error:
             return type(error), str(error)
 
-    @rule(session_id=IDS, name=NAMES, instance=INSTANCES, data=DATA, timeout=st.sampled_from([60.0, 0.5, 7200.0]))
+    @rule(session_id=IDS, name=NAMES, instance=INSTANCES, data=DATA, timeout=TIMEOUTS)
     def create(self, session_id: str, name: str | None, instance: int, data: str, timeout: float) -> None:
         lifetime = None if timeout < 60 else 90.0
         made = record(session_id, name=name, data=data, session_timeout=timeout, max_lifetime=lifetime)
@@ -104,7 +107,7 @@ class Twins(RuleBasedStateMachine):
         self.ask(lambda store, _: store.touch(touches))
 
     @rule(known=KNOWN, instance=st.none() | INSTANCES, now=st.just(-inf) | INSTANTS)
-    def delete(self, known: dict[str, float | None], instance: int | None, now: float) -> None:
+    def delete(self, known: dict[str, Known | None], instance: int | None, now: float) -> None:
         self.ask(
             lambda store, instance_of: store.delete(known, None if instance is None else instance_of(instance), now)
         )

@@ -101,6 +101,13 @@ class ClusterSteps:
             return None
         return str(found.decode())
 
+    def keep(self, session_id: str) -> None:
+        """The session has another session timeout: its name is kept for as long as the session."""
+        reply = self._ask(session_id, "load", "")
+        record = None if reply is None else record_of(session_id, reply[0], reply[1])
+        if record is not None and record.name is not None:
+            self._point(record.name, session_id, record)
+
     def free(self, pairs: Iterable[tuple[str | None, str]]) -> None:
         """Free each of these names if it belongs to the id beside it."""
         for name, session_id in pairs:
@@ -166,7 +173,7 @@ class ClusterSteps:
             self._ask_for_name(name, "point", new_id, session_id, "0")
 
     def _delete(self, session_id: str) -> None:
-        self._ask_partition(self._partitions.of(session_id), "delete", "", "-inf", session_id, "")
+        self._ask_partition(self._partitions.of(session_id), "delete", "", "-inf", session_id, "", "")
 
     def _ask(self, session_id: str, operation: str, *arguments: str, token: str = "") -> Any:
         return self._ask_partition(self._partitions.of(session_id), operation, session_id, *arguments, token=token)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...errors import StoreError
-from ..base import Found, SessionRecord, Touch
+from ..base import Found, Known, SessionRecord, Touch
 
 
 def line_of(record: SessionRecord) -> str:
@@ -57,6 +57,14 @@ def found_of(session_id: str, reply: list[bytes]) -> Found:
     return Found(record_of(session_id, line, data), float(lag), names, bool(stale))
 
 
-def parts_of(touch: Touch) -> tuple[str, str, str]:
+def parts_of(touch: Touch) -> tuple[str, str, str, str]:
     """A touch as the script takes it."""
-    return repr(touch.last_active), str(touch.messages), touch.state or ""
+    timeout = "" if touch.session_timeout is None else repr(touch.session_timeout)
+    return repr(touch.last_active), str(touch.messages), touch.state or "", timeout
+
+
+def parts_of_known(known: Known | None) -> tuple[str, str]:
+    """What an instance knows of a session that has to go, as the script takes it."""
+    if known is None:
+        return "", ""
+    return repr(known.last_active), "" if known.session_timeout is None else repr(known.session_timeout)

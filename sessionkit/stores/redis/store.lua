@@ -176,12 +176,16 @@ local function write(s)
   keep_with_indexes(s)
 end
 
+local function note_longest(timeout)
+  local longest = number(redis.call('GET', LONGEST) or '0')
+  if number(timeout) > longest then redis.call('SET', LONGEST, timeout, 'KEEPTTL') end
+end
+
 local function insert(s, data)
   redis.call('HSET', s.key, 'd', data)
   redis.call('ZADD', IDS, 0, s.id)
   if NAMES and s.name ~= '' then redis.call('HSETNX', NAMES, s.name, s.id) end
-  local longest = number(redis.call('GET', LONGEST) or '0')
-  if number(s.timeout) > longest then redis.call('SET', LONGEST, s.timeout, 'KEEPTTL') end
+  note_longest(s.timeout)
   write(s)
 end
 
@@ -197,10 +201,15 @@ local function remove(s)
   if NAMES and s.name ~= '' and redis.call('HGET', NAMES, s.name) == s.id then redis.call('HDEL', NAMES, s.name) end
 end
 
-local function touch(s, last, messages, state)
+-- timeout: a new session timeout, or ""
+local function touch(s, last, messages, state, timeout)
   if number(last) > number(s.last) then s.last = last end
   s.count = s.count + number(messages)
   if state ~= '' then s.state = state end
+  if timeout ~= '' then s.timeout = timeout end
+  write(s)
+  -- After something else was written, so that a server that is out of memory lets it pass.
+  if timeout ~= '' then note_longest(timeout) end
 end
 
 local function is_leased(mark) return string.find(mark, 'x') ~= nil end
@@ -385,12 +394,11 @@ function operations.release(id, instance)
 end
 
 -- id, instance whose lease ends ("" for none), version, saves whose answers were lost as "token:messages", "+" and data or
--- "" for only a touch, last_active, messages, state -> "saved", or "absent", or "conflict"; and the version
-function operations.save(id, instance, version, unheard, data, last, messages, state)
+-- "" for only a touch, last_active, messages, state, timeout -> "saved", or "absent", or "conflict"; and the version
+function operations.save(id, instance, version, unheard, data, last, messages, state, timeout)
   local s, result = peek(id), {'absent', 0}
   if s and data == '' then
-    touch(s, last, messages, state)
-    write(s)
+    touch(s, last, messages, state, timeout)
     result = {'saved', number(version)}
   elseif s then
     local ours = s.saver ~= '' and string.match(unheard, s.saver .. ':(%d+)')
@@ -399,9 +407,8 @@ function operations.save(id, instance, version, unheard, data, last, messages, s
       if ours then s.count = s.count - number(ours) end
       s.version = s.version + 1
       s.saver = token
-      touch(s, last, messages, state)
       redis.call('HSET', s.key, 'd', string.sub(data, 2))
-      write(s)
+      touch(s, last, messages, state, timeout)
       result = {'saved', s.version}
     else
       result = {'conflict', s.version}
@@ -412,14 +419,13 @@ function operations.save(id, instance, version, unheard, data, last, messages, s
   return result
 end
 
--- four for each: id, last_active, messages, state -> the ids that are absent
+-- five for each: id, last_active, messages, state, timeout -> the ids that are absent
 function operations.touch(...)
   local absent, arguments = {}, {...}
-  for i = 1, #arguments, 4 do
+  for i = 1, #arguments, 5 do
     local s = peek(arguments[i])
     if s then
-      touch(s, arguments[i + 1], arguments[i + 2], arguments[i + 3])
-      write(s)
+      touch(s, arguments[i + 1], arguments[i + 2], arguments[i + 3], arguments[i + 4])
     else
       table.insert(absent, arguments[i])
     end
@@ -450,8 +456,8 @@ function operations.undo_rename(id, new_id, instance, unheard)
   return 'OK'
 end
 
--- instance ("" for none), now, and two for each: id, last activity that is known ("" to delete it in any case)
---   -> two for each that was deleted: id, name
+-- instance ("" for none), now, and three for each: id, last activity that is known ("" to delete it in any case), and
+-- session timeout that is known ("" if none is) -> two for each that was deleted: id, name
 function operations.delete(instance, at, ...)
   local deleted, arguments = {}, {...}
   local function delete(s)
@@ -459,15 +465,17 @@ function operations.delete(instance, at, ...)
     table.insert(deleted, s.id)
     table.insert(deleted, s.name)
   end
-  for i = 1, #arguments, 2 do
-    local id, known_last = arguments[i], arguments[i + 1]
+  for i = 1, #arguments, 3 do
+    local id, known_last, known_timeout = arguments[i], arguments[i + 1], arguments[i + 2]
     if known_last == '' then
       local s = peek(id)
       if s then delete(s) end
     else
       local s = session(id)
       local found = s and others(s, instance)
-      if s and #found.names == 0 and (number(s.last) <= number(known_last) or is_over(s, number(at), math.huge)) then
+      local is_known = s and number(s.last) <= number(known_last)
+        and (known_timeout == '' or number(s.timeout) == number(known_timeout))
+      if s and #found.names == 0 and (is_known or is_over(s, number(at), math.huge)) then
         delete(s)
       elseif s then
         redis.call('HDEL', s.key, '@' .. instance)

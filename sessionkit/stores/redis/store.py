@@ -14,10 +14,10 @@ from ...util.clock import stopwatch
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
-from ..base import Changes, Found, SessionRecord, Touch, busy, conflict, taken, taken_id
+from ..base import Changes, Found, Known, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .client import Client, LapsedError, Server
 from .cluster import CLUSTER_PARTITIONS, ClusterSteps, Partitions
-from .codec import found_of, line_of, parts_of, records_of
+from .codec import found_of, line_of, parts_of, parts_of_known, records_of
 from .liveness import Heartbeats, ServerClock
 
 LAYOUT = "3"
@@ -212,14 +212,15 @@ class RedisStore:
             arguments = chain.from_iterable((session_id, *parts_of(touches[session_id])) for session_id in ids)
             found = self._ask(base, "touch", *arguments, token=secrets.token_hex(8))
             absent.update(session_id.decode() for session_id in found)
+            for session_id in ids:
+                self._keep_name(session_id, touches[session_id])
         return absent
 
-    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
+    def delete(self, known: Mapping[str, Known | None], instance: str | None = None, now: float = -inf) -> set[str]:
         deleted: set[str] = set()
         self._repair_all(known)
         for base, ids in self._batches(known):
-            instants = ("" if known[id_] is None else repr(known[id_]) for id_ in ids)
-            arguments = chain.from_iterable(zip(ids, instants, strict=True))
+            arguments = chain.from_iterable((id_, *parts_of_known(known[id_])) for id_ in ids)
             reply = self._ask(base, "delete", instance or "", repr(now), *arguments, token=secrets.token_hex(8))
             pairs = [(name.decode(), id_.decode()) for id_, name in zip(reply[::2], reply[1::2], strict=True)]
             self._free_names(pairs)
@@ -317,6 +318,7 @@ class RedisStore:
             raise SessionNotFoundError(session_id)
         if outcome == b"conflict":
             raise conflict(session_id, found, version)
+        self._keep_name(session_id, touch)
         return found
 
     def _repair_all(self, session_ids: Iterable[str]) -> None:
@@ -343,6 +345,12 @@ class RedisStore:
 
     def _named(self, record: SessionRecord) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._cluster is None else self._cluster.named(record)
+
+    def _keep_name(self, session_id: str, touch: Touch) -> None:
+        if self._cluster is not None and touch.session_timeout is not None:
+            # A name that went before its session is only not found.
+            with contextlib.suppress(StoreError):
+                self._cluster.keep(session_id)
 
     def _free_names(self, pairs: Iterable[tuple[str | None, str]]) -> None:
         if self._cluster is not None:

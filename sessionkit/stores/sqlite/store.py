@@ -15,7 +15,7 @@ from ...util.clock import SLACK
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
-from ..base import Changes, Found, SessionRecord, Touch, busy, conflict, taken, taken_id
+from ..base import Changes, Found, Known, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .database import Database, Sync
 from .liveness import LockFiles
 
@@ -76,7 +76,10 @@ _DELETE = "DELETE FROM sessions WHERE id = :id"
 _DELETE_UNLESS_USED = f"""
     DELETE FROM sessions AS d WHERE id = :id
     AND NOT EXISTS (SELECT 1 FROM holders WHERE session_id = d.id)
-    AND (last_active <= :known OR EXISTS (SELECT 1 {_EXPIRED} AND s.id = d.id))
+    AND (
+        (last_active <= :known AND session_timeout = ifnull(:timeout, session_timeout))
+        OR EXISTS (SELECT 1 {_EXPIRED} AND s.id = d.id)
+    )
 """
 
 
@@ -255,14 +258,15 @@ class SQLiteStore:
 
         return self._write(work)
 
-    def delete(self, known: Mapping[str, float | None], instance: str | None = None, now: float = -inf) -> set[str]:
+    def delete(self, known: Mapping[str, Known | None], instance: str | None = None, now: float = -inf) -> set[str]:
         def work(connection: sqlite3.Connection) -> set[str]:
             deleted = set()
             self._drop_dead_instances(connection)
-            for session_id, last_active in known.items():
+            for session_id, told in known.items():
                 connection.execute("DELETE FROM holders WHERE session_id = ? AND instance = ?", (session_id, instance))
-                values = {"id": session_id, "known": last_active, "now": now, "age": inf}
-                if connection.execute(_DELETE if last_active is None else _DELETE_UNLESS_USED, values).rowcount:
+                last_active, timeout = told or (None, None)
+                values = {"id": session_id, "known": last_active, "timeout": timeout, "now": now, "age": inf}
+                if connection.execute(_DELETE if told is None else _DELETE_UNLESS_USED, values).rowcount:
                     deleted.add(session_id)
             return deleted
 
@@ -369,7 +373,7 @@ def _touch(connection: sqlite3.Connection, session_id: str, touch: Touch) -> boo
     return bool(
         connection.execute(
             "UPDATE sessions SET last_active = max(last_active, ?), message_count = message_count + ?, "
-            "state = ifnull(?, state) WHERE id = ?",
-            (touch.last_active, touch.messages, touch.state, session_id),
+            "state = ifnull(?, state), session_timeout = ifnull(?, session_timeout) WHERE id = ?",
+            (*touch, session_id),
         ).rowcount
     )

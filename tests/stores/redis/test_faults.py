@@ -26,7 +26,7 @@ from sessionkit import (
     SessionNotFoundError,
     StoreError,
 )
-from sessionkit.stores import Changes, Found, RedisStore, Touch
+from sessionkit.stores import Changes, Found, Known, RedisStore, Touch
 from sessionkit.stores.redis.liveness import THREAD_NAME
 from sessionkit.testing.store_contract import NOW, record
 
@@ -277,7 +277,7 @@ def _delete_unless_used(store: OpenedStore, instance: str, session_id: str) -> I
     store.create(record(session_id), instance)
     store.create(record(f"{session_id}-used", last_active=NOW + 1), instance)
     yield
-    deleted = store.delete({session_id: NOW, f"{session_id}-used": NOW}, instance, NOW)
+    deleted = store.delete({session_id: Known(NOW), f"{session_id}-used": Known(NOW)}, instance, NOW)
     yield
     assert deleted == {session_id}
     assert store.load(session_id) is None
@@ -599,7 +599,7 @@ def test_a_renaming_that_nobody_heard_of_and_the_end_of_the_session(
     """Deleted or let go by the id that it had, nothing of it is left by the new one."""
     ends: list[Callable[[], object]] = [
         lambda: store.delete({"s-1": None}),
-        lambda: store.delete({"s-1": NOW}, instance, NOW),
+        lambda: store.delete({"s-1": Known(NOW)}, instance, NOW),
         lambda: (store.detach(["s-1"], instance), other.delete_expired(NOW + 61, 10)),
         lambda: (store.leave(instance), other.delete({"s-1": None})),
     ]
@@ -943,7 +943,7 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
                 store.release("kept", instance)
                 store.attach("kept", instance, lease=True)
                 assert store.release("kept", instance, Changes(1, None, Touch(NOW + 1, 1, "processing"))) == 1
-                assert store.touch({"kept": Touch(NOW + 1, 1)}) == set()
+                assert store.touch({"kept": Touch(NOW + 1, 1, session_timeout=1e6)}) == set()
                 with pytest.raises(SessionConflictError):
                     store.save("kept", Changes(7, "{}", Touch(NOW)))
                 with pytest.raises(SessionNotFoundError):
@@ -959,9 +959,10 @@ def test_a_store_that_is_out_of_memory(server: RedisServer) -> None:
             assert store.delete_expired(NOW + 61, 10) == []
             assert store.delete({"closed": None, "gone": None}) == {"closed"}
             assert store.delete({"closed": None}) == set()
-            assert store.delete({"due": NOW, "held": NOW}, instance, NOW) == {"due"}
+            assert store.delete({"due": Known(NOW), "held": Known(NOW)}, instance, NOW) == {"due"}
             store.detach(["kept"], other)
         changed = record("kept", name="kept", last_active=NOW + 1, message_count=4, state="processing")
+        changed = changed._replace(session_timeout=1e6)
         assert found_in(store, "kept", other).record == changed
         assert [each.id for each in store.page(None, 10)] == ["held", "kept", "renamed"]
         assert store.save("kept", Changes(1, '{"a":1}', Touch(NOW, 1))) == 2

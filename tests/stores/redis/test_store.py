@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from sessionkit import SessionBusyError, SessionExistsError, StoreError
-from sessionkit.stores import Changes, Found, RedisStore, Touch
+from sessionkit.stores import Changes, Found, Known, RedisStore, Touch
 from sessionkit.stores.redis.cluster import CLUSTER_PARTITIONS, Partitions
 from sessionkit.testing.store_contract import NOW, record
 
@@ -407,6 +407,41 @@ def test_expired_records_that_somebody_has_are_passed_over(store: RedisStore, in
     assert store.delete(dict.fromkeys(held)) == set(held)
 
 
+def test_keys_go_by_themselves_a_day_after_the_timeout_that_was_set(
+    server: RedisServer, store: RedisStore, instance: str
+) -> None:
+    """A longer timeout makes the time of the session's key, and of those that all sessions have, longer; a shorter one
+    makes that of its own shorter.
+    """
+    day, base = 86_400, base_of(store)
+    store.create(record(name="a"), instance)
+    with server.client() as client:
+        for timeout, longest in ((1e6, 1e6), (5.0, 1e6)):
+            store.touch({"s-1": Touch(NOW, session_timeout=timeout)})
+            assert timeout + day - 60 < client.ttl(f"{base}:s:s-1") <= timeout + day
+            for key in ("due", "ids", "names", "longest", "layout"):
+                assert client.ttl(f"{base}:{key}") > longest + day - 60
+
+
+def test_a_name_is_kept_for_as_long_as_the_timeout_that_was_set(cluster: redis.RedisCluster) -> None:
+    """Also on a cluster, where it is in another slot than its session; however the timeout is written."""
+    with opened(cluster) as store:
+        instance = store.join(10.0, "first")
+        ways: list[Callable[[str, Touch], object]] = [
+            lambda session_id, touch: store.touch({session_id: touch}),
+            lambda session_id, touch: store.save(session_id, Changes(1, "{}", touch)),
+        ]
+        for number, write in enumerate(ways):
+            store.create(record(f"s-{number}", name=f"a-{number}"), instance)
+            store.create(record(f"nameless-{number}"), instance)
+            # Where a name is, no public call says.
+            key = f"{store._partitions.of(f'a-{number}')}:names"
+            for session_id in (f"s-{number}", f"nameless-{number}"):
+                write(session_id, Touch(NOW, session_timeout=1e6))
+            assert cluster.ttl(key) > 1e6
+        store.touch({"gone": Touch(NOW, session_timeout=1e6)})
+
+
 def test_what_has_gone_by_itself_is_no_trouble(server: RedisServer, store: RedisStore, instance: str) -> None:
     """A key that the server dropped leaves nothing behind that is in the way, or that anybody is told of."""
     base = base_of(store)
@@ -650,7 +685,7 @@ def test_a_deletion_that_is_interrupted(spread: RedisStore, other: RedisStore, m
     instance = spread.join(10.0, "first")
     for delete in (
         lambda: spread.delete({"s-1": None}),
-        lambda: spread.delete({"s-1": NOW}, instance, NOW),
+        lambda: spread.delete({"s-1": Known(NOW)}, instance, NOW),
         lambda: spread.detach(["s-1"], instance) or spread.delete_expired(NOW + 61, 10),
     ):
 

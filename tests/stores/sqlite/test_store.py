@@ -19,7 +19,7 @@ import pytest
 
 import sessionkit.stores
 from sessionkit import SessionBusyError, StoreError
-from sessionkit.stores import Changes, SQLiteStore, Touch
+from sessionkit.stores import Changes, Known, SQLiteStore, Touch
 from sessionkit.stores.sqlite.database import Database, ForkGate
 from sessionkit.stores.sqlite.store import APPLICATION_ID, SCHEMA_VERSION
 from sessionkit.testing import StoreContract
@@ -540,7 +540,7 @@ def test_what_waits_for_the_disk(store: SQLiteStore) -> None:
         lambda: store.attach("s-1", instance, lease=True),
         lambda: store.delete({"s-1": None}),
         lambda: store.release("s-1", instance),
-        lambda: store.delete({"s-1": NOW}, instance, NOW),
+        lambda: store.delete({"s-1": Known(NOW)}, instance, NOW),
         lambda: store.detach(["s-1"], instance),
         lambda: store.delete_expired(NOW, 1),
     ):
