@@ -5,7 +5,7 @@ from .coordinator import CoordinatorStats, SessionCoordinator
 from .core.checkout import Checkout
 from .core.cleanup import CleanupStats
 from .core.events import EventChannel, EventKind, SessionEvent
-from .core.session import ManagedSession, SessionMetadata, SessionState
+from .core.session import ManagedSession, SessionMetadata, SessionSnapshot, SessionState
 from .errors import (
     CoordinatorClosedError,
     InvalidSessionError,
@@ -44,6 +44,7 @@ __all__ = [
     "SessionLimitError",
     "SessionMetadata",
     "SessionNotFoundError",
+    "SessionSnapshot",
     "SessionState",
     "StoreError",
     "StoreStats",

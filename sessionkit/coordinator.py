@@ -14,7 +14,7 @@ from .core.checkout import Checkout
 from .core.cleanup import CleanupRun, CleanupStats, CleanupTask
 from .core.engine import InMemorySessions
 from .core.events import EventChannel
-from .core.session import ManagedSession, R
+from .core.session import ManagedSession, R, SessionSnapshot
 from .errors import RemovalCause
 from .persistence.records import StoreStats
 from .persistence.sessions import PersistentSessions
@@ -206,6 +206,21 @@ class SessionCoordinator(Generic[R]):
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
         return self._sessions.get(session_id)
+
+    def read_session(self, session_id: str) -> SessionSnapshot:
+        """A snapshot of the live session with this id: for a look that waits for nothing.
+
+        It is no activity, and works at once while the session is checked out, here or in another process. Without a
+        store, it has a copy of the data as they are at this moment, also while the holder of a checkout changes them.
+
+        With a store, it has what is stored: what the last checkout that was given back has saved, and `last_active` as
+        far as it is known here. That is one read of the store, however often the session is read. The session is not
+        brought into memory: no factory is called, no limit is in the way, and `affinity=True` does not matter.
+
+        Raises as `get_session` does if the session is not there, has expired, or the coordinator is closed, and
+        `StoreError` if the store cannot be read.
+        """
+        return self._sessions.read(checked_str("session id", session_id))
 
     def touch_session(self, session_id: str) -> None:
         """Note activity: idle time starts again. Raises as `get_session` does.

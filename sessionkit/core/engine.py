@@ -18,7 +18,7 @@ from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
 from .locks import Waiter
 from .removal import Removal
-from .session import HAS_STEPS, Activity, Keeper, ManagedSession, SessionState
+from .session import HAS_STEPS, Activity, Keeper, ManagedSession, SessionSnapshot, SessionState, snapshot_of
 from .state import State
 
 Session = ManagedSession[Any]
@@ -140,6 +140,16 @@ class InMemorySessions:
         reading = state.begin()
         with state.lock:
             return state.registry.find(session_id, state.advance(reading))
+
+    def read(self, session_id: str) -> SessionSnapshot:
+        """A copy of the live session with this id, as it is now."""
+        state = self.state
+        reading, wall = state.begin(), wall_clock_of(self._clock)()
+        with state.lock:
+            now = state.advance(reading)
+            session = state.registry.find(session_id, now)
+            end = wall + state.registry.index.end_of(session) - now
+        return snapshot_of(session, session_id, utc_of(end))
 
     def touch(self, session_id: str) -> None:
         """Note activity of the live session with this id."""

@@ -55,6 +55,21 @@ class SessionMetadata(NamedTuple):
     """How many messages were recorded."""
 
 
+class SessionSnapshot(NamedTuple):
+    """A session as it stood when it was read: `SessionCoordinator.read_session`. Nothing changes it later."""
+
+    id: str
+    name: str | None
+    state: SessionState
+    data: dict[str, Any]
+    """A copy, however deep: what is changed in it is changed nowhere else."""
+    metadata: SessionMetadata
+    session_timeout: float
+    """How long it may be idle, in seconds."""
+    expires_at: datetime
+    """When its time runs out if nothing touches it until then, in UTC."""
+
+
 class Activity(enum.Enum):
     """What a session can note of itself; each counts as activity."""
 
@@ -276,6 +291,37 @@ def restore_counters(session: ManagedSession[Any], state: SessionState, messages
 def restore_times(session: ManagedSession[Any], created_at: float, last_active: float) -> None:
     """Give a session that is being loaded the times that its record has, on our clock."""
     session._created_at, session._active_at = created_at, last_active
+
+
+def snapshot_of(session: ManagedSession[Any], session_id: str, expires_at: datetime) -> SessionSnapshot:
+    """What the session is now, also while another thread changes it."""
+    return SessionSnapshot(
+        session_id,
+        session._name,
+        session._state,
+        _copied(session._data or {}),
+        session.metadata,
+        session._timeout,
+        expires_at,
+    )
+
+
+def _copied(data: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the data, and of the dicts and lists in them however deep; all else in them is the same object."""
+    # Each is copied in one step, so that another thread may be at it. The originals stay here too: an id is an object's
+    # own only while that is there.
+    copy = data.copy()
+    copies: dict[int, tuple[Any, Any]] = {id(data): (data, copy)}
+    unfinished: list[Any] = [copy]
+    while unfinished:
+        container = unfinished.pop()
+        for key, value in container.items() if type(container) is dict else enumerate(container):
+            if type(value) in (dict, list):
+                if id(value) not in copies:
+                    copies[id(value)] = value, value.copy()
+                    unfinished.append(copies[id(value)][1])
+                container[key] = copies[id(value)][1]
+    return copy
 
 
 def replace_data(session: ManagedSession[Any], data: dict[str, Any]) -> None:

@@ -101,11 +101,31 @@ class Coordination:
         """Whether another instance has used a session whose time ran out here."""
         if is_checked_out(session):
             return False
-        entry = self._records.of(session)
         found = self._client.load(session.id)
-        if found is None or (found.lag == 0 and entry is not None and entry.knows(found.record)):
-            return False
-        return codec.ending_of(found, *self._client.now()) is None
+        return (
+            found is not None
+            and self._is_used_elsewhere(session, found)
+            and codec.ending_of(found, *self._client.now()) is None
+        )
+
+    def _is_used_elsewhere(self, session: Session, found: Found) -> bool:
+        entry = self._records.of(session)
+        return found.lag != 0 or entry is None or not entry.knows(found.record)
+
+    def as_known_here(self, session: Session, found: Found) -> Found | None:
+        """What was found of a session that is in memory, with what only this instance knows of its life.
+
+        None if its time has run out here, and no other instance has used it.
+        """
+        if ending_of(session) is not None:
+            return found if self._is_used_elsewhere(session, found) else None
+        reading, wall = self._client.now()
+        entry, record = self._records.of(session), found.record
+        if entry is not None and session.session_timeout != entry.timeout:
+            record = record._replace(session_timeout=session.session_timeout)
+        last_active = wall - max(reading - session.metadata.last_active, 0.0)
+        record = record._replace(last_active=max(record.last_active, last_active))
+        return found._replace(record=record, lag=inf if is_checked_out(session) else found.lag)
 
     def confirm_ended(self, session_id: str) -> bool:
         """Whether a session that is in the way turns out to have ended; then nothing of it is in the way any more."""

@@ -13,7 +13,15 @@ from ..core.checkout import Checkout
 from ..core.engine import InMemorySessions, MemoryStats, ResourceFactory
 from ..core.events import EventChannel, EventKind
 from ..core.finalizer import CloseCallback
-from ..core.session import ManagedSession, ending_of, is_checked_out, restore_counters, restore_times
+from ..core.session import (
+    ManagedSession,
+    SessionMetadata,
+    SessionSnapshot,
+    ending_of,
+    is_checked_out,
+    restore_counters,
+    restore_times,
+)
 from ..core.state import State
 from ..errors import (
     InvalidSessionError,
@@ -27,7 +35,7 @@ from ..errors import (
     StoreError,
 )
 from ..stores.base import Found, SessionRecord, Store
-from ..util.clock import Clock
+from ..util.clock import Clock, utc_of
 from ..util.log import report_failure
 from ..util.validation import checked_id
 from . import codec
@@ -266,6 +274,40 @@ class PersistentSessions:
             if loaded or self._coordination.refresh(session):
                 return session
 
+    def read(self, session_id: str) -> SessionSnapshot:
+        """What the store has of the live session with this id, by one read; nothing is brought into memory."""
+        reading = self.state.begin()
+        with self.state.lock:
+            now = self.state.advance(reading)
+            self.state.registry.check_open()
+            session = self._at_hand(session_id, now)
+            if session is None and not self._may_be_stored(session_id):
+                raise self.state.registry.absent(session_id, now)
+        found = self._client.load(checked_id(session_id))
+        if found is not None and session is not None:
+            found = self._coordination.as_known_here(session, found)
+        if found is None:
+            with self.state.lock:
+                raise self.state.registry.absent(session_id, self.state.latest)
+        ending = codec.ending_of(found, *self._client.now())
+        if ending is not None:
+            raise SessionExpiredError(session_id, *ending)
+        return self._snapshot_of(found.record)
+
+    def _snapshot_of(self, record: SessionRecord) -> SessionSnapshot:
+        reading, wall = self._client.now()
+        return SessionSnapshot(
+            record.id,
+            record.name,
+            state_of(record),
+            data_of(record.data, record.id),
+            SessionMetadata(
+                reading - (wall - record.created_at), reading - (wall - record.last_active), record.message_count
+            ),
+            record.session_timeout,
+            utc_of(min(record.idle_end, record.life_end)),
+        )
+
     def touch(self, session_id: str) -> None:
         """Note activity of the live session with this id."""
         while True:
@@ -317,7 +359,7 @@ class PersistentSessions:
         # Each process would keep a copy of its own: it would miss what others save, and lose what they change.
         raise ValueError(
             f"session {session_id!r} cannot be checked out with exclusive=False: its coordinator has a store. Check it "
-            "out exclusively, with one holder= for all the threads that work on it together"
+            "out exclusively, with one holder= for all threads that work on it together, or read_session() to look only"
         )
 
     def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
