@@ -67,10 +67,12 @@ def init_app(
     `flask.session` is a `FlaskSession` from then on. The coordinator's cleanup task is started here, and the
     coordinator is closed when the interpreter exits. Call this once the application is configured.
 
-    `cookie`: what carries the token; by default a secure one that takes `SESSION_COOKIE_NAME`, `_DOMAIN`, `_PATH` and
-    `_SAMESITE` from the configuration, and is `HttpOnly` and `Secure` whatever that says. For development without
-    HTTPS, elsewhere than on localhost, pass `SessionCookie(secure=False)`. `shared` and `timeout` are as
-    `SessionMiddleware` has them. No `SECRET_KEY` is needed. Raises `TypeError` or `ValueError` for bad input.
+    `cookie`: what carries the token; by default one that takes `SESSION_COOKIE_NAME`, `_DOMAIN`, `_PATH`, `_SAMESITE`
+    and `_PARTITIONED` from the configuration, and is `HttpOnly` whatever that says. It is `Secure`, too, unless the
+    application is in debug mode already and `SESSION_COOKIE_SECURE` is False: then it is not, and that is warned about.
+    (False is Flask's default, so that it says nothing by itself.) For HTTP without debug mode, pass
+    `SessionCookie(secure=False)`. `shared` and `timeout` are as `SessionMiddleware` has them. No `SECRET_KEY` is
+    needed. Raises `TypeError` or `ValueError` for bad input.
     """
     sessions = CoordinatedSessions(
         coordinator,
@@ -255,11 +257,17 @@ def _finish_with_context(_error: BaseException | None) -> None:
 
 def _cookie_of(app: flask.Flask) -> SessionCookie:
     config = app.config
+    name, partitioned = config["SESSION_COOKIE_NAME"], config.get("SESSION_COOKIE_PARTITIONED", False)
+    same_site = cast(SameSite, str(config["SESSION_COOKIE_SAMESITE"] or "Lax").title())
+    # Flask's default is False, so that only the debug mode tells who means it. Some cookies cannot do without.
+    needs_secure = partitioned or same_site == "None" or name.startswith("__")
     return SessionCookie(
-        config["SESSION_COOKIE_NAME"],
-        same_site=cast(SameSite, str(config["SESSION_COOKIE_SAMESITE"] or "Lax").title()),
-        path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"],
+        name,
+        secure=bool(config["SESSION_COOKIE_SECURE"] or not app.debug or needs_secure),
+        same_site=same_site,
+        path=config["SESSION_COOKIE_PATH"] or config["APPLICATION_ROOT"] or "/",
         domain=config["SESSION_COOKIE_DOMAIN"] or None,
+        partitioned=bool(partitioned),
     )
 
 

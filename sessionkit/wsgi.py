@@ -166,8 +166,9 @@ class _Exchange:
             return given
         headers = Headers(given)
         vary_by_cookie(headers)
-        if self._request.has_news:
-            add_cookie(headers, self._request.set_cookie())
+        lifetime = self._request.cookie.max_age
+        if self._request.has_news or self._request.is_due(lifetime):
+            add_cookie(headers, self._request.set_cookie(dated=lifetime is not None))
         return headers.to_wsgi_list()
 
     def _is_complete(self, body: object) -> bool:

@@ -39,6 +39,9 @@ UNAVAILABLE = (
 class RequestSession:
     """Finds the session by the request's cookie, makes one when the application writes, and gives it back at the end.
 
+    A client may send several cookies of one name, such as one of a parent domain: the first token whose session is live
+    wins.
+
     The first look checks the session out. The request is the holder of the checkout: requests exclude each other also
     where one thread, or several greenlets of one, serve them, and any thread of the request may use the session and
     give it back. With `shared=True`, requests of one visitor have the session at the same time. `timeout`: how many
@@ -75,6 +78,9 @@ class RequestSession:
     # The token that the session has now, and the token that the client has sent.
     _token: str | None = None
     _clients_token: str | None = None
+    # How old the session is, and how old it was when the client was sent its cookie; in seconds.
+    _age = 0.0
+    _age_when_sent: float | None = None
 
     def __init__(
         self,
@@ -86,8 +92,9 @@ class RequestSession:
         timeout: float,
         translate: Callable[[Exception], Exception] | None = None,
     ) -> None:
+        self.cookie = cookie
+        """What carries the token."""
         self._coordinator = coordinator
-        self._cookie = cookie
         self._header = header
         self._shared = shared
         self._timeout = timeout
@@ -212,9 +219,29 @@ class RequestSession:
         """Whether the client has to be told of another token, or that it has none any more."""
         return self._token != self._clients_token
 
-    def set_cookie(self, expires: datetime | None = None) -> str:
-        """The value of the `Set-Cookie` header that tells the client of its token, or takes it away."""
-        return self._cookie.removal() if self._token is None else self._cookie.holding(self._token, expires)
+    @property
+    def has_token(self) -> bool:
+        """Whether there is a token, for a cookie to carry."""
+        return self._token is not None
+
+    def is_due(self, lifetime: float | None) -> bool:
+        """Whether the client, whose cookie lives for so many seconds (None: until the browser is closed), has had it
+        for a tenth of them, so that it is to be sent again.
+        """
+        if lifetime is None or self._token is None:
+            return False
+        sent = self._age_when_sent
+        # What the client says of it may be anything.
+        return sent is None or not 0 <= self._age - sent < lifetime / 10
+
+    def set_cookie(self, expires: datetime | None = None, *, dated: bool = False) -> str:
+        """The value of the `Set-Cookie` header that tells the client of its token, or takes it away.
+
+        `dated`: whether `is_due` is to know, when the client comes back, how long it has had the cookie.
+        """
+        if self._token is None:
+            return self.cookie.removal()
+        return self.cookie.holding(self._token, expires, self._age if dated else None)
 
     def __del__(self) -> None:
         # A server may forget to close a body, and a test to send a response.
@@ -226,19 +253,22 @@ class RequestSession:
     def _search(self) -> None:
         self.looked_at = True
         with self._lock:
-            # Another thread of this request may have searched, or the request may be over.
-            if self._searched or self.left is not None:
+            # Another thread of this request may have searched, in vain, or the request may be over.
+            if self._searched or self.failure is not None or self.left is not None:
                 return
-            token = self._cookie.token_in(self._header)
-            if token is not None:
+            for token, age_when_sent in self.cookie.tokens_in(self._header).items():
                 try:
                     self._check_out(id_of(token), exclusive=not self._shared)
-                    self._token = self._clients_token = token
                 except SessionNotFoundError as error:
                     # The client keeps its cookie: another request may have been given a new one meanwhile.
-                    self.ended = error if isinstance(error, SessionExpiredError) else None
+                    if self.ended is None and isinstance(error, SessionExpiredError):
+                        self.ended = error
                 except UNAVAILABLE as error:
                     self._fail(error)
+                else:
+                    self._token = self._clients_token = token
+                    self._age_when_sent, self.ended = age_when_sent, None
+                    break
             self._searched = True
 
     def _check_out(self, session_id: str, *, exclusive: bool) -> Checkout[Any]:
@@ -247,6 +277,7 @@ class RequestSession:
         )
         session = checkout.__enter__()
         self._checkout, self.session = checkout, session
+        self._age = session.metadata.last_active - session.metadata.created_at
         if not checkout.confirmed:
             # An earlier change that is not saved yet is no failure of this request.
             with suppress(StoreError):

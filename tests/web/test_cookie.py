@@ -54,6 +54,49 @@ def test_what_can_be_told_otherwise() -> None:
     assert "Max-Age" not in dated
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("__Host-shop", {}),
+        ("__Secure-shop", {}),
+        ("__Secure-shop", {"path": "/shop"}),
+        ("__Secure-shop", {"domain": "example.com"}),
+    ],
+)
+def test_a_name_that_has_a_prefix_is_used_as_it_is(name: str, options: dict[str, Any]) -> None:
+    """It gets no second one, and is found again."""
+    cookie = SessionCookie(name, **options)
+    assert cookie.name == name
+    assert cookie.holding(TOKEN).startswith(f"{name}={TOKEN}; ")
+    assert list(cookie.tokens_in(f"{name}={TOKEN}")) == [TOKEN]
+
+
+@pytest.mark.parametrize(
+    ("given_domain", "sent"),
+    [
+        (".example.com", "example.com"),
+        ("example.com:8000", "example.com"),
+        (".example.com:8000", "example.com"),
+        ("localhost", "localhost"),
+        ("my_host.example", "my_host.example"),
+        ("bücher.example", "xn--bcher-kva.example"),
+    ],
+)
+def test_a_domain_is_taken_as_browsers_take_it(given_domain: str, sent: str) -> None:
+    """Without a leading dot or a port, and in ASCII."""
+    cookie = SessionCookie(domain=given_domain)
+    assert f"; Domain={sent}; " in cookie.holding(TOKEN)
+    assert f"; Domain={sent}; " in cookie.removal()
+
+
+def test_a_partitioned_cookie() -> None:
+    """Says so, when it is set and when it is removed; others do not."""
+    cookie = SessionCookie(same_site="None", partitioned=True)
+    for value in (cookie.holding(TOKEN), cookie.removal()):
+        assert {"Partitioned", "Secure", "SameSite=None"} <= set(value.split("; "))
+    assert "Partitioned" not in SessionCookie().holding(TOKEN)
+
+
 def test_leaving_secure_out_drops_the_prefix_and_warns() -> None:
     """For development only, and it says so."""
     with pytest.warns(UserWarning, match="not Secure.*take over") as caught:
@@ -75,7 +118,13 @@ def test_a_cookie_is_removed_where_it_was_set() -> None:
         ({"name": "a b"}, "'a b'"),
         ({"name": ""}, "''"),
         ({"name": "a\r\nSet-Cookie: x"}, "1 to 64"),
-        ({"name": "__Host-session"}, "prefix is added"),
+        ({"name": "__session"}, "prefix is added"),
+        ({"name": "__host-session"}, "prefix is added"),
+        ({"name": "__Host-session", "path": "/shop"}, "'/', and no domain"),
+        ({"name": "__Host-session", "domain": "example.com"}, "'/', and no domain"),
+        ({"name": "__Host-session", "secure": False}, "needs secure=True"),
+        ({"name": "__Secure-session", "secure": False}, "needs secure=True"),
+        ({"partitioned": True, "secure": False}, "needs secure=True"),
         ({"same_site": "lax"}, "'Lax'"),
         ({"same_site": "None", "secure": False}, "needs secure=True"),
         ({"path": "shop"}, "begin with '/'"),
@@ -86,6 +135,8 @@ def test_a_cookie_is_removed_where_it_was_set() -> None:
         ({"domain": "."}, "'.'"),
         ({"domain": "a..b"}, "'a..b'"),
         ({"domain": "a" * 64}, "aaa"),
+        ({"domain": ":8000"}, "':8000'"),
+        ({"domain": "[::1]:8000"}, "::1"),
         ({"max_age": 0}, "max_age"),
     ],
 )
@@ -96,9 +147,13 @@ def test_what_no_cookie_may_have_is_refused(wrong: dict[str, Any], message: str)
 
 
 def test_secure_is_a_flag() -> None:
-    """Not something that is merely true enough."""
+    """Not something that is merely true enough; and a domain is a string."""
     with pytest.raises(TypeError, match="secure"):
         SessionCookie(secure=0)  # type: ignore[arg-type]  # what a person may write
+    with pytest.raises(TypeError, match="partitioned"):
+        SessionCookie(partitioned="yes")  # type: ignore[arg-type]  # what a person may write
+    with pytest.raises(TypeError):
+        SessionCookie(domain=5)  # type: ignore[arg-type]  # what a person may write
 
 
 # ---- What clients send
@@ -120,7 +175,7 @@ def test_secure_is_a_flag() -> None:
 )
 def test_one_malformed_cookie_does_not_hide_the_others(header: str) -> None:
     """Also several of the same name, bytes that are no UTF-8, and very many."""
-    assert SessionCookie().token_in(header) == TOKEN
+    assert SessionCookie().tokens_in(header) == {TOKEN: None}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +188,10 @@ def test_one_malformed_cookie_does_not_hide_the_others(header: str) -> None:
         f"__Host-session={TOKEN[1:]}",
         f"__Host-session={TOKEN[1:]}\xe9",
         f"__Host-session={TOKEN[1:]}=",
+        f"__Host-session={TOKEN}.",
+        f"__Host-session={TOKEN}.-1",
+        f"__Host-session={TOKEN}.1.2",
+        f"__Host-session={TOKEN}.{'9' * 16}",
         f"__host-session={TOKEN}",
         f"session={TOKEN}",
         f"__Host-session={'A' * 1_000_000}",
@@ -144,7 +203,30 @@ def test_one_malformed_cookie_does_not_hide_the_others(header: str) -> None:
 )
 def test_what_has_not_the_form_of_a_token_is_no_token(header: str) -> None:
     """Shorter, longer, of other characters, or of another name."""
-    assert SessionCookie().token_in(header) is None
+    assert SessionCookie().tokens_in(header) == {}
+
+
+def test_several_tokens_are_found_in_their_order() -> None:
+    """Each once, with what its cookie says of the session's age, and 10 at most; others do not count."""
+    tokens = [new_token() for _ in range(11)]
+    cookie = SessionCookie()
+    first, second, *rest = tokens
+    header = "; ".join(f"{cookie.name}={value}" for value in (f"{second}.1500", "short", first, f"{second}.7", first))
+    assert list(cookie.tokens_in(header).items()) == [(second, 1.5), (first, None)]
+    header += "".join(f"; {cookie.name}=short; {cookie.name}2={token}" for token in rest)
+    assert list(cookie.tokens_in(header)) == [second, first]
+    header += "".join(f"; {cookie.name}={token}" for token in rest)
+    assert list(cookie.tokens_in(header)) == [second, first, *rest[:8]]
+
+
+def test_the_age_comes_back_as_it_was_sent() -> None:
+    """In milliseconds; the id is that of the token alone."""
+    cookie = SessionCookie(max_age=60)
+    value = cookie.holding(TOKEN, age=7.0625).partition(";")[0]
+    assert value == f"__Host-session={TOKEN}.7062"
+    assert cookie.tokens_in(value) == {TOKEN: 7.062}
+    assert cookie.tokens_in(cookie.holding(TOKEN, age=-5.0).partition(";")[0]) == {TOKEN: 0.0}
+    assert id_of(value.partition("=")[2]) == id_of(TOKEN)
 
 
 @pytest.mark.parametrize("piece", ['a={} x"', '__Host-session={}x"', '__Host-session="{}', ";__Host-session=", "="])
@@ -158,7 +240,7 @@ def test_a_long_header_costs_no_more_than_its_length(piece: str, monkeypatch: py
 
     monkeypatch.setattr("sessionkit.web.cookie.parse_cookie", watched)
     header = ";".join([piece.format(" " * size) for size in (10, 40, 1000, 100_000)] * 50)
-    assert SessionCookie().token_in(header) is None
+    assert SessionCookie().tokens_in(header) == {}
     assert sum(map(len, parsed)) < 1000
 
 
@@ -167,12 +249,12 @@ def test_arbitrary_bytes_are_no_token_and_do_no_harm(before: bytes, after: bytes
     """Whatever a client sends as cookies, nothing is raised; and a cookie of its own is found behind it all."""
     cookie = SessionCookie()
     junk = before.decode("latin-1")
-    found = cookie.token_in(junk)
-    assert found is None or is_token(found)
-    # Unless it opens a quote, or has a token of its own, which comes first.
-    if '"' not in junk and found is None:
+    found = cookie.tokens_in(junk)
+    assert all(map(is_token, found))
+    # Unless it opens a quote.
+    if '"' not in junk:
         header = f"{junk}; {cookie.name}={TOKEN}; " + after.decode("latin-1")
-        assert cookie.token_in(header) == TOKEN
+        assert list(cookie.tokens_in(header))[: len(found) + 1] == [*found, TOKEN]
 
 
 def test_a_token_cannot_be_guessed_from_its_id() -> None:

@@ -520,6 +520,54 @@ def test_the_cookie_takes_flasks_configuration(session_coordinator: CoordinatorF
     assert app.test_client().get("/").headers["Set-Cookie"].startswith("session=")
 
 
+@pytest.mark.parametrize(
+    ("settings", "name", "attributes"),
+    [
+        ({"SESSION_COOKIE_DOMAIN": ".example.com"}, "__Secure-session", {"Domain=example.com"}),
+        ({"SESSION_COOKIE_DOMAIN": "example.com:8000"}, "__Secure-session", {"Domain=example.com"}),
+        ({"SESSION_COOKIE_NAME": "__Host-shop"}, "__Host-shop", {"Path=/"}),
+        ({"SESSION_COOKIE_NAME": "__Secure-shop", "APPLICATION_ROOT": "/shop"}, "__Secure-shop", {"Path=/shop"}),
+        ({"APPLICATION_ROOT": ""}, "__Host-session", {"Path=/"}),
+        (
+            {"SESSION_COOKIE_PARTITIONED": True, "SESSION_COOKIE_SAMESITE": "None"},
+            "__Host-session",
+            {"Partitioned", "SameSite=None"},
+        ),
+        ({"SESSION_COOKIE_SECURE": False}, "__Host-session", set()),
+        ({"DEBUG": True, "SESSION_COOKIE_SECURE": True}, "__Host-session", set()),
+        # What cannot do without.
+        ({"DEBUG": True, "SESSION_COOKIE_NAME": "__Host-session"}, "__Host-session", set()),
+        ({"DEBUG": True, "SESSION_COOKIE_SAMESITE": "None"}, "__Host-session", {"SameSite=None"}),
+        ({"DEBUG": True, "SESSION_COOKIE_PARTITIONED": True}, "__Host-session", {"Partitioned"}),
+    ],
+)
+def test_settings_that_flask_takes(
+    settings: dict[str, Any], name: str, attributes: set[str], coordinator: SessionCoordinator[Any]
+) -> None:
+    """Are taken, and the cookie is Secure: Flask's `SESSION_COOKIE_SECURE` is False unless it is set."""
+    app = flask.Flask(__name__)
+    app.config.update(settings)
+    app.get("/write")(lambda: session.update(a=1) or "")
+    sessionkit.flask.init_app(app, coordinator)
+    value = app.test_client().get("/write").headers["Set-Cookie"]
+    assert value.startswith(f"{name}=")
+    assert {"Secure", "HttpOnly", *attributes} <= set(value.split("; "))
+    assert ("Partitioned" in value) is ("Partitioned" in attributes)
+
+
+def test_debug_mode_without_https(coordinator: SessionCoordinator[Any]) -> None:
+    """In debug mode, the cookie is not `Secure`, so that a browser keeps it without HTTPS, and that is warned about,
+    unless `SESSION_COOKIE_SECURE` is set."""
+    app = flask.Flask(__name__)
+    app.debug = True
+    with pytest.warns(UserWarning, match="not Secure.*SESSION_COOKIE_SECURE=True"):
+        sessionkit.flask.init_app(app, coordinator)
+    app.get("/write")(lambda: session.update(a=1) or "")
+    value = app.test_client().get("/write").headers["Set-Cookie"]
+    assert value.startswith("session=")
+    assert "Secure" not in value
+
+
 @pytest.mark.parametrize("wrong", [{"cookie": "session"}, {"shared": None}, {"timeout": "5"}])
 def test_what_init_app_is_given_is_checked(wrong: dict[str, Any], coordinator: SessionCoordinator[Any]) -> None:
     """At once."""

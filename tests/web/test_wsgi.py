@@ -10,13 +10,13 @@ import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from unittest.mock import create_autospec
+from unittest.mock import create_autospec, patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessionkit import SessionCoordinator, SessionNotFoundError
+from sessionkit import CoordinatorConfig, SessionCoordinator, SessionNotFoundError
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -261,6 +261,51 @@ def test_nothing_that_a_client_sends_comes_back_in_a_header_or_a_log_line(
     assert [answer.status[:3] for answer in answers] == ["200", "503"]
 
 
+def test_the_first_token_that_is_live_wins(session_coordinator: CoordinatorFactory, session_clock: ManualClock) -> None:
+    """Of several cookies of one name, such as one of a parent domain, each token is tried, up to 10, and the first that
+    is live wins. If none is, the application hears how the first one ended that is known to have."""
+    coordinator = session_coordinator(CONFIG)
+
+    def ended(session: WebSession) -> object:
+        return session.ended and session.ended.cause.name
+
+    app = SessionMiddleware(Site(index=count, ended=ended, close=WebSession.close), coordinator)
+    old, live, other = Visitor(app), Visitor(app), Visitor(app)
+    old.get()
+    session_clock.advance(61)
+    for visitor in (live, other):
+        visitor.get()
+    closed = Visitor(app)
+    closed.get()
+    closed_token = closed.token
+    closed.get("/close")
+    stale = [secrets.token_urlsafe(32) for _ in range(9)]
+
+    def ask(path: str, *tokens: str | None) -> Answer:
+        answer = Answer(app, request(path, "; ".join(f"{COOKIE}={token}" for token in tokens)))
+        answer.written = [answer.read()]
+        return answer
+
+    for tokens in (
+        [*stale, live.token],
+        [live.token, *stale],
+        ["garbage", stale[0], old.token, live.token, other.token],
+    ):
+        assert ask("/ended", *tokens).written == [b"None"]
+        before = coordinator.get_session(id_of(str(live.token))).data["n"]
+        answer = ask("/", *tokens)
+        assert (answer.written, answer["Set-Cookie"]) == ([b"%d" % (before + 1)], None)
+    assert coordinator.get_session(id_of(str(other.token))).data == {"n": 1}
+    # The eleventh is not looked for, and those that are cost one lookup each.
+    with patch.object(coordinator, "checkout", wraps=coordinator.checkout) as checkout:
+        assert ask("/", *stale, stale[0], secrets.token_urlsafe(32), live.token).written == [b"1"]
+    assert len(checkout.mock_calls) == 11
+    assert ask("/ended", stale[0], old.token, closed_token).written == [b"IDLE"]
+    assert ask("/ended", stale[0], closed_token, old.token).written == [b"CLOSED"]
+    assert live.get("/close")["Set-Cookie"] is not None
+    assert ask("/ended", live.token, closed_token).written == [b"CLOSED"]
+
+
 # ---- What the client is told
 
 
@@ -322,6 +367,50 @@ def test_the_cookie_can_be_another_one(coordinator: SessionCoordinator[Any]) -> 
     assert "Max-Age=600" in str(answer["Set-Cookie"])
     assert list(visitor.cookies) == ["__Host-shop"]
     assert visitor.text() == "2"
+
+
+def test_a_cookie_with_a_lifetime_is_renewed(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock, tmp_path: Path
+) -> None:
+    """A cookie with a lifetime is sent again while its visitor is active, at most once in a tenth of its lifetime; also
+    by another worker, after a restart, and after a rotation. A request that never looks sends none."""
+    cookie = SessionCookie(max_age=600)
+    site = Site(index=count, nothing=lambda _: "", rotate=WebSession.rotate, release=WebSession.release)
+    config = CoordinatorConfig(session_timeout=1000, cleanup_interval=100)
+
+    def worker() -> SessionMiddleware:
+        coordinator = session_coordinator(config, store=SQLiteStore(tmp_path / "sessions.db"))
+        return SessionMiddleware(site, coordinator, cookie=cookie)
+
+    visitor = Visitor(worker())
+    workers = [visitor.app, worker()]
+    sent: list[int] = []
+    for second in range(0, 200, 5):
+        visitor.app = workers[second % 2]
+        if second == 100:
+            workers[1] = visitor.app = worker()
+        path = {30: "/nothing", 60: "/nothing", 140: "/rotate", 145: "/release"}.get(second, "/")
+        answer = visitor.get(path)
+        if answer["Set-Cookie"] is not None:
+            assert "Max-Age=600;" in str(answer["Set-Cookie"])
+            assert answer["Cache-Control"] == "private, no-store"
+            sent.append(second)
+        session_clock.advance(5)
+    assert sent == [0, 65, 125, 140]
+    session_clock.advance(5)
+    assert visitor.get("/release")["Set-Cookie"] is not None
+
+
+@pytest.mark.parametrize("sent", ["", ".999999999999999", ".0"])
+def test_what_a_client_says_of_its_cookies_age(sent: str, session_coordinator: CoordinatorFactory) -> None:
+    """Decides about nothing but whether it is sent again: a cookie of before there was a lifetime is."""
+    coordinator = session_coordinator(CONFIG)
+    visitor = Visitor(SessionMiddleware(SITE, coordinator))
+    visitor.get()
+    app = SessionMiddleware(SITE, coordinator, cookie=SessionCookie(max_age=600))
+    answer = Answer(app, request("/", f"{COOKIE}={visitor.token}{sent}"))
+    assert answer.read() == b"2"
+    assert (answer["Set-Cookie"] is None) is (sent == ".0")
 
 
 def test_what_the_middleware_is_given_is_checked(coordinator: SessionCoordinator[Any]) -> None:
