@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import inf
 from types import ModuleType
 from typing import Any, cast
@@ -12,16 +14,17 @@ import click
 import flask
 import flask.cli
 import flask.sessions
+import flask.testing
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wsgi import ClosingIterator
 
-from . import SessionCoordinator
+from . import SessionBusyError, SessionCoordinator
 from .stores import Store
-from .util.log import report_problem
+from .util.log import report_failure, report_problem
 from .util.validation import Duration
 from .web.cookie import SameSite, SessionCookie, checked_cookie
 from .web.request import RequestSession
-from .web.response import REFUSAL, RETRY_AFTER_SECONDS, Body, add_cookie, instance_headers, vary_by_cookie
+from .web.response import REFUSAL, RETRY_AFTER_SECONDS, Body, add_cookie, explain_failure, refusal, vary_by_cookie
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
 from .web.session import WebSession, request_of
 
@@ -35,6 +38,9 @@ MAX_BUFFERED_BYTES = 65_536
 
 REQUEST = "sessionkit.request"
 """Where the WSGI environment has the `RequestSession`."""
+
+PERMANENT = "_permanent"
+"""Where Flask keeps `permanent` in a session's data."""
 
 IS_FINISHED = "sessionkit.is_finished"
 """Where the WSGI environment says that the request is finished as soon as the application has been called."""
@@ -73,6 +79,9 @@ def init_app(
     (False is Flask's default, so that it says nothing by itself.) For HTTP without debug mode, pass
     `SessionCookie(secure=False)`. `shared` and `timeout` are as `SessionMiddleware` has them. No `SECRET_KEY` is
     needed. Raises `TypeError` or `ValueError` for bad input.
+
+    `app.test_client()` gets a class of its own, on top of the application's, whose `session_transaction()` gives the
+    session back however its block ends.
     """
     sessions = CoordinatedSessions(
         coordinator,
@@ -82,7 +91,7 @@ def init_app(
     )
     app.session_interface = sessions
     app.extensions[EXTENSION] = coordinator
-    app.register_error_handler(SessionUnavailable, _explain)
+    app.test_client_class = _with_transactions(app.test_client_class or flask.testing.FlaskClient)
     app.wsgi_app = _finishing(app.wsgi_app)  # type: ignore[assignment,method-assign]  # as Flask's documentation adds middleware
     app.teardown_request(_finish_with_context)
     app.cli.add_command(_commands)
@@ -92,22 +101,63 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     """`flask.session`: as Flask's documentation has it, and a `WebSession`, with `resource`, `rotate()` and `close()`.
 
     `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; the session ends by the coordinator's
-    limits. `modified` need not be set: any change is saved, however deep in the data. `clear()` ends the session, and a
-    session that has neither data nor resource left is ended, too. If the session cannot be had or saved, Flask's own
-    `ServiceUnavailable` is raised, which an `errorhandler(503)` may give a page; its `__cause__` says why. If that is
-    because `affinity=True` leaves the session to another instance, the response has the header `Sessionkit-Instance`.
+    limits. The cookie is sent again when `permanent` changes, and while it is true: with each response that looks at
+    the session or, if `SESSION_REFRESH_EACH_REQUEST` is False, at most once in a tenth of its lifetime. `permanent`
+    alone makes no session: it is kept in the request until something else is written. `modified` need not be set: any
+    change is saved, however deep in the data. `clear()` ends the session, and a session that has neither data, apart
+    from `permanent`, nor resource left is ended, too.
 
-    The session is given back before the body is sent, or, if the body is a stream, when it is closed. After that it is
-    a copy of what it was, for tests to look at.
+    If the session cannot be had or saved, Flask's own `ServiceUnavailable` is raised, once; its `__cause__` says why.
+    After that it reads as empty, and changes are ignored and logged, so that error pages can be made. The client gets
+    503 with `Retry-After`, and the page of an `errorhandler(503)` if there is one, which may choose another status but
+    500. So may a view that catches the error, unless a change was ignored. If `affinity=True` leaves the session to
+    another instance, a 503 has the header `Sessionkit-Instance`.
+
+    The session is given back before the body is sent, or, if the body is a stream, when that was read to its end or is
+    closed. After that it is a copy of what it was, for tests to look at.
     """
 
     def __init__(self, request: RequestSession) -> None:
         super().__init__(request)
         self.modified = False
         """Whether keys were set or removed in this request."""
-        self.unavailable = False
-        """Whether the session could not be had or saved in this request, and an error page says so: it reads as empty,
-        so that the page may be rendered by templates that ask for the session."""
+        # What stands for data while there is no session: `permanent`, which is not worth one.
+        self._kept: dict[str, Any] = {}
+        # Whether the session was permanent before it was changed; None if it was not changed.
+        self._was_permanent: bool | None = None
+
+    @property
+    def permanent_changed(self) -> bool:
+        """Whether `permanent` is another in this request than it was before."""
+        return self._was_permanent not in (None, self.permanent)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that is worth a session: no data but `permanent`, and no resource."""
+        return self.keys() <= {PERMANENT} and self.resource is None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self.modified = True
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        self.modified = True
+
+    def update(self, *others: Any, **values: Any) -> None:
+        """As a dict's `update`. If it makes the session, `resource_factory` finds all of these values in its data."""
+        super().update(*others, **values)
+        self.modified = True
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """As a dict's `pop`."""
+        self.modified |= key in self
+        return super().pop(key, *default)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """As a dict's `setdefault`."""
+        self.modified |= key not in self
+        return super().setdefault(key, default)
 
     def clear(self) -> None:
         """End the session, as `close` does: this is how Flask's documentation logs a user out."""
@@ -115,23 +165,35 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
             self._readable().clear()
         else:
             self.close()
+        self._kept.clear()
+        self.modified = True
 
     @property
     def _is_copy(self) -> bool:
         return request_of(self).left is not None and self._request.headers_sent
 
     def _readable(self) -> dict[str, Any]:
-        if self.unavailable:
-            return {}
-        if self._is_copy and not request_of(self).looked_at:
+        request = request_of(self)
+        if self._is_copy and not request.looked_at:
             # The first look comes after the response.
-            request_of(self).left = None
+            request.left = None
             self.release()
-        return super()._readable()
+        data = super()._readable()
+        return data if data or request.failure is not None else self._kept
 
     def _writable(self) -> dict[str, Any] | None:
-        self.modified = True
-        return self._readable() if self._is_copy else super()._writable()
+        data = self._readable() if self._is_copy else super()._writable()
+        if self._was_permanent is None:
+            self._was_permanent = bool(data and data.get(PERMANENT))
+        return data
+
+    def _create(self, data: dict[str, Any]) -> None:
+        data = self._kept | data
+        if data.keys() <= {PERMANENT}:
+            self._kept = data
+        else:
+            super()._create(data)
+            self._kept = {}
 
 
 session = cast(FlaskSession, flask.session)
@@ -158,7 +220,8 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             self._cookie,
             environ.get("HTTP_COOKIE", ""),
             shared=self._service.shared,
-            timeout=self._timeout,
+            # The transaction, which may have the session, goes on when this request is over.
+            timeout=0 if _in_transaction.get() else self._timeout,
             translate=_unavailable,
         )
         return FlaskSession(request_session)
@@ -171,20 +234,28 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             # Flask makes a stream of its own error pages.
             response.make_sequence()
         stream = None
-        # A file that is passed through directly goes to the server as it is.
-        if response.is_streamed and not response.direct_passthrough:
-            response.response = stream = Body(response.response, request.finish)
-            # What the first part does to the session is saved, too, before anything is sent.
-            try:
+        is_wrong = False
+        try:
+            # A file that is passed through directly goes to the server as it is.
+            if response.is_streamed and not response.direct_passthrough:
+                response.response = stream = Body(response.response, request.finish)
+                # What the first part does to the session is saved, too, before anything is sent.
                 stream.begin()
-            except SessionUnavailable as error:
-                self._refuse(app, response, error)
+            if request.looked_at and request.failure is None:
+                if session.modified and request.left is None and session.is_empty:
+                    session.close()
+                request.save()
+        except ServiceUnavailable as error:
+            if error is not request.failure:
+                raise
+            # The response says that something was done, and it was not.
+            is_wrong = True
+        if isinstance(request.failure, ServiceUnavailable):
+            if is_wrong or request.is_hidden_by(response.status):
+                _refuse(app, response, request)
+            explain_failure(response.headers, response.status, request.failure.__cause__)
         if request.looked_at:
-            if request.failure is None:
-                self._save(app, session, response)
-            else:
-                response.headers.extend(instance_headers(response.status, request.failure.__cause__))
-            vary_by_cookie(response.headers)
+            self._add_headers(app, session, response)
         request.headers_sent = True
         if stream is None:
             request.finish()
@@ -192,52 +263,75 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             # There is another answer now.
             stream.close()
 
-    def _save(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
-        request, expires = request_of(session), self.get_expiration_time(app, session)
-        try:
-            if session.modified and request.left is None and not session and session.resource is None:
-                session.close()
-            request.save()
-        except SessionUnavailable as error:
-            # The response says that something was done, and it was not.
-            self._refuse(app, response, error)
-        if request.has_news or (expires is not None and app.config["SESSION_REFRESH_EACH_REQUEST"]):
-            add_cookie(response.headers, request.set_cookie(expires))
-
-    def _refuse(self, app: flask.Flask, response: flask.Response, error: SessionUnavailable) -> None:
-        """Make a 503 of the response, in place."""
-        refusal = app.make_response(app.handle_user_exception(error))
-        response.status, response.response = refusal.status, refusal.response
-        for name in CONTENT_HEADERS:
-            response.headers.remove(name)
-        response.headers.update(refusal.headers)
+    def _add_headers(self, app: flask.Flask, session: FlaskSession, response: flask.Response) -> None:
+        request = request_of(session)
+        vary_by_cookie(response.headers)
+        lifetime: float | None = self._cookie.max_age
+        expires = self.get_expiration_time(app, session)
+        must_refresh = session.permanent_changed
+        if expires is not None:
+            lifetime = app.permanent_session_lifetime.total_seconds()
+            must_refresh |= app.config["SESSION_REFRESH_EACH_REQUEST"]
+        # After a failure, the session does not say whether it is permanent.
+        may_refresh = request.has_token and request.failure is None
+        if request.has_news or (may_refresh and (must_refresh or request.is_due(lifetime))):
+            add_cookie(response.headers, request.set_cookie(expires, dated=lifetime is not None))
 
 
-class SessionUnavailable(ServiceUnavailable):
-    """What a view sees if the session cannot be had or saved."""
+def _refuse(app: flask.Flask, response: flask.Response, request: RequestSession) -> None:
+    """Make a 503 of the response, in place, or what the application's error handler makes of that."""
+    failure = cast(ServiceUnavailable, request.failure)
+    try:
+        page = app.make_response(app.handle_http_exception(failure))
+    except Exception:  # noqa: BLE001  the client gets 503 all the same
+        report_failure("the application's error page for 503 failed")
+        page = app.make_response(failure)
+    response.response = page.response
+    response.status = f"{failure.code} {failure.name}" if request.is_hidden_by(page.status) else page.status
+    for name in CONTENT_HEADERS:
+        response.headers.remove(name)
+    response.headers.update(page.headers)
 
 
-def _unavailable(error: Exception) -> SessionUnavailable:
-    report_problem("answering 503: %s", error)
-    return SessionUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
-
-
-def _explain(error: SessionUnavailable) -> flask.typing.ResponseReturnValue:
-    session.unavailable = True
-    plain = ServiceUnavailable(error.description, retry_after=error.retry_after)
-    plain.__cause__ = error.__cause__
-    return flask.current_app.handle_user_exception(plain)
+def _unavailable(error: Exception) -> ServiceUnavailable:
+    if _in_transaction.get() and isinstance(error, SessionBusyError):
+        why = "a session_transaction() of this thread has the session: leave its block before the next request"
+        error.add_note(why)
+        report_problem("answering 503: %s; %s", error, why)
+    else:
+        report_problem("answering 503: %s", error)
+    return ServiceUnavailable(REFUSAL, retry_after=RETRY_AFTER_SECONDS)
 
 
 def _finishing(app: WSGIApplication) -> WSGIApplication:
-    """The application; if it makes no response, the request's session is given back all the same."""
+    """The application; if it makes no response, the request's session is given back all the same.
+
+    If it makes none after a failure of the session, or one that was not finished, the client gets 503.
+    """
 
     def wsgi_app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[IS_FINISHED] = True
         has_answered = False
+
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Callable[[bytes], object]:
+            failure = _unsent_failure(environ)
+            if failure is not None and not has_answered:
+                # An `after_request` function failed, for the error page, too: Flask sends that as it is.
+                raise failure
+            return start_response(status, headers, *exc_info)
+
         try:
-            body = app(environ, start_response)
+            body = app(environ, start)
             has_answered = True
+        except Exception as error:
+            failure = _unsent_failure(environ)
+            if failure is None:
+                raise
+            if error is not failure:
+                report_failure("answering 503: the session failed, and then the application did")
+            headers, text = refusal()
+            start_response("503 Service Unavailable", headers)
+            return [] if environ["REQUEST_METHOD"] == "HEAD" else [text]
         finally:
             # Another session interface may have been set since.
             request = environ.get(REQUEST)
@@ -248,11 +342,47 @@ def _finishing(app: WSGIApplication) -> WSGIApplication:
     return wsgi_app
 
 
+def _unsent_failure(environ: WSGIEnvironment) -> Exception | None:
+    """Why the request cannot have its session, if no response says so yet."""
+    request: RequestSession | None = environ.get(REQUEST)
+    return None if request is None or request.headers_sent else request.failure
+
+
 def _finish_with_context(_error: BaseException | None) -> None:
     # A context that a test pushed. Other contexts that end may be copies, and their request goes on.
     current = flask.session
     if not flask.request.environ.get(IS_FINISHED) and isinstance(current, FlaskSession):
         request_of(current).finish()
+
+
+# ---- The test client
+
+
+_in_transaction: ContextVar[bool] = ContextVar("_in_transaction", default=False)
+"""Whether a `session_transaction()` is under way: a request within it would wait for what cannot come."""
+
+
+def _with_transactions(client_class: type[flask.testing.FlaskClient]) -> type[flask.testing.FlaskClient]:
+    """A test client whose `session_transaction()` gives the session back however its block ends."""
+
+    class Client(client_class):  # type: ignore[misc,valid-type]  # mypy wants to know the class
+        @contextmanager
+        def session_transaction(self, *args: Any, **kwargs: Any) -> Iterator[flask.sessions.SessionMixin]:
+            session = None
+            outer = _in_transaction.get()
+            try:
+                with super().session_transaction(*args, **kwargs) as session:
+                    _in_transaction.set(True)
+                    yield session
+            finally:
+                _in_transaction.set(outer)
+                if isinstance(session, FlaskSession):
+                    request_of(session).finish()
+
+    return Client
+
+
+# ---- The configuration
 
 
 def _cookie_of(app: flask.Flask) -> SessionCookie:

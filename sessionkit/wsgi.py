@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -10,11 +10,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from werkzeug.datastructures import Headers
 
 from . import SessionCoordinator
-from .util.log import report_problem
+from .util.log import report_failure, report_problem
 from .util.validation import Duration, checked_function
 from .web.cookie import SessionCookie, checked_cookie
 from .web.request import RequestSession
-from .web.response import Body, add_cookie, instance_headers, refusal, vary_by_cookie, with_first_part
+from .web.response import Body, add_cookie, explain_failure, refusal, vary_by_cookie
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
 from .web.session import WebSession
 
@@ -30,7 +30,8 @@ class SessionMiddleware:
     """A WSGI application that gives another one a session for each visitor: `environ["sessionkit.session"]`.
 
     It is a `WebSession`. A request that never looks at it costs no lookup, sets no cookie and takes no lock. The first
-    look checks the session out until the response's body is closed.
+    look checks the session out until the response's body was read to its end or is closed. The first part of the body
+    is made, and the headers are sent, before the call returns.
 
     `coordinator` keeps the sessions. Its cleanup task is started here, and it is closed when the interpreter exits.
     `cookie`: what carries the token; default `SessionCookie()`. Requests of one visitor have the session one after the
@@ -38,11 +39,14 @@ class SessionMiddleware:
     to one dict. `timeout`: how long a request waits for the others, in seconds or as a timedelta; default 10, and 0 for
     not at all.
 
-    If the session cannot be had or saved, and the application does not answer that itself, the client gets 503 with
-    `Retry-After`. If that is because `affinity=True` leaves the session to another instance, the header
-    `Sessionkit-Instance` names that instance, so that a router can send the request there; a 503 of the application's
-    own has the header, too. Responses that depend on the session say `Vary: Cookie`; those that set a cookie say
-    `Cache-Control: private, no-store` in place of what the application said.
+    If the session cannot be had or saved, the client gets 503 with `Retry-After`. An application that catches the error
+    may answer itself, with any status but 500, unless it goes on to change the session: that is ignored, and the client
+    gets 503 then, too. If `affinity=True` leaves the session to another instance, the header `Sessionkit-Instance`
+    names that instance, so that a router can send the request there. A 503 of the application's own has these headers,
+    too.
+
+    Responses that depend on the session say `Vary: Cookie`; those that set a cookie say `Cache-Control: private,
+    no-store` in place of what the application said.
 
     May be called from any thread. Raises `TypeError` or `ValueError` for bad input.
     """
@@ -88,20 +92,27 @@ class _Exchange:
 
     def run(self, app: WSGIApplication) -> Iterable[bytes]:
         """Have the application answer. Returns the body."""
+        body = Body((), self._request.finish)
         try:
             try:
-                body = app(self._environ, self._note_answer)
-                if self._is_complete(body):
+                made = app(self._environ, self._note_answer)
+                body = Body(made, self._request.finish)
+                if self._is_complete(made):
                     self._begin()
-                    return body
-            except Exception:
+                    return made
+                # Within this call: a server may send what it has of the headers when the call returns.
+                body.begin()
+                self._begin()
+                return body
+            except Exception as error:
                 if not self._can_refuse:
                     raise
-                body = self._refuse()
+                refused = self._refuse(error)
         except BaseException:
-            self._request.finish()
+            body.close()
             raise
-        return Body(body, self._request.finish, self._begin_body)
+        body.close()
+        return refused
 
     @property
     def _can_refuse(self) -> bool:
@@ -114,7 +125,7 @@ class _Exchange:
         """The `start_response` that the application calls."""
         if self._request.headers_sent and exc_info is not None:
             # The server raises it, if the headers are on the wire.
-            return self._start_response(status, self._with_cookie(headers), exc_info)
+            return self._start_response(status, self._with_session(status, headers), exc_info)
         if self._answer is not None and exc_info is None:
             raise AssertionError("start_response was called a second time, and with no exc_info")
         self._answer = status, headers
@@ -122,17 +133,6 @@ class _Exchange:
 
     def _write_part(self, part: bytes, /) -> object:
         return self._begin()(part)
-
-    def _begin_body(self, body: Iterable[bytes]) -> Iterator[bytes]:
-        """Have the first part made, and send the headers. If the session fails, the parts are those of a 503."""
-        try:
-            parts = with_first_part(body)
-            self._begin()
-        except Exception:
-            if not self._can_refuse:
-                raise
-            return iter(self._refuse())
-        return parts
 
     def _begin(self) -> Callable[[bytes], object]:
         """Save the session, and send the headers, if they were not sent. Returns the server's `write`."""
@@ -142,30 +142,33 @@ class _Exchange:
             raise AssertionError("the application has to call start_response before the first part of the body")
         self._request.save()
         status, headers = self._answer
-        if self._request.failure is not None and status.startswith("500"):
-            # Some framework made that of what the session raised.
+        if self._request.failure is not None and self._request.is_hidden_by(status):
             raise self._request.failure
         return self._send(status, headers)
 
-    def _refuse(self) -> list[bytes]:
+    def _refuse(self, error: Exception) -> list[bytes]:
         """Answer 503. Returns the body."""
-        report_problem("answered 503: %s", self._request.failure)
+        if error is self._request.failure:
+            report_problem("answered 503: %s", error)
+        else:
+            report_failure("answered 503: %s; and the application failed then", self._request.failure)
         headers, text = refusal()
         self._send("503 Service Unavailable", headers)
         return [] if self._environ.get("REQUEST_METHOD") == "HEAD" else [text]
 
     def _send(self, status: str, headers: list[tuple[str, str]]) -> Callable[[bytes], object]:
-        if self._request.failure is not None:
-            headers = [*headers, *instance_headers(status, self._request.failure)]
-        self._write = self._start_response(status, self._with_cookie(headers))
+        self._write = self._start_response(status, self._with_session(status, headers))
         self._request.headers_sent = True
         return self._write
 
-    def _with_cookie(self, given: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _with_session(self, status: str, given: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The headers, with what the session adds to them."""
         if not self._request.looked_at:
             return given
         headers = Headers(given)
         vary_by_cookie(headers)
+        if self._request.failure is not None:
+            explain_failure(headers, status, self._request.failure)
         lifetime = self._request.cookie.max_age
         if self._request.has_news or self._request.is_due(lifetime):
             add_cookie(headers, self._request.set_cookie(dated=lifetime is not None))

@@ -22,7 +22,7 @@ from .. import (
     SessionNotFoundError,
     StoreError,
 )
-from ..util.log import report_failure
+from ..util.log import report_failure, report_problem
 from .cookie import SessionCookie, id_of, new_token
 
 UNAVAILABLE = (
@@ -48,9 +48,10 @@ class RequestSession:
     seconds to wait for other requests. With a store, a session is used only if the store has confirmed the checkout:
     the session in memory may have been ended by another instance.
 
-    An error that is in `UNAVAILABLE` is `failure` from then on, and each later look raises it again. `translate` makes
-    of it the error that the application sees instead; default: it sees the error itself. After any other error, the
-    next look tries again, because no visitor may be taken for a new one because of an error.
+    An error that is in `UNAVAILABLE` is raised once, and is `failure` from then on: later looks find nothing, and
+    changes are ignored, so that an error page can be made. `translate` makes of it the error that the application sees
+    instead; default: it sees the error itself. After any other error, the next look tries again, because no visitor may
+    be taken for a new one because of an error.
 
     A request that is dropped without `finish` gives its session back when it is collected; a new session whose token
     was not sent yet is left to expire then.
@@ -71,6 +72,8 @@ class RequestSession:
     """How the visitor's last session ended, if it ended and that is known."""
     failure: Exception | None = None
     """Why this request cannot have the session, or could not save it."""
+    has_ignored = False
+    """Whether the application, after the failure, has made a change that was ignored."""
 
     _checkout: Checkout[Any] | None = None
     # Whether the cookie was searched for a session.
@@ -107,19 +110,21 @@ class RequestSession:
     # ---- For the application
 
     def look(self) -> ManagedSession[Any] | None:
-        """The session, checked out; None if there is none, or if it was given back."""
+        """The session, checked out; None if there is none, if it was given back, and after a failure."""
         if self.failure is not None:
-            raise self.failure
+            return None
         if not self._searched:
             self._search()
         return self.session
 
     def create(self, data: dict[str, Any]) -> None:
-        """Write to the session; if a look found none, make it first.
+        """Write to the session; if a look found none, make it first. Does nothing after a failure.
 
         Raises `RuntimeError` if the headers were sent.
         """
         with self._lock:
+            if self.failure is not None:
+                return
             if self.session is not None:
                 # Another thread of this request was faster.
                 self.session.data.update(data)
@@ -162,6 +167,12 @@ class RequestSession:
                     self._forget()
             except UNAVAILABLE as error:
                 self._fail(error)
+
+    def ignore_change(self) -> None:
+        """The application changes what it cannot have: that is logged, once."""
+        if not self.has_ignored:
+            self.has_ignored = True
+            report_problem("a change to the session is ignored, which could not be had or saved in this request")
 
     # ---- For the response
 
@@ -213,6 +224,16 @@ class RequestSession:
             self.leave()
         except Exception:  # noqa: BLE001  no caller could handle it: the response is out
             report_failure("the last changes of session %r are not saved", None if session is None else session.id)
+
+    def is_hidden_by(self, status: str) -> bool:
+        """Whether a response of this status would not tell the client of the failure.
+
+        An application may handle it in its own way. But 500 is what frameworks make of any error; and if a change was
+        ignored, the response may say that it was made.
+        """
+        if self.failure is None or status.startswith("503"):
+            return False
+        return self.has_ignored or status.startswith("500")
 
     @property
     def has_news(self) -> bool:

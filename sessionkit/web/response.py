@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from operator import length_hint
 from typing import Any
 from urllib.parse import quote
 
@@ -22,41 +23,38 @@ INSTANCE_HEADER = "Sessionkit-Instance"
 """The header that names the instance that has the session, where that is why this one cannot have it."""
 
 
-def with_first_part(body: Iterable[Any]) -> Iterator[Any]:
-    """The parts of a body, of which the application has made the first one already."""
-    parts = iter(body)
-    return chain(list(islice(parts, 1)), parts)
-
-
 class Body:
-    """An application's body. The server iterates over it and closes it, in any thread.
+    """An application's body, to be begun by `begin`. The server iterates over it and closes it, in any thread.
 
-    `finish` is called when the body is closed, whatever closing the application's own body raises; it may be called
-    several times. `begin(body)` is called when the first part is asked for, and returns the parts that go out; default
-    `with_first_part`.
+    `finish` is called when the body was read to its end, when it raises, and when it is closed, whatever closing the
+    application's own body raises; it may be called several times.
     """
 
-    def __init__(
-        self,
-        body: Iterable[Any],
-        finish: Callable[[], object],
-        begin: Callable[[Iterable[Any]], Iterator[Any]] = with_first_part,
-    ) -> None:
+    def __init__(self, body: Iterable[Any], finish: Callable[[], object]) -> None:
         self._body = body
         self._finish = finish
-        self._begin = begin
-        self._parts: Iterator[Any] | None = None
+        self._parts: Iterator[Any] = iter(())
 
-    def begin(self) -> Iterator[Any]:
-        """Have the first part made before the server asks for it. Returns the parts."""
-        self._parts = self._begin(self._body)
-        return self._parts
+    def begin(self) -> None:
+        """Have the first part made, before the server asks for it."""
+        self._parts = iter(self._body)
+        if type(self._body) not in (list, tuple):
+            self._parts = chain(list(islice(self._parts, 1)), self._parts)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return next(self._parts or self.begin())
+        try:
+            part = next(self._parts)
+        except BaseException:
+            self._finish()
+            raise
+        # Some clients ask for the next page before they close the last one, or never do. Of a list, they may have read
+        # the last part only, and not that there are no more.
+        if length_hint(self._parts, 1) == 0:
+            self._finish()
+        return part
 
     def close(self) -> None:
         """Called by the server at the end, also where the client went away."""
@@ -84,14 +82,15 @@ def add_cookie(headers: Headers, value: str) -> None:
         headers.remove(name)
 
 
-def instance_headers(status: str, failure: BaseException | None) -> list[tuple[str, str]]:
-    """The header that tells a router which instance has the session, if that is why this one answers 503.
+def explain_failure(headers: Headers, status: str, failure: BaseException | None) -> None:
+    """Say in a 503 when to try again and, if that is why this instance answers so, which instance has the session.
 
     With any other status, the application has made its own answer of the failure.
     """
-    if not (isinstance(failure, SessionElsewhereError) and status.startswith("503")):
-        return []
-    return [(INSTANCE_HEADER, quote(failure.instance_name, safe="".join(map(chr, range(0x20, 0x7F)))))]
+    if status.startswith("503"):
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+        if isinstance(failure, SessionElsewhereError):
+            headers[INSTANCE_HEADER] = quote(failure.instance_name, safe="".join(map(chr, range(0x20, 0x7F))))
 
 
 def refusal() -> tuple[list[tuple[str, str]], bytes]:

@@ -13,16 +13,18 @@ class WebSession(MutableMapping[str, Any]):
     """A dict that is kept for one visitor from request to request, and the session that keeps it.
 
     Nothing happens until the application looks at it. The first look checks the session out, until the response's body
-    is closed or `release` is called. Reading never makes a session: while there is none, the dict is empty. The first
-    write makes one, whose token is sent with the response's headers: write before the first part of the body.
+    was read to its end or is closed, or `release` is called. Reading never makes a session: while there is none, the
+    dict is empty. The first write makes one, whose token is sent with the response's headers: write before the first
+    part of the body.
 
     What was written before an error stays written. For the thread, or threads, of one request.
 
     The first look raises `SessionBusyError` if other requests of this visitor had the session for all of the time
     limit, `StoreError` if the store cannot be read, and `SessionElsewhereError` if another instance has the session in
     memory (only with `affinity=True`). The first write raises `SessionLimitError` if there is no room for another
-    session. Each of these errors is raised again by later looks. If the application does not handle it, the client
-    gets 503.
+    session. `rotate`, `close` and `release` raise the same errors. Each is raised once: after it the dict reads as
+    empty, and changes are ignored and logged, so that an error page can be made. If the application does not handle the
+    error, or goes on to change what it cannot have, the client gets 503.
     """
 
     def __init__(self, request: RequestSession) -> None:
@@ -52,15 +54,13 @@ class WebSession(MutableMapping[str, Any]):
     def __setitem__(self, key: str, value: Any) -> None:
         data = self._writable()
         if data is None:
-            self._request.create({key: value})
+            self._create({key: value})
         else:
             data[key] = value
 
     def __delitem__(self, key: str) -> None:
         data = self._writable()
-        if data is None:
-            raise KeyError(key)
-        del data[key]
+        del (self._readable() if data is None else data)[key]
 
     def update(self, *others: Any, **values: Any) -> None:
         """As a dict's `update`. If it makes the session, `resource_factory` finds all of these values in its data."""
@@ -69,22 +69,24 @@ class WebSession(MutableMapping[str, Any]):
         if data is not None:
             data.update(changes)
         elif changes:
-            self._request.create(changes)
+            self._create(changes)
 
     # Each of these two is one call of the dict: a mixin's two calls would let another request come between them.
 
     def pop(self, key: str, *default: Any) -> Any:
         """As a dict's `pop`."""
         data = self._writable()
-        return ({} if data is None else data).pop(key, *default)
+        return (self._readable() if data is None else data).pop(key, *default)
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """As a dict's `setdefault`."""
         data = self._writable()
         if data is not None:
             return data.setdefault(key, default)
-        self._request.create({key: default})
-        return default
+        there = self._readable()
+        if key not in there:
+            self._create({key: default})
+        return there.get(key, default)
 
     def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
         return self.copy() | dict(other)
@@ -165,13 +167,14 @@ class WebSession(MutableMapping[str, Any]):
         Raises as `SessionCoordinator.checkout` does when a session is given back and cannot be saved.
         """
         self._request.look()
-        self._request.leave()
+        if self._request.failure is None:
+            self._request.leave()
 
     # ---- The data. A framework's own session may have another way to them.
 
     def _readable(self) -> dict[str, Any]:
         request = self._request
-        if request.left is not None:
+        if request.left is not None and request.failure is None:
             return request.left
         session = request.look()
         return {} if session is None else session.data
@@ -180,13 +183,19 @@ class WebSession(MutableMapping[str, Any]):
         session = self._changeable()
         return None if session is None else session.data
 
+    def _create(self, data: dict[str, Any]) -> None:
+        self._request.create(data)
+
     def _changeable(self) -> ManagedSession[Any] | None:
-        if self._request.left is not None:
+        request = self._request
+        if request.failure is not None:
+            request.ignore_change()
+        elif request.left is not None:
             raise RuntimeError(
                 "this session was given back, and can only be read: change it before release(), or before the end of "
                 "the response's body"
             )
-        return self._request.look()
+        return request.look()
 
 
 def request_of(view: WebSession) -> RequestSession:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import flask
+import flask.testing
 import pytest
+from flask.sessions import SecureCookieSession
 from markupsafe import Markup
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import HTTPException, ServiceUnavailable
 
 import sessionkit.flask
 from sessionkit import CoordinatorConfig, RemovalCause, SessionBusyError, SessionCoordinator
@@ -20,7 +23,7 @@ from sessionkit.flask import SessionCookie, session
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.web.cookie import id_of
+from sessionkit.web.cookie import id_of, new_token
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
 from ..helpers.web import COOKIE
@@ -272,6 +275,85 @@ def test_permanent_sessions(app: flask.Flask, coordinator: SessionCoordinator[An
     assert len(coordinator) == 1
 
 
+def test_a_block_of_a_transaction_that_raises(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
+    """Also while the traceback is kept, the session is given back; a new one is ended, because nobody has its token."""
+    client = app.test_client()
+
+    def fail() -> None:
+        with client.session_transaction() as transaction:
+            transaction["a"] = 1
+            raise ValueError("in the block")
+
+    for expected in ("1", "2"):
+        with pytest.raises(ValueError, match="in the block") as kept:
+            fail()
+        assert coordinator.stats().checked_out == 0
+        assert client.get("/").text == expected
+        assert kept.tb is not None
+    assert len(coordinator) == 1
+
+
+def test_a_transaction_that_cannot_be_saved(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
+    """Gives the session back, too."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    client = site(coordinator).test_client()
+    with pytest.raises(ValueError, match="when") as kept, client.session_transaction() as transaction:
+        transaction["when"] = object()
+    assert coordinator.stats().checked_out == 0
+    assert client.get("/").text == "1"
+    assert kept.tb is not None
+
+
+def test_a_request_within_a_transaction(
+    session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An exception within `session_transaction()` gives the session back at once, and a request within the block fails
+    at once. The log says why. A request of another visitor goes on, and so does one that only comes later."""
+    app = site(session_coordinator(CONFIG), timeout=3600)
+    causes: list[BaseException | None] = []
+
+    @app.errorhandler(503)
+    def unavailable(error: ServiceUnavailable) -> flask.typing.ResponseReturnValue:
+        causes.append(error.__cause__)
+        return error.get_response()
+
+    client, other = app.test_client(), app.test_client()
+    client.get("/")
+    with client.session_transaction() as transaction:
+        transaction["n"] = 5
+        with other.session_transaction() as another:
+            another["n"] = 10
+        assert client.get("/").status_code == 503
+        assert other.get("/").text == "11"
+        assert client.get("/nothing").status_code == 200
+    assert "a session_transaction() of this thread has the session" in caplog.text
+    with suppress(ValueError), client.session_transaction() as transaction:
+        transaction["n"] = 5
+        raise ValueError("in the block")
+    assert isinstance(causes[0], SessionBusyError)
+    assert "leave its block" in causes[0].__notes__[0]
+    assert client.get("/").text == "6"
+
+
+def test_a_test_client_of_the_applications_own(session_coordinator: CoordinatorFactory) -> None:
+    """Stays what it is; and another session interface may be set."""
+
+    class Client(flask.testing.FlaskClient):
+        greeting = "hello"
+
+    app = flask.Flask(__name__)
+    app.test_client_class = Client
+    sessionkit.flask.init_app(app, session_coordinator(CONFIG))
+    client = app.test_client()
+    assert isinstance(client, Client)
+    app.session_interface = flask.sessions.SecureCookieSessionInterface()
+    app.secret_key = "development"  # noqa: S105  a test's
+    with client.session_transaction() as transaction:
+        transaction["a"] = 1
+    with client.session_transaction() as transaction:
+        assert transaction["a"] == 1
+
+
 def test_the_test_client_as_the_documentation_has_it(app: flask.Flask) -> None:
     """`with client:` to look at the session after a request, `session_transaction` to change it before one."""
     client = app.test_client()
@@ -295,15 +377,15 @@ def test_the_test_client_as_the_documentation_has_it(app: flask.Flask) -> None:
 
 
 def test_streamed_responses(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
-    """With `stream_with_context`, the session is there until the body is closed."""
+    """With `stream_with_context`, the session is there until the body was read to its end, or is closed."""
     client = app.test_client()
     client.get("/")
     response = client.get("/stream")
     assert coordinator.stats().checked_out == 1
     assert response.text == "234"
-    response.close()
     assert coordinator.stats().checked_out == 0
     assert client.get("/").text == "5"
+    response.close()
 
 
 def test_a_file(app: flask.Flask, coordinator: SessionCoordinator[Any], tmp_path: Path) -> None:
@@ -388,6 +470,146 @@ def test_a_new_session_in_a_request_that_fails_for_good(app: flask.Flask, coordi
     assert len(coordinator) == 0
 
 
+# ---- Where Flask's own sessions are the measure
+
+
+def lifetime_told(response: Any) -> str:
+    """How long a browser keeps the cookie that a response sets."""
+    cookie = response.headers.get("Set-Cookie")
+    return "no cookie" if cookie is None else "Expires" if "; Expires=" in cookie else "until closed"
+
+
+@pytest.mark.parametrize("refreshes", [True, False])
+def test_permanent_that_changes_is_told_the_browser(refreshes: bool, coordinator: SessionCoordinator[Any]) -> None:
+    """In Flask, `session.permanent` that changes sends the cookie again, in both directions, with and without
+    `SESSION_REFRESH_EACH_REQUEST`. Flask's own sessions do the same."""
+
+    def told(app: flask.Flask) -> list[str]:
+        app.secret_key = "development"  # noqa: S105  a test's
+        app.config["SESSION_REFRESH_EACH_REQUEST"] = refreshes
+
+        @app.get("/<name>")
+        def page(name: str) -> str:
+            match name:
+                case "cart":
+                    session["cart"] = [1]
+                case "login":
+                    session.update(user="ada", _permanent=True)
+                case "computer-of-mine":
+                    session.permanent = True
+                case "shared-computer":
+                    session.permanent = False
+                case "forget":
+                    session.pop("_permanent", None)
+            return ""
+
+        client = app.test_client()
+        pages = ("cart", "login", "shared-computer", "computer-of-mine", "forget", "login")
+        return [lifetime_told(client.get(f"/{name}")) for name in pages]
+
+    ours = flask.Flask(__name__)
+    sessionkit.flask.init_app(ours, coordinator)
+    assert told(ours) == told(flask.Flask(__name__))
+    assert len(coordinator) == 1
+
+
+def test_a_permanent_cookie_that_is_not_refreshed_each_time(
+    session_coordinator: CoordinatorFactory, session_clock: ManualClock
+) -> None:
+    """Is sent again once a tenth of its lifetime is over; and so is one with a `max_age`, if it is not permanent."""
+    coordinator = session_coordinator(CoordinatorConfig(session_timeout=1000))
+    app = site(coordinator, cookie=SessionCookie(max_age=100))
+    app.config.update(SESSION_REFRESH_EACH_REQUEST=False, PERMANENT_SESSION_LIFETIME=600)
+    client = app.test_client()
+    client.get("/")
+    told = dict.fromkeys(range(0, 200, 5), "")
+    for second in told:
+        told[second] = lifetime_told(client.get("/permanent" if second == 15 else "/"))
+        session_clock.advance(5)
+    # The cookie that has a `max_age` has an `Expires` too.
+    assert [second for second, text in told.items() if text == "Expires"] == [10, 15, 75, 135, 195]
+
+
+def test_permanent_alone_makes_no_session(coordinator: SessionCoordinator[Any]) -> None:
+    """In Flask, a session with nothing but `permanent` is not created or stored, for robots that come by; the first
+    write creates one that is permanent. One that has nothing else any more is ended."""
+    app = site(coordinator)
+    app.before_request(lambda: setattr(session, "permanent", True))
+
+    @app.get("/ways")
+    def ways() -> str:
+        assert (session.permanent, dict(session), session.id) == (True, {"_permanent": True}, None)
+        assert session.setdefault("_permanent", False) is True
+        del session["_permanent"]
+        assert not session
+        assert not session.permanent
+        assert session.setdefault("_permanent", True) is True
+        assert session.pop("_permanent") is True
+        session.update({"_permanent": True})
+        session.clear()
+        assert dict(session) == {}
+        session.permanent = True
+        return ""
+
+    for number in range(CONFIG.max_active_sessions or 0):
+        robot = app.test_client()
+        for path in ("/nothing", "/look", "/ways", "/logout"):
+            response = robot.get(path)
+            assert response.status_code < 400, (number, path)
+            assert "Set-Cookie" not in response.headers
+    with robot.session_transaction() as transaction:
+        transaction.permanent = True
+    assert len(coordinator) == 0
+    with robot:
+        robot.get("/nothing")
+        assert session.permanent
+    assert lifetime_told(robot.get("/")) == "Expires"
+    assert coordinator.list_sessions()[0].data == {"_permanent": True, "n": 1}
+    other = app.test_client()
+    other.get("/flash")
+    assert len(coordinator) == 2
+    assert "Set-Cookie" in other.get("/flashed").headers
+    assert (len(coordinator), other.get_cookie(COOKIE)) == (1, None)
+
+
+STEPS: dict[str, Callable[[Any], object]] = {
+    "get": lambda session: session.get("a"),
+    "in": lambda session: "a" in session,
+    "permanent?": lambda session: session.permanent,
+    "set": lambda session: session.__setitem__("a", 2),
+    "set the same": lambda session: session.__setitem__("a", 1),
+    "permanent": lambda session: setattr(session, "permanent", False),
+    "delete": lambda session: session.__delitem__("a"),
+    "delete absent": lambda session: session.__delitem__("b"),
+    "pop": lambda session: session.pop("a"),
+    "pop absent": lambda session: session.pop("b", None),
+    "pop absent without a default": lambda session: session.pop("b"),
+    "popitem": lambda session: session.popitem(),
+    "setdefault": lambda session: session.setdefault("b", []),
+    "setdefault present": lambda session: session.setdefault("a", []),
+    "update": lambda session: session.update(b=2),
+    "update with nothing": lambda session: session.update(),
+    "or": lambda session: session.__ior__({"b": 2}),
+    "clear": lambda session: session.clear(),
+}
+
+
+@pytest.mark.parametrize("start", [{"a": 1}, {}], ids=str)
+@pytest.mark.parametrize("step", STEPS)
+def test_modified_is_what_flask_means_by_it(step: str, start: dict[str, Any], app: flask.Flask) -> None:
+    """False after a look, a `pop` of an absent key and a `setdefault` of a present one, and true after any change."""
+    own = SecureCookieSession(start)
+    client = app.test_client()
+    with client.session_transaction() as transaction:
+        transaction.update(start)
+    with client.session_transaction() as ours:
+        for session_ in (own, ours):
+            with suppress(KeyError):
+                STEPS[step](session_)
+        assert ours.modified is own.modified
+        assert dict(ours) == dict(own)
+
+
 # ---- What is ours
 
 
@@ -449,6 +671,187 @@ def test_no_room_is_503_with_a_page_of_ones_own(
     assert own.test_client().get("/").text == "own page: SessionLimitError"
     coordinator.close()
     assert own.test_client().get("/").text == "own page: CoordinatorClosedError"
+
+
+Setup = Callable[[flask.Flask, flask.Blueprint], object]
+
+
+def busy_page(error: Exception) -> str:
+    """A page that shows who is logged in and what was flashed, as a base template does."""
+    flask.flash("Sorry")
+    return flask.render_template_string(
+        "busy, {{ session.get('user') }} {{ session.permanent }} {{ session.new }} {{ get_flashed_messages() }}"
+    )
+
+
+def swallow_and_write() -> None:
+    for _ in range(2):
+        with suppress(Exception):
+            session["swallowed"] = session.get("swallowed", 0) + 1
+
+
+def log_out(*_: object) -> None:
+    session.pop("user", None)
+    session.clear()
+    session.rotate()
+    session.close()
+    session.touch()
+    session.release()
+
+
+def add_visit(response: flask.Response) -> flask.Response:
+    session["visits"] = session.get("visits", 0) + 1
+    return response
+
+
+def add_visit_that_is_there(response: flask.Response) -> flask.Response:
+    session["visits"] += 1
+    return response
+
+
+def write_in_stream() -> flask.Response:
+    def parts() -> Iterator[str]:
+        swallow_and_write()
+        yield "stored"
+
+    return flask.Response(flask.stream_with_context(parts()))
+
+
+SETUPS: dict[str, Setup] = {
+    "nothing": lambda app, bp: None,
+    "503 of the application": lambda app, bp: app.register_error_handler(503, lambda e: (busy_page(e), 503)),
+    "503 of the blueprint": lambda app, bp: bp.register_error_handler(503, lambda e: (busy_page(e), 503)),
+    "503 that says 200, and flashes": lambda app, bp: bp.register_error_handler(503, busy_page),
+    "503 that fails": lambda app, bp: app.register_error_handler(503, lambda e: session["user"]),
+    "503 that raises itself": lambda app, bp: app.register_error_handler(503, lambda e: flask.abort(503)),
+    "HTTPException": lambda app, bp: app.register_error_handler(HTTPException, lambda e: ({"e": busy_page(e)}, e.code)),
+    "Exception": lambda app, bp: app.register_error_handler(Exception, lambda e: (busy_page(e), 500)),
+    "Exception of the blueprint": lambda app, bp: bp.register_error_handler(Exception, lambda e: (str(e), 500)),
+    "500": lambda app, bp: app.register_error_handler(500, lambda e: (busy_page(e), 500)),
+    "trapped": lambda app, bp: app.config.update(TRAP_HTTP_EXCEPTIONS=True),
+    "trapped in tests": lambda app, bp: app.config.update(TRAP_HTTP_EXCEPTIONS=True, TESTING=True),
+    "before_request": lambda app, bp: app.before_request(lambda: setattr(session, "permanent", session.permanent)),
+    "before_request that swallows": lambda app, bp: app.before_request(swallow_and_write),
+    "after_request that writes": lambda app, bp: app.after_request(add_visit),
+    "after_request that fails": lambda app, bp: app.after_request(add_visit_that_is_there),
+    "after_request that fails in tests": lambda app, bp: (
+        app.after_request(add_visit_that_is_there),
+        app.config.update(TESTING=True),
+    ),
+    "teardown_request": lambda app, bp: app.teardown_request(log_out),
+    "context processor": lambda app, bp: (
+        app.context_processor(lambda: {"user": session.get("user")}),
+        app.register_error_handler(503, lambda e: (flask.render_template_string("busy, {{ user }}"), 503)),
+    ),
+    "view that swallows": lambda app, bp: bp.add_url_rule(
+        "/swallow", "swallow", lambda: swallow_and_write() or "stored"
+    ),
+    "stream that swallows": lambda app, bp: bp.add_url_rule("/swallow", "swallow", write_in_stream),
+    "log-out that swallows": lambda app, bp: bp.add_url_rule(
+        "/swallow", "swallow", lambda: swallow_and_write() or log_out() or "out"
+    ),
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("cause", ["full", "busy", "store", "closed"])
+@pytest.mark.parametrize("setup", SETUPS)
+def test_503_whatever_the_application_does_with_the_session(
+    setup: str,
+    cause: str,
+    method: str,
+    session_coordinator: CoordinatorFactory,
+    store: WatchedStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In Flask, the client gets 503 with `Retry-After` whatever error handlers, `after_request`, `teardown_request`,
+    templates and flashes do with the session then. It reads as empty, and changes are ignored and logged once."""
+    coordinator = session_coordinator(CONFIG, store=store)
+    app, blueprint = flask.Flask(__name__), flask.Blueprint("shop", __name__)
+    blueprint.get("/write")(lambda: session.__setitem__("user", session.get("user", "ada")) or "ok")
+    SETUPS[setup](app, blueprint)
+    app.register_blueprint(blueprint)
+    sessionkit.flask.init_app(app, coordinator, timeout=0)
+    client = app.test_client()
+    for _ in range(3):
+        made = coordinator.create_session(session_id=id_of(token := new_token()), data={"visits": 0})
+    if cause != "full":
+        client.set_cookie(COOKIE, token)
+    path = "/swallow" if setup.endswith("that swallows") and not setup.startswith("before") else "/write"
+    with coordinator.checkout(made.id) if cause == "busy" else nullcontext():
+        match cause:
+            case "store":
+                store.failing.add("*")
+            case "closed":
+                coordinator.close()
+        response = client.open(path, method=method)
+    store.failing.clear()
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    assert "Set-Cookie" not in response.headers
+    assert caplog.text.count("a change to the session is ignored") <= 1
+    assert "stored" not in response.text
+    assert ("busy" in response.text) is (method == "GET" and setup in PAGES)
+    assert coordinator.stats().checked_out == 0
+
+
+PAGES = {
+    "503 of the application",
+    "503 of the blueprint",
+    "503 that says 200, and flashes",
+    "HTTPException",
+    "Exception",
+    "context processor",
+}
+"""Where the application has a page of its own, and which is shown."""
+
+
+def test_an_answer_of_ones_own_to_a_failure(
+    session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A view that catches the error may go on without the session, if it changes nothing; so may an error handler."""
+    coordinator = session_coordinator(CONFIG)
+    for _ in range(3):
+        coordinator.create_session()
+    app = flask.Flask(__name__)
+
+    @app.get("/catch")
+    def catch() -> str:
+        with pytest.raises(ServiceUnavailable):
+            session["user"] = "ada"
+        return f"hello {session.get('user')}"
+
+    @app.get("/later")
+    def later() -> str:
+        session["user"] = "ada"
+        return "ok"
+
+    app.register_error_handler(503, lambda e: ("slow down", 429))
+    sessionkit.flask.init_app(app, coordinator)
+    client = app.test_client()
+    assert (client.get("/catch").status_code, client.get("/catch").text) == (200, "hello None")
+    response = client.get("/later")
+    assert (response.status_code, response.text) == (429, "slow down")
+    assert "Retry-After" not in response.headers
+    assert "ignored" not in caplog.text
+
+
+def test_a_first_look_that_fails_after_the_view(session_coordinator: CoordinatorFactory, store: WatchedStore) -> None:
+    """In an `after_request` function, or in the first part of a stream."""
+    app = site(session_coordinator(CONFIG, store=store))
+
+    @app.get("/late")
+    def late() -> flask.Response:
+        return flask.Response(flask.stream_with_context(str(session.get("n")) for _ in range(1)))
+
+    with_hook = site(app.extensions["sessionkit"])
+    with_hook.after_request(add_visit)
+    store.failing.add("*")
+    for each, path in ((app, "/late"), (with_hook, "/nothing"), (with_hook, "/missing")):
+        client = each.test_client()
+        client.set_cookie(COOKIE, new_token())
+        response = client.get(path)
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    store.failing.clear()
 
 
 def test_a_busy_session_is_503(session_coordinator: CoordinatorFactory) -> None:
@@ -688,6 +1091,23 @@ def test_a_stream_whose_first_part_cannot_be_saved(session_coordinator: Coordina
     store.failing.clear()
     assert coordinator.stats().checked_out == 0
     assert client.get("/").text == "3"
+
+
+def test_a_stream_that_refuses_in_its_first_part(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:
+    """For a reason of its own: that is an error of the application, as it is without us."""
+
+    @app.get("/refuses")
+    def refuses() -> flask.Response:
+        def parts() -> Iterator[str]:
+            session["n"] = 1
+            flask.abort(503)
+            yield "never"
+
+        return flask.Response(flask.stream_with_context(parts()))
+
+    response = app.test_client().get("/refuses")
+    assert (response.status_code, response.headers.get("Retry-After")) == (500, None)
+    assert coordinator.stats().checked_out == 0
 
 
 def test_a_released_session_is_not_ended(app: flask.Flask, coordinator: SessionCoordinator[Any]) -> None:

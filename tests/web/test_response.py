@@ -6,12 +6,14 @@ import gc
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from wsgiref.util import FileWrapper
 from wsgiref.validate import validator
 
 import pytest
+from werkzeug.test import Client
 
 from sessionkit import (
     CoordinatorConfig,
@@ -27,7 +29,7 @@ from sessionkit.web.cookie import id_of
 from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 
 from ..helpers.support import WAIT, Closings, WatchedStore, in_thread, wait_until
-from ..helpers.web import CONFIG, Answer, Visitor, request
+from ..helpers.web import CONFIG, COOKIE, Answer, Visitor, request
 
 ROOM_FOR_3 = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
 PLAIN = [("Content-Type", "text/plain")]
@@ -53,6 +55,11 @@ class Counter:
         start_response("200 OK", PLAIN)
         for _number in range(3):
             yield self.count(session)
+
+    def nothing(self, session: WebSession, start_response: Any, _: Any) -> Iterator[bytes]:
+        session["n"] = 0
+        start_response("200 OK", PLAIN)
+        yield from ()
 
     def write(self, session: WebSession, start_response: Any, _: Any) -> Any:
         write = start_response("200 OK", PLAIN)
@@ -89,16 +96,62 @@ class Counter:
 # ---- How long a response has the session
 
 
-def test_the_checkout_lasts_until_the_body_is_closed(coordinator: SessionCoordinator[Any]) -> None:
-    """Before it is read, while it is, and when it is read to the end."""
-    visitor = Visitor(SessionMiddleware(Counter(), coordinator))
-    visitor.get()
-    answer = visitor.begin()
+@pytest.mark.parametrize(("path", "parts"), [("/", [b"1"]), ("/stream", [b"1", b"2", b"3"]), ("/nothing", [])])
+def test_the_checkout_lasts_until_the_body_was_read(
+    path: str, parts: list[bytes], coordinator: SessionCoordinator[Any]
+) -> None:
+    """A response that was read to its end has given its session back, closed or not, with and without streaming."""
+    visitor = Visitor(SessionMiddleware(Counter(), coordinator, timeout=0))
+    answer = visitor.begin(path)
     assert coordinator.stats().checked_out == 1
-    assert list(answer.parts()) == [b"2"]
-    assert coordinator.stats().checked_out == 1
-    answer.close()
+    assert list(answer.parts()) == parts
     assert coordinator.stats().checked_out == 0
+    assert visitor.text() == str(len(parts) + 1)
+    answer.close()
+
+
+def test_the_last_part_of_a_list_is_its_end(coordinator: SessionCoordinator[Any]) -> None:
+    """Some clients read that, and do not ask whether there is more; before it, the session is had."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        environ[KEY]["n"] = 1
+        start_response("200 OK", PLAIN)
+        return (b"one", b"two")
+
+    parts = Visitor(SessionMiddleware(app, coordinator)).begin().parts()
+    assert (next(parts), coordinator.stats().checked_out) == (b"one", 1)
+    assert (next(parts), coordinator.stats().checked_out) == (b"two", 0)
+
+
+def test_werkzeugs_client_and_responses_that_it_keeps(coordinator: SessionCoordinator[Any]) -> None:
+    """They are not closed, and each has been read when the next request comes."""
+    client = Client(SessionMiddleware(Counter(), coordinator, timeout=0))
+    responses = [client.get("/") for _ in range(3)]
+    assert [response.text for response in responses] == ["1", "2", "3"]
+    streams = []
+    for _ in range(2):
+        streams.append(client.get("/stream"))
+        assert streams[-1].status_code == 200
+        streams[-1].get_data()
+    assert streams[1].text == "789"
+
+
+def test_a_stream_that_raises_has_given_its_session_back(coordinator: SessionCoordinator[Any]) -> None:
+    """Closed or not: no more parts will come."""
+    visitor = Visitor(SessionMiddleware(Counter(), coordinator, timeout=0))
+    answer = visitor.begin("/breaks_later")
+    with pytest.raises(ValueError, match="application error"):
+        list(answer.parts())
+    assert visitor.text() == "2"
+
+
+def test_the_headers_go_out_within_the_call(coordinator: SessionCoordinator[Any]) -> None:
+    """The first part of the body is made before the call returns, so that a server that has the headers by then, and
+    looks no more, has all of them."""
+    answer = Answer(SessionMiddleware(Counter(), coordinator), request("/stream"))
+    assert (answer.status, answer["Vary"], answer["Cache-Control"]) == ("200 OK", "Cookie", "private, no-store")
+    assert answer["Set-Cookie"] is not None
+    assert coordinator.list_sessions()[0].data == {"n": 1}
     answer.close()
 
 
@@ -107,9 +160,7 @@ def test_a_streamed_body_may_read_and_write(coordinator: SessionCoordinator[Any]
     visitor = Visitor(SessionMiddleware(Counter(), coordinator))
     answer = visitor.begin("/stream")
     parts = answer.parts()
-    assert not answer.status
     assert next(parts) == b"1"
-    visitor.take(answer)
     assert coordinator.get_session(id_of(visitor.token or "")).data == {"n": 1}
     assert list(parts) == [b"2", b"3"]
     with in_thread(answer.close) as closing:
@@ -119,8 +170,8 @@ def test_a_streamed_body_may_read_and_write(coordinator: SessionCoordinator[Any]
 
 
 def test_a_client_that_goes_away_frees_the_session(coordinator: SessionCoordinator[Any]) -> None:
-    """The session is given back when the response's body is closed, also when the client goes away or the application
-    raises. What was written by then stays."""
+    """The session is given back when the response's body was read to its end or is closed, also when the client goes
+    away or the application raises. What was written by then stays."""
     visitor = Visitor(SessionMiddleware(Counter(), coordinator))
     visitor.get()
     answer = visitor.begin("/stream")
@@ -128,7 +179,7 @@ def test_a_client_that_goes_away_frees_the_session(coordinator: SessionCoordinat
     answer.close()
     visitor.begin("/stream").close()
     assert coordinator.stats().checked_out == 0
-    assert visitor.text() == "3"
+    assert visitor.text() == "4"
 
 
 @pytest.mark.parametrize("path", ["/breaks", "/breaks_later", "/breaks_first"])
@@ -159,11 +210,14 @@ def test_a_session_whose_cookie_never_got_out_is_closed(path: str, session_coord
 
 
 def test_a_client_that_goes_away_before_the_headers(coordinator: SessionCoordinator[Any]) -> None:
-    """A new session is closed again with the body."""
-    visitor = Visitor(SessionMiddleware(Counter(), coordinator))
-    answer = visitor.begin()
-    assert len(coordinator) == 1
-    answer.close()
+    """A new session is closed again."""
+
+    def went_away(*_: object) -> Any:
+        assert len(coordinator) == 1
+        raise OSError("nobody there")
+
+    with pytest.raises(OSError, match="nobody there"):
+        SessionMiddleware(Counter(), coordinator)(request(), went_away)
     assert len(coordinator) == 0
 
 
@@ -184,7 +238,9 @@ def test_a_server_that_forgets_to_close_the_body(coordinator: SessionCoordinator
     visitor.get()
     gc.disable()
     try:
-        visitor.begin()
+        kept: list[object] = [visitor.begin()]
+        kept.append(kept)
+        del kept
         assert coordinator.stats().checked_out == 1
         with pytest.raises(SessionNotFoundError):
             coordinator.close_session(CollectingId("no-session"))
@@ -443,10 +499,10 @@ def test_data_that_cannot_be_stored_is_an_application_error(
     visitor = Visitor(SessionMiddleware(Counter(), coordinator))
     visitor.get()
     visitor.app = SessionMiddleware(app, coordinator)
-    answer = visitor.begin()
+    told: list[Any] = []
     with pytest.raises(ValueError, match=r"data\['when'\]"):
-        answer.read()
-    assert not answer.status
+        visitor.app(request("/", f"{COOKIE}={visitor.token}"), lambda *headers: told.append(headers))
+    assert told == []
     visitor.app = SessionMiddleware(Counter(), coordinator)
     assert visitor.text() == "2"
 
@@ -496,21 +552,103 @@ def test_an_application_that_handles_it_has_its_way(session_coordinator: Coordin
     coordinator = session_coordinator(ROOM_FOR_3)
 
     def app(environ: Any, start_response: Any) -> Any:
-        with pytest.raises(SessionLimitError) as caught:
+        with pytest.raises(SessionLimitError):
             environ[KEY]["n"] = 1
-        with pytest.raises(SessionLimitError) as again:
-            environ[KEY].get("n")
-        assert again.value is caught.value
+        # A page may look at what there is.
+        assert dict(environ[KEY]) == {}
         start_response(environ["PATH_INFO"].strip("/"), PLAIN)
         return [b"own answer"]
 
     for _ in range(3):
         coordinator.create_session()
     visitor = Visitor(SessionMiddleware(app, coordinator))
-    for status in ("200 OK", "429 Too Many Requests", "302 Found", "503 Service Unavailable"):
+    for status, retry in (
+        ("200 OK", None),
+        ("429 Too Many Requests", None),
+        ("302 Found", None),
+        ("503 Service Unavailable", "5"),
+    ):
         answer = visitor.get(f"/{status}")
-        assert (answer.status, answer.written) == (status, [b"own answer"])
+        assert (answer.status, answer.written, answer["Retry-After"]) == (status, [b"own answer"], retry)
     assert visitor.get("/500 Internal Server Error").status == "503 Service Unavailable"
+
+
+CHANGES: dict[str, Callable[[WebSession], object]] = {
+    "set": lambda session: session.__setitem__("n", 2),
+    "update": lambda session: session.update(n=2),
+    "or": lambda session: session.__ior__({"n": 2}),
+    "setdefault": lambda session: session.setdefault("cart", []).append(1),
+    "pop": lambda session: session.pop("n", None),
+    "clear": WebSession.clear,
+    "touch": WebSession.touch,
+    "rotate": WebSession.rotate,
+    "close": WebSession.close,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("status", ["200 OK", "302 Found", "403 Forbidden", "503 Service Unavailable"])
+def test_after_a_failure_the_session_is_inert(
+    status: str,
+    change: str,
+    session_coordinator: CoordinatorFactory,
+    store: WatchedStore,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """After a failure the session reads as empty, and changes are ignored and logged once. The client gets 503 with
+    `Retry-After` then, whatever the application says was done."""
+
+    def app(environ: Any, start_response: Any) -> Any:
+        session: WebSession = environ[KEY]
+        with suppress(Exception):
+            session.get("n")
+        for _ in range(2):
+            assert (dict(session), len(session), "n" in session) == ({}, 0, False)
+            assert (session.id, session.resource, session.ended, session.new) == (None, None, None, False)
+            CHANGES[change](session)
+            with pytest.raises(KeyError):
+                session.pop("n")
+            with pytest.raises(KeyError):
+                del session["n"]
+            session.release()
+        start_response(status, PLAIN)
+        return [b"own answer"]
+
+    with SessionCoordinator(CONFIG, store=SQLiteStore(store.store.path)) as other:  # type: ignore[attr-defined]  # a SQLite store has it
+        visitor = Visitor(SessionMiddleware(Counter(), other))
+        visitor.get()
+    visitor.app = SessionMiddleware(app, session_coordinator(CONFIG, store=store))
+    store.failing.add("*")
+    answer = visitor.get()
+    store.failing.clear()
+    assert (answer.status, answer["Retry-After"]) == ("503 Service Unavailable", "5")
+    assert (answer.written == [b"own answer"]) is status.startswith("503")
+    assert caplog.text.count("a change to the session is ignored") == 1
+    visitor.app = SessionMiddleware(Counter(), session_coordinator(CONFIG, store=SQLiteStore(store.store.path)))  # type: ignore[attr-defined]  # a SQLite store has it
+    assert visitor.text() == "2"
+
+
+def test_an_application_that_fails_after_the_session_did(
+    session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """503 as well; what it raised, and where, is in the log. Its body is closed."""
+    coordinator = session_coordinator(ROOM_FOR_3)
+    closed: list[bool] = []
+
+    def app(environ: Any, start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", PLAIN)
+        try:
+            with suppress(SessionLimitError):
+                environ[KEY]["n"] = 1
+            yield b"%d" % environ[KEY]["n"]
+        finally:
+            closed.append(True)
+
+    for _ in range(3):
+        coordinator.create_session()
+    assert Visitor(SessionMiddleware(app, coordinator)).get().status == "503 Service Unavailable"
+    assert "KeyError: 'n'" in caplog.text
+    assert closed == [True]
 
 
 def test_a_new_session_that_is_evicted_at_once(session_coordinator: CoordinatorFactory) -> None:
