@@ -20,7 +20,7 @@ from .persistence.records import StoreStats
 from .persistence.sessions import PersistentSessions
 from .stores.base import Store
 from .util.clock import Clock, system_clock
-from .util.fork import start_clean_after_fork
+from .util.fork import start_clean_after_fork, start_clean_if_forked
 from .util.log import short_repr
 from .util.validation import (
     Duration,
@@ -80,7 +80,8 @@ class SessionCoordinator(Generic[R]):
     raises `RuntimeError`.
 
     After `os.fork`, the child's coordinator starts with no sessions, and a cleanup task of its own if the parent had
-    one. A coordinator that is dropped without `close()` warns with `ResourceWarning`, ends its thread, and leaves its
+    one. After a fork in C, of which Python is not told (uWSGI), it does so at its next web request, or when
+    `create_session`, `start_cleanup_task`, `cleanup_inactive_sessions`, `stats` or `close` is called. A coordinator that is dropped without `close()` warns with `ResourceWarning`, ends its thread, and leaves its
     sessions' resources to the garbage collector.
     """
 
@@ -149,6 +150,7 @@ class SessionCoordinator(Generic[R]):
             timeout = checked_seconds("session_timeout", session_timeout)
         if data is not None and not isinstance(data, Mapping):
             raise TypeError(f"data must be a dict or another mapping, not {short_repr(data)}")
+        start_clean_if_forked()
         if self._cleanup_task.needs_start:
             self._cleanup_task.retry_start()
             self._note_cleaning()
@@ -178,6 +180,7 @@ class SessionCoordinator(Generic[R]):
         With a store, the records stay, and what the store lacks is written. If that fails, `StoreError` is raised once
         all the rest is done.
         """
+        start_clean_if_forked()
         state = self._sessions.state
         if state.is_interrupted():
             state.defer(self.close)
@@ -352,6 +355,7 @@ class SessionCoordinator(Generic[R]):
 
     def stats(self) -> CoordinatorStats:
         """The figures at this moment. Works after `close()` too."""
+        start_clean_if_forked()
         figures = self._sessions.stats()
         return CoordinatorStats(
             live=figures.live,
@@ -379,6 +383,7 @@ class SessionCoordinator(Generic[R]):
         """
         age = None if max_age is None else checked_seconds("max_age", max_age)
         count_only = checked_flag("dry_run", dry_run)
+        start_clean_if_forked()
         self._sessions.state.registry.check_open()
         if count_only:
             return self._sessions.count_due(age)
@@ -391,6 +396,7 @@ class SessionCoordinator(Generic[R]):
         session that is created tries again. Starting again does nothing. Raises `CoordinatorClosedError` after
         `close()`. With a store, it runs at least four times per session timeout.
         """
+        start_clean_if_forked()
         self._sessions.state.registry.check_open()
         self._start_cleaning()
 

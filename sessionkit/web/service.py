@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from .. import SessionCoordinator
+from ..util.fork import start_clean_if_forked
 from ..util.log import report_failure, report_problem, short_repr
 from ..util.validation import Duration, checked_flag, checked_wait
 
@@ -51,7 +52,11 @@ class Service:
         self._may_warn = coordinator.store is None
 
     def check_server(self, environ: Mapping[str, Any]) -> None:
-        """Warn if a request's WSGI environment says that the server has several processes, and there is no store."""
+        """At the beginning of each request: see that this process uses nothing of the one that it was forked from.
+
+        Warns if the request's WSGI environment says that the server has several processes, and there is no store.
+        """
+        start_clean_if_forked()
         if self._may_warn and environ.get("wsgi.multiprocess"):
             self._may_warn = False
             report_problem(

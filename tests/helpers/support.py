@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -156,10 +161,10 @@ def system_time(clock: ManualClock) -> Iterator[None]:
         yield
 
 
-def in_child(function: Callable[[], Any]) -> Any:
+def in_child(function: Callable[[], Any], fork: Callable[[], int] = os.fork) -> Any:
     """Fork, run the function in the child, and give its result, or fail with its traceback."""
     reader, writer = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         os.close(reader)
         try:
@@ -177,6 +182,38 @@ def in_child(function: Callable[[], Any]) -> Any:
     succeeded, result = pickle.loads(answer)  # noqa: S301  written by our own child
     assert succeeded, result
     return result
+
+
+def fork_in_c() -> int:
+    """Fork as a server does that is written in C: none of Python's hooks runs. For `in_new_process`."""
+    pid = int(ctypes.PyDLL(None).fork())
+    if pid == 0:
+        # No other thread lives on that could end a child that hangs, after it has shown where.
+        faulthandler.register(signal.SIGALRM, chain=True)
+        signal.alarm(int(3 * WAIT))
+    return pid
+
+
+def in_new_process(function: Callable[..., None], *arguments: str) -> None:
+    """Call a function of a test module in a process of its own, which has no threads but those that it starts.
+
+    For forks in C: Python itself hangs in the child if another thread waited for the GIL at that moment. Here, a thread
+    lets it go only where it waits for something else.
+    """
+    program = (
+        f"import sys, {function.__module__} as tests; "
+        f"sys.setswitchinterval(1000); tests.{function.__name__}(*sys.argv[1:])"
+    )
+    done = subprocess.run(  # noqa: S603  our own program
+        [sys.executable, "-W", "error", "-c", program, *arguments],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=5 * WAIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 def wait_until(condition: Callable[[], object]) -> None:

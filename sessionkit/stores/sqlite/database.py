@@ -35,9 +35,8 @@ class ForkGate:
         self._changed = threading.Condition()
         self._inside = 0
         with contextlib.suppress(AttributeError):
-            os.register_at_fork(
-                before=self._before_fork, after_in_parent=self._after_fork_in_parent, after_in_child=self._make_new
-            )
+            os.register_at_fork(before=self._before_fork, after_in_parent=self._after_fork_in_parent)
+        start_clean_after_fork(self)
 
     def __enter__(self) -> None:
         with self._changed:
@@ -55,7 +54,7 @@ class ForkGate:
     def _after_fork_in_parent(self) -> None:
         self._changed.release()
 
-    def _make_new(self) -> None:
+    def after_fork_in_child(self) -> None:
         self._changed = threading.Condition()
         self._inside = 0
 
