@@ -12,7 +12,7 @@ demo: $(READY)  ## replay an access log, show the life of a session, and one tha
 # The tests are shared by so many processes. Many tests start processes and servers of their own, so more need more cores.
 TEST_PROCESSES ?= 2
 
-test: $(READY)  ## every test, with a branch coverage of 100 %
+test: $(READY) $(VENV)/uwsgi  ## every test, with a branch coverage of 100 %
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(TEST_PROCESSES) --dist loadgroup
 	$(BIN)/coverage combine --quiet
@@ -52,6 +52,11 @@ format: $(READY)  ## let ruff put the source in form
 $(VENV)/ready-to-bench: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	touch $@
+
+# A server for the tests, which takes a C compiler and half a minute: with no more in it than they need.
+$(VENV)/uwsgi: $(READY)
+	@UWSGI_PROFILE_OVERRIDE='embedded_plugins=python' CFLAGS=-O0 $(BIN)/python -m pip install --quiet --disable-pip-version-check uwsgi >$@.log 2>&1 || echo "uWSGI cannot be built here, and its tests are skipped: $@.log says why" >&2
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

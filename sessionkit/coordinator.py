@@ -81,8 +81,9 @@ class SessionCoordinator(Generic[R]):
 
     After `os.fork`, the child's coordinator starts with no sessions, and a cleanup task of its own if the parent had
     one. After a fork in C, of which Python is not told (uWSGI), it does so at its next web request, or when
-    `create_session`, `start_cleanup_task`, `cleanup_inactive_sessions`, `stats` or `close` is called. A coordinator that is dropped without `close()` warns with `ResourceWarning`, ends its thread, and leaves its
-    sessions' resources to the garbage collector.
+    `create_session`, `start_cleanup_task`, `cleanup_inactive_sessions`, `stats` or `close` is called. A coordinator
+    that is dropped without `close()` warns with `ResourceWarning`, ends its thread, and leaves its sessions' resources
+    to the garbage collector.
     """
 
     def __init__(

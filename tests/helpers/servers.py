@@ -1,10 +1,11 @@
-"""A real server on a loopback port: gunicorn or waitress, with an application of a few pages."""
+"""A real server on a loopback port: gunicorn, uWSGI or waitress, with an application of a few pages."""
 
 from __future__ import annotations
 
 import http.client
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from .support import WAIT
 from .web import COOKIE
@@ -61,9 +64,10 @@ def site(environ, start_response):
 store = None if os.environ.get("NO_STORE") else SQLiteStore(here / "sessions.db")
 coordinator = SessionCoordinator(CoordinatorConfig(session_timeout=600, cleanup_interval=300), store=store)
 application = SessionMiddleware(site, coordinator, timeout=18)  # a busy machine takes its time
+assert "nobody" not in coordinator  # the store is in use before any worker is forked
 """
 
-WAITRESS = """
+WAITRESS_PROGRAM = """
 import signal, sys, waitress
 from site_for_tests import application
 server = waitress.create_server(application, host="127.0.0.1", port=0, threads=4)
@@ -74,21 +78,27 @@ server.run()
 """
 
 
+BOUND = r"Listening at: http://127\.0\.0\.1:(\d+)|bound to TCP address 127\.0\.0\.1:(\d+)"
+"""What servers log of their port."""
+WORKER = r"Booting worker|spawned uWSGI worker"
+"""What they log of each worker."""
+
+
 class Server:
     """A server process, its log, and requests to it."""
 
-    def __init__(self, directory: Path, arguments: list[str], **environment: str) -> None:
+    def __init__(self, directory: Path, command: list[str], **environment: str) -> None:
         self.directory = directory
         (directory / "site_for_tests.py").write_text(SITE)
         self.log_path = directory / "server.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(  # noqa: S603  our own arguments
-                [sys.executable, *arguments], cwd=directory, stderr=log, env={**os.environ, **environment}
+                command, cwd=directory, stderr=log, env={**os.environ, **environment}
             )
-        found = self.wait_until(lambda: re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", self.log))
-        self.port = int(found[1])
-        workers = sum(int(number) for number in re.findall(r"--workers=(\d)", " ".join(arguments)))
-        self.wait_until(lambda: self.log.count("Booting worker") == workers)
+        found = self.wait_until(lambda: re.search(BOUND, self.log))
+        self.port = int(found[1] or found[2])
+        workers = sum(int(number) for number in re.findall(r"--(?:workers|processes)=(\d)", " ".join(command)))
+        self.wait_until(lambda: len(re.findall(WORKER, self.log)) == workers)
 
     @property
     def log(self) -> str:
@@ -143,8 +153,8 @@ class Server:
 
 
 @contextmanager
-def serving(directory: Path, arguments: list[str], **environment: str) -> Iterator[Server]:
-    server = Server(directory, arguments, **environment)
+def serving(directory: Path, command: list[str], **environment: str) -> Iterator[Server]:
+    server = Server(directory, command, **environment)
     try:
         yield server
     finally:
@@ -157,8 +167,12 @@ def serving(directory: Path, arguments: list[str], **environment: str) -> Iterat
                 server.process.wait()
 
 
+WAITRESS = [sys.executable, "-c", WAITRESS_PROGRAM]
+
+
 def gunicorn(*options: str) -> list[str]:
     return [
+        sys.executable,
         "-m",
         "gunicorn",
         "--bind=127.0.0.1:0",
@@ -168,4 +182,24 @@ def gunicorn(*options: str) -> list[str]:
         "--graceful-timeout=5",
         *options,
         "site_for_tests:application",
+    ]
+
+
+UWSGI = shutil.which("uwsgi", path=os.pathsep.join([os.path.join(sys.prefix, "bin"), os.environ.get("PATH", "")]))
+needs_uwsgi = pytest.mark.skipif(
+    UWSGI is None, reason="there is no uWSGI here: `make test` builds it where there is a C compiler"
+)
+
+
+def uwsgi(*options: str) -> list[str]:
+    """As it is by default: the application is loaded, and then the workers are forked, in C."""
+    return [
+        UWSGI or "uwsgi",
+        f"--virtualenv={sys.prefix}",
+        "--http-socket=127.0.0.1:0",
+        "--master",
+        # SIGTERM reloads it by default.
+        "--die-on-term",
+        *options,
+        "--module=site_for_tests",
     ]

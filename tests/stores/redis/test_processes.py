@@ -583,8 +583,8 @@ def chat_servers(directory: Path, number: int, **environment: str) -> Iterator[l
             place = directory / f"{index}-{secrets.token_hex(4)}"
             place.mkdir()
             (place / "chat_site.py").write_text(SITE)
-            arguments = gunicorn("--workers=2", "--worker-class=gthread", "--threads=4")
-            servers.append(stack.enter_context(serving(place, [*arguments[:-1], "chat_site:app"], **environment)))
+            command = gunicorn("--workers=2", "--worker-class=gthread", "--threads=4")
+            servers.append(stack.enter_context(serving(place, [*command[:-1], "chat_site:app"], **environment)))
         yield servers
 
 
