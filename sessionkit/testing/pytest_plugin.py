@@ -1,8 +1,9 @@
-"""Fixtures for the tests of programs that use sessionkit; pytest finds them once sessionkit is installed."""
+"""What the fixtures of the pytest plugin do; the plugin itself is `_sessionkit_pytest.py`, outside of the package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,34 +12,24 @@ from .. import CoordinatorConfig, SessionCoordinator
 from ..web.service import is_served
 from . import ManualClock
 
-# Before it is imported: its tests are to say what they found.
-pytest.register_assert_rewrite("sessionkit.testing.store_contract")
-
 CoordinatorFactory = Callable[..., SessionCoordinator[Any]]
 
 
-@pytest.fixture
-def session_clock() -> ManualClock:
-    """A clock that stands still until the test moves it: `session_clock.advance(90)`."""
-    return ManualClock()
+@contextmanager
+def closing_coordinators(clock: ManualClock) -> Iterator[CoordinatorFactory]:
+    """Gives a function that makes coordinators on this clock, and closes them all in the end.
 
-
-@pytest.fixture
-def session_coordinator(session_clock: ManualClock) -> Iterator[CoordinatorFactory]:
-    """Makes coordinators on `session_clock`, of what `SessionCoordinator` takes: `session_coordinator(config)`.
-
-    Closes them all when the test ends, and fails it if it left a session of one checked out, or started the cleanup
-    thread of one and left it running.
+    Fails the test if it left a session of one checked out, or started the cleanup thread of one and left it running.
     """
     made: list[SessionCoordinator[Any]] = []
 
     def make(config: CoordinatorConfig | None = None, **options: Any) -> SessionCoordinator[Any]:
-        coordinator = SessionCoordinator(config, **{"clock": session_clock, **options})
+        coordinator = SessionCoordinator(config, **{"clock": clock, **options})
         made.append(coordinator)
         return coordinator
 
-    yield make
     try:
+        yield make
         left = [complaint for coordinator in made for complaint in _left_by(coordinator)]
     finally:
         for coordinator in made:

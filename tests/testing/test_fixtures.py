@@ -77,3 +77,81 @@ def test_what_is_left_fails_the_test(pytester: pytest.Pytester) -> None:
             "*was left with its cleanup thread running: close() it*",
         ]
     )
+
+
+IMPORTS_NOTHING = """
+import sys
+
+def test_nothing_is_imported_before_a_fixture_is_used(request):
+    def imported():
+        return [name for name in sys.modules if name.partition(".")[0] == "sessionkit"]
+
+    assert imported() == []
+    request.getfixturevalue("session_clock")
+    assert imported() != []
+"""
+
+GREEN = """
+import threading
+from sessionkit import CoordinatorConfig, SessionBusyError, SessionCoordinator
+from sessionkit.stores import SQLiteStore
+
+CONFIG = CoordinatorConfig(cleanup_interval=0.01)
+
+def use(coordinator):
+    session, told = coordinator.create_session(data={"n": 0}), []
+
+    def ask():
+        try:
+            with coordinator.checkout(session.id, timeout=0.01):
+                told.append("got it")
+        except SessionBusyError:
+            told.append("busy")
+
+    def count(turn):
+        with coordinator.checkout(session.id, timeout=20) as held:
+            n = held.data["n"]
+            turn.wait(0.001)
+            held.data["n"] = n + 1
+
+    def run(*functions):
+        threads = [threading.Thread(target=function, args=arguments) for function, *arguments in functions]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+
+    with coordinator.subscribe() as channel:
+        with coordinator.checkout(session.id):
+            run((ask,))
+        assert told == ["busy"]
+        run(*[(count, threading.Event())] * 10)
+        assert coordinator.get_session(session.id).data == {"n": 10}
+        coordinator.close_session(session.id)
+        assert channel.get(timeout=20).session_id == session.id
+
+def test_by_the_fixture(session_coordinator):
+    use(session_coordinator(CONFIG))
+
+def test_with_a_store_and_a_cleanup_task(tmp_path):
+    with SessionCoordinator(CONFIG, store=SQLiteStore(tmp_path / "sessions.db")) as coordinator:
+        use(coordinator)
+        while not coordinator.stats().cleanup.runs:
+            threading.Event().wait(0.01)
+"""
+
+
+def test_the_plugin_imports_nothing_before_a_fixture_is_used(pytester: pytest.Pytester) -> None:
+    """The pytest plugin imports nothing of sessionkit before a fixture is used."""
+    pytester.makepyfile(IMPORTS_NOTHING)
+    pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    "patch", ["from gevent.monkey import patch_all", "from eventlet import monkey_patch as patch_all"]
+)
+def test_a_conftest_may_patch_the_threads(patch: str, pytester: pytest.Pytester) -> None:
+    """A conftest that has gevent or eventlet replace the threads comes in time: their greenlets exclude each other."""
+    pytester.makeconftest(f"{patch}\npatch_all()")
+    pytester.makepyfile(GREEN)
+    pytester.runpytest_subprocess().assert_outcomes(passed=2, warnings=None)
