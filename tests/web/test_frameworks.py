@@ -26,8 +26,8 @@ from ..helpers.support import EVERYTHING, WAIT, WatchedStore, all_at_once
 from ..helpers.web import CONFIG, Visitor, count
 
 with warnings.catch_warnings():
-    # WebOb, which Pyramid stands on, imports a module of the standard library that is deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
+    # Pyramid and WebOb import modules that are deprecated.
+    warnings.simplefilter("ignore")
     import pyramid.config
     import pyramid.response
 
