@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterator
 
 import coverage
@@ -27,7 +28,10 @@ def unmeasured() -> Iterator[None]:
         measurement.stop()
     yield
     if measurement is not None:
-        measurement.start()
+        with warnings.catch_warnings():
+            # Of what was imported before it started again.
+            warnings.simplefilter("ignore", coverage.exceptions.CoverageWarning)
+            measurement.start()
 
 
 @pytest.fixture(autouse=True)
