@@ -14,7 +14,7 @@ from .core.checkout import Checkout
 from .core.cleanup import CleanupRun, CleanupStats, CleanupTask
 from .core.engine import InMemorySessions
 from .core.events import EventChannel
-from .core.session import ManagedSession, R, SessionSnapshot
+from .core.session import ManagedSession, R, SessionSnapshot, copied_data
 from .errors import RemovalCause
 from .persistence.records import StoreStats
 from .persistence.sessions import PersistentSessions
@@ -132,7 +132,7 @@ class SessionCoordinator(Generic[R]):
 
         `name`: 1 to 64 of ASCII letters, digits, space, `.`, `_`, `-`, unique among live sessions; default none.
         `session_id`: 1 to 128 of the same without the space, unique; default `secrets.token_urlsafe(32)`.
-        `data`: a dict that JSON can say; copied, one level deep. `resource`: the live object; default what
+        `data`: a dict that JSON can say; copied, however deep. `resource`: the live object; default what
         `resource_factory` makes.
         `session_timeout`: seconds or a timedelta; default the config's. Keep to a handful of different ones: a cleanup
         looks at one session for each.
@@ -155,7 +155,8 @@ class SessionCoordinator(Generic[R]):
         if self._cleanup_task.needs_start:
             self._cleanup_task.retry_start()
             self._note_cleaning()
-        return self._sessions.create(session_id, name, timeout, dict(data) if data else None, resource)
+        own_data = copied_data(dict(data)) if data else None
+        return self._sessions.create(session_id, name, timeout, own_data, resource)
 
     def close_session(self, session_id: str) -> None:
         """End a session: cause `CLOSED`. If it is not checked out, `on_close` has run when this returns.
@@ -199,10 +200,11 @@ class SessionCoordinator(Generic[R]):
     def get_session(self, session_id: str) -> ManagedSession[R]:
         """The live session with this id. Looks only: does not touch.
 
-        Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it. With a
-        store, a session that is not in memory is restored, and one that is gets what others saved. If another process
-        has had it checked out and there is a resource, it leaves memory, and is restored with a new one.
-        With `affinity=True`, raises `SessionElsewhereError` if another process has it in memory.
+        Raises `SessionExpiredError` if it ended recently, and `SessionNotFoundError` if nothing is known of it, as of
+        an id that no session may have. With a store, a session that is not in memory is restored, and one that is gets
+        what others saved. If another process has had it checked out and there is a resource, it leaves memory, and is
+        restored with a new one. With `affinity=True`, raises `SessionElsewhereError` if another process has it in
+        memory.
         """
         find = self._find_fast
         if find is not None and (found := find(session_id)) is not None:
@@ -261,9 +263,9 @@ class SessionCoordinator(Generic[R]):
 
         With a store, exclusive between processes too (there, the process that asks at the right moment is served
         first), with the newest version. When the last checkout in this process is given back, what changed is saved.
-        If that raises (`StoreError`, `InvalidSessionError` for data that cannot be stored), the change is in memory,
-        and the next one tries again; after `SessionConflictError` it is not, and after `SessionNotFoundError` the
-        session is gone.
+        If that raises (`StoreError`, `InvalidSessionError` for data that JSON cannot say, or would give back as
+        something else: what counts is the exact type), the change is in memory, and the next one tries again; after
+        `SessionConflictError` it is not, and after `SessionNotFoundError` the session is gone.
         """
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
@@ -344,7 +346,7 @@ class SessionCoordinator(Generic[R]):
         return True
 
     def __contains__(self, session_id: object) -> bool:
-        """Whether a live session has this id, in memory or in the store."""
+        """Whether a live session has this id, in memory or in the store; False for what cannot be an id."""
         return self._sessions.contains(session_id)
 
     def subscribe(self, capacity: int | None = None) -> EventChannel:

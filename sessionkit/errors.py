@@ -60,7 +60,7 @@ class SessionNotFoundError(SessionError, LookupError):
 
     def __str__(self) -> str:
         return (
-            f"no live session {self.session_id!r}: check the id (switch_session() finds names too), "
+            f"no live session {self.session_id!r:.140}: check the id (switch_session() finds names too), "
             "or create one with create_session()"
         )
 

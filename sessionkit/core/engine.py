@@ -18,7 +18,17 @@ from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
 from .locks import Waiter
 from .removal import Removal
-from .session import HAS_STEPS, Activity, Keeper, ManagedSession, SessionSnapshot, SessionState, snapshot_of
+from .session import (
+    HAS_STEPS,
+    Activity,
+    Keeper,
+    ManagedSession,
+    SessionSnapshot,
+    SessionState,
+    copied_data,
+    has_containers,
+    snapshot_of,
+)
 from .state import State
 
 Session = ManagedSession[Any]
@@ -274,6 +284,8 @@ class InMemorySessions:
             state.defer(partial(self.give_back, checkout))
             return
         try:
+            if session._data and has_containers(session._data):
+                self._detach(session, checkout)
             reading = state.read()
             with state.lock:
                 must_run = state.registry.give_back(session, checkout, state.advance(reading))
@@ -284,6 +296,23 @@ class InMemorySessions:
         checkout.session = None
         if must_run:
             state.finalizer.run([session])
+
+    def _detach(self, session: Session, checkout: Checkout[Any]) -> None:
+        """Before the last checkout is given back: have nothing that its holder keeps be part of the data any more."""
+        data = session.data
+        copies: dict[str, Any] = {}
+        takes: int | None = None
+        while True:
+            with self.state.lock:
+                lock, former = session._lock, takes
+                takes = None if lock is None else lock.takes_of_last(checkout)
+                if takes is not None and takes == former:
+                    # No other has had the session since they were copied.
+                    data.update(copies)
+                    return
+            if takes is None:
+                return
+            copies = copied_data(data, itself=data)
 
     def finish_checkout(self, session: Session, checkout: Checkout[Any]) -> None:
         """Give a session back, at the latest time that is known; doing it again does nothing."""

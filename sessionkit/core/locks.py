@@ -56,7 +56,7 @@ class SessionLock:
     is being made.
     """
 
-    __slots__ = ("_exclusive", "_sole", "_times", "_waiters")
+    __slots__ = ("_exclusive", "_sole", "_takes", "_times", "_waiters")
 
     def __init__(self, holder: Holder | None = None) -> None:
         # The holder, while there has been no other; from the second one on, how often each token has it, and how often
@@ -64,6 +64,8 @@ class SessionLock:
         self._sole = holder
         self._times: dict[object, int] = {}
         self._exclusive = 0
+        # How often it was taken since there was a second holder.
+        self._takes = 0
         self._waiters: deque[Waiter] | None = None
 
     def take(self, holder: Holder) -> bool:
@@ -75,6 +77,15 @@ class SessionLock:
             return False
         self._add(times, holder)
         return True
+
+    def takes_of_last(self, holder: Holder) -> int | None:
+        """How often the session was taken, if this is the only checkout that has it; None if others have it too.
+
+        If that is the same later on, no other has had the session in between.
+        """
+        if self._sole is holder:
+            return 0
+        return self._takes if holder.held and list(self._times.values()) == [1] else None
 
     def would_deadlock(self, holder: Holder) -> bool:
         """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
@@ -145,5 +156,6 @@ class SessionLock:
 
     def _add(self, times: dict[object, int], holder: Holder) -> None:
         times[holder.token] = times.get(holder.token, 0) + 1
+        self._takes += 1
         self._exclusive += holder.exclusive
         holder.held = True

@@ -13,7 +13,6 @@ from ..errors import (
     SessionExpiredError,
     SessionNotFoundError,
 )
-from ..util.validation import checked_id, checked_name_or_id
 from .expiry import ExpiryIndex
 from .history import EndedSessions
 from .locks import Holder, SessionLock, Waiter
@@ -74,7 +73,6 @@ class Registry:
     def find_named(self, name_or_id: str, now: float) -> Session:
         """The live session with this id, or else with this name. Raises as `find` does."""
         self.check_open()
-        checked_name_or_id(name_or_id)
         named = self.names.get(name_or_id)
         ids = [name_or_id] if named is None else [name_or_id, named._id]
         for session_id in ids:
@@ -105,7 +103,7 @@ class Registry:
 
     def absent(self, session_id: str, now: float) -> SessionNotFoundError:
         """The error that says what is known of a session that is not here."""
-        ending = self._ending_of(checked_id(session_id), now)
+        ending = self._ending_of(session_id, now)
         return SessionNotFoundError(session_id) if ending is None else SessionExpiredError(session_id, *ending)
 
     def current(self, now: float) -> Session | None:

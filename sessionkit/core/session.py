@@ -109,8 +109,9 @@ class ManagedSession(Generic[R]):
     thread. They raise `SessionExpiredError` once the session has ended (while it is checked out they go on working
     until it is given back), and `CoordinatorClosedError` if its coordinator was dropped.
 
-    `data` and `resource` are the caller's: work on them within `SessionCoordinator.checkout`, which keeps other
-    threads out.
+    `data` and `resource` are for the caller to work on within `SessionCoordinator.checkout`, which keeps other threads
+    out. When the last checkout is given back, the dicts and lists in `data` are copied: what its holder has put in, or
+    kept a reference to, is not part of them any more.
     """
 
     # CPython lays slots out by name: the two that a touch uses come first, in the cache line of the object's head.
@@ -197,7 +198,11 @@ class ManagedSession(Generic[R]):
 
     @property
     def data(self) -> dict[str, Any]:
-        """The session's own dict, always the same one; keep to what JSON can say."""
+        """The session's own dict, always the same one; keep to what JSON can say.
+
+        With a store, and in a web server, anything else is refused when it is saved or given back. Elsewhere it is not
+        checked, and what is neither dict nor list is not copied.
+        """
         if self._data is None:
             # Most sessions have none. Two threads may come here at once, and must get the same: mypy knows of one.
             fresh: dict[str, Any] = {}
@@ -299,28 +304,41 @@ def snapshot_of(session: ManagedSession[Any], session_id: str, expires_at: datet
         session_id,
         session._name,
         session._state,
-        _copied(session._data or {}),
+        copied_data(session._data or {}),
         session.metadata,
         session._timeout,
         expires_at,
     )
 
 
-def _copied(data: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the data, and of the dicts and lists in them however deep; all else in them is the same object."""
+_CONTAINERS = {dict, list}
+
+
+def has_containers(data: dict[str, Any]) -> bool:
+    """Whether there is a dict or a list in the data: what else JSON can say cannot change."""
+    return not _CONTAINERS.isdisjoint(map(type, list(data.values())))
+
+
+def copied_data(data: dict[str, Any], itself: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A copy of the data, and of the dicts and lists in them however deep; all else in them is the same object.
+
+    They may contain each other, and so do the copies. Where they contain the data, these contain `itself`; default the
+    copy.
+    """
     # Each is copied in one step, so that another thread may be at it. The originals stay here too: an id is an object's
     # own only while that is there.
     copy = data.copy()
-    copies: dict[int, tuple[Any, Any]] = {id(data): (data, copy)}
+    copies: dict[int, tuple[Any, Any]] = {id(data): (data, copy if itself is None else itself)}
     unfinished: list[Any] = [copy]
     while unfinished:
         container = unfinished.pop()
         for key, value in container.items() if type(container) is dict else enumerate(container):
-            if type(value) in (dict, list):
-                if id(value) not in copies:
-                    copies[id(value)] = value, value.copy()
-                    unfinished.append(copies[id(value)][1])
-                container[key] = copies[id(value)][1]
+            if type(value) in _CONTAINERS:
+                known = copies.get(id(value))
+                if known is None:
+                    known = copies[id(value)] = value, value.copy()
+                    unfinished.append(known[1])
+                container[key] = known[1]
     return copy
 
 

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from json import JSONEncoder, loads
+from json import loads
 from typing import Any
 
 from ..core.session import SessionState
 from ..errors import Ending, InvalidSessionError, RemovalCause, StoreError
 from ..stores.base import Found, SessionRecord
 from ..util.clock import is_past
+from ..util.jsontext import encode, encode_checked
 from ..util.log import short_repr
 
-_encode = JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-_DEEPEST = 100  # where the search for what is wrong ends
+def encode_data(data: dict[str, Any], limit: int, session_id: str) -> tuple[str, dict[str, Any]]:
+    """The data as JSON text, and what that gives back: the same data, of which nothing is the caller's.
 
-
-def text_of(data: dict[str, Any], limit: int, session_id: str) -> str:
-    """The data as JSON text, the same for the same data.
-
-    Raises `InvalidSessionError`, which names the path, for what JSON cannot say or would give back as something else
-    (a key that is no str; NaN), for what is nested too deep for Python's `json`, and for text of more than `limit`
-    bytes. A tuple is stored as a list.
+    Raises `InvalidSessionError` as `encode_checked` does, and for text of more than `limit` bytes.
     """
-    try:
-        text = _encode(data)
-        size = len(text.encode())
-        faithful = loads(text) == data
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidSessionError(_complaint(data, session_id) or f"data of session {session_id!r}: {error}") from error
-    if not faithful and (complaint := _complaint(data, session_id)):
-        raise InvalidSessionError(complaint)
+    text, copy = encode_checked(data, session_id)
+    size = len(text.encode())
     if size > limit:
-        largest = max(data, key=lambda key: len(_encode(data[key])))
+        largest = max(copy, key=lambda key: len(encode(copy[key])))
         raise InvalidSessionError(
             f"data of session {session_id!r} takes {size} bytes as JSON, and max_data_bytes is {limit} (the largest "
             f"part is data[{short_repr(largest)}]); keep less in it, or raise the limit"
         )
-    return text
+    return text, copy
 
 
 def data_of(text: str, session_id: str) -> dict[str, Any]:
@@ -74,49 +62,3 @@ def ending_of(found: Found, reading: float, wall: float) -> Ending | None:
     if idle_end <= record.life_end:
         return (RemovalCause.IDLE, reading - (wall - record.idle_end), record.session_timeout)
     return (RemovalCause.LIFETIME, reading - (wall - record.life_end), record.max_lifetime)
-
-
-def _complaint(data: dict[str, Any], session_id: str) -> str | None:
-    found = next(_faults(data, "data", 0), None)
-    return None if found is None else f"{found[0]} of session {session_id!r} cannot be stored: {found[1]}"
-
-
-def _faults(value: object, path: str, depth: int) -> Iterator[tuple[str, str]]:
-    """The paths of what JSON cannot say, and why."""
-    if depth > _DEEPEST:
-        yield f"{path[:80]}...", "it contains itself, or is nested too deep"
-    elif isinstance(value, dict):
-        # A copy: where sessions are shared, another thread may be at it.
-        for key, inner in list(value.items()):
-            if not isinstance(key, str):
-                yield (
-                    path,
-                    f"the key {short_repr(key)} is of type {type(key).__name__}; JSON has only str keys: use str(key)",
-                )
-            elif not _is_text(key):
-                yield path, f"the key {short_repr(key)} has half of a surrogate pair, which UTF-8 cannot encode"
-            yield from _faults(inner, f"{path}[{short_repr(key)}]", depth + 1)
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(list(value)):
-            yield from _faults(inner, f"{path}[{index}]", depth + 1)
-    elif isinstance(value, str):
-        if not _is_text(value):
-            yield path, f"{short_repr(value)} has half of a surrogate pair, which UTF-8 cannot encode"
-    elif isinstance(value, float):
-        if value - value != 0:
-            yield path, f"{value!r} is a number that JSON does not have; use None, or a str"
-    elif not isinstance(value, int | None):
-        kind = type(value).__name__
-        known = "dict, list, str, int, float, bool and None"
-        yield (
-            path,
-            f"{short_repr(value)} is of type {kind}, and JSON has only {known}; convert it, or keep it in the resource",
-        )
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -281,10 +281,7 @@ class Coordination:
         self._records.note_unsure(entry)
         try:
             if ending is None or ending[0] in KEPT:
-                if entry.leased:
-                    self._records.write_and_release(session, entry)
-                else:
-                    self._records.write(session)
+                self._records.write_and_give_back(session, entry)
         finally:
             if entry.unsure:
                 with contextlib.nullcontext() if confirmed else contextlib.suppress(StoreError):

@@ -24,7 +24,7 @@ from ..errors import (
 from ..stores.base import Changes, Known, SessionRecord, Touch
 from ..util.log import report_failure
 from .client import BATCH
-from .codec import text_of
+from .codec import encode_data
 
 if TYPE_CHECKING:
     from ..config import CoordinatorConfig
@@ -248,11 +248,21 @@ class Records:
 
     def text_of(self, session: Session) -> str:
         """Its data as JSON text. Raises `InvalidSessionError` if it cannot be stored."""
-        return text_of(session.data, self._max_bytes, session.id)
+        return encode_data(session.data, self._max_bytes, session.id)[0]
+
+    def detach(self, session: Session) -> str:
+        """Have nothing of its data be anybody else's: what the text says takes the place of what was put in.
+
+        Gives the text, and raises, as `text_of` does.
+        """
+        text, copy = encode_data(session.data, self._max_bytes, session.id)
+        # One step, so that others who look find each key.
+        session.data.update(copy)
+        return text
 
     def create(self, session: Session) -> None:
         """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
-        text = self.text_of(session)
+        text = self.detach(session)
         _, wall = self._client.now()
         record = SessionRecord(
             session.id,
@@ -349,12 +359,15 @@ class Records:
         """
         with self.in_hand(session) as entry:
             if entry is not None:
-                self._put(session, entry, self._client.save)
+                self._put(session, entry, self._noted(self.text_of, session), self._client.save)
 
-    def write_and_release(self, session: Session, entry: StoredSession) -> None:
-        """As `write`, and the lease ends in the same step if there is something to write. With `io` held."""
+    def write_and_give_back(self, session: Session, entry: StoredSession) -> None:
+        """As `write`, and the data are detached: the last checkout here is given back. With `io` held.
 
-        def save(session_id: str, changes: Changes) -> int:
+        If the lease is ours, and there is something to write, it ends in the same step.
+        """
+
+        def save_and_release(session_id: str, changes: Changes) -> int:
             try:
                 version = self._client.release(session_id, changes)
             except (SessionNotFoundError, SessionConflictError):
@@ -363,14 +376,17 @@ class Records:
             entry.note_released()
             return changes.version if version is None else version
 
-        self._put(session, entry, save)
+        text = self._noted(self.detach, session)
+        self._put(session, entry, text, save_and_release if entry.leased else self._client.save)
 
-    def _put(self, session: Session, entry: StoredSession, save: Callable[[str, Changes], int]) -> None:
+    def _noted(self, encode: Callable[[Session], str], session: Session) -> str:
         try:
-            text = self.text_of(session)
+            return encode(session)
         except InvalidSessionError as error:
             self._client.note(error)
             raise
+
+    def _put(self, session: Session, entry: StoredSession, text: str, save: Callable[[str, Changes], int]) -> None:
         touch = self._take_touch(session, entry)
         changed = text != entry.text
         if not changed and not touch.messages and touch.state is None and touch.session_timeout is None:

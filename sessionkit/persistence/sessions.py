@@ -37,7 +37,7 @@ from ..errors import (
 from ..stores.base import Found, SessionRecord, Store
 from ..util.clock import Clock, utc_of
 from ..util.log import report_failure
-from ..util.validation import checked_id
+from ..util.validation import is_id, is_name
 from . import codec
 from .client import StoreClient
 from .codec import data_of, state_of
@@ -218,7 +218,7 @@ class PersistentSessions:
         return was_live
 
     def _close_stored(self, session_id: str) -> None:
-        found = self._client.load(checked_id(session_id))
+        found = self._client.load(session_id)
         reading, wall = self._client.now()
         ending = None if found is None else codec.ending_of(found, reading, wall)
         if ending is not None:
@@ -283,7 +283,7 @@ class PersistentSessions:
             session = self._at_hand(session_id, now)
             if session is None and not self._may_be_stored(session_id):
                 raise self.state.registry.absent(session_id, now)
-        found = self._client.load(checked_id(session_id))
+        found = self._client.load(session_id)
         if found is not None and session is not None:
             found = self._coordination.as_known_here(session, found)
         if found is None:
@@ -339,7 +339,7 @@ class PersistentSessions:
         except SessionNotFoundError:
             # Here it has the name still; in the store another may have it.
             pass
-        for session_id in (name_or_id, self._client.find(name_or_id)):
+        for session_id in (name_or_id, self._client.find(name_or_id) if is_name(name_or_id) else None):
             if session_id is not None and self.contains(session_id):
                 return session_id
         raise absent or SessionNotFoundError(name_or_id)
@@ -661,6 +661,8 @@ class PersistentSessions:
 
     def _may_be_stored(self, session_id: str) -> bool:
         """Whether a session that is not live in memory may be in the store, and this thread can wait for it."""
+        if not is_id(session_id):
+            return False
         leaving = self.state.finalizer.leaving.get(session_id)
         if leaving is not None:
             ending = ending_of(leaving)
@@ -674,7 +676,6 @@ class PersistentSessions:
         return self._records.is_loading(session_id) or session_id not in self.state.registry.opening
 
     def _load(self, session_id: str) -> Session:
-        checked_id(session_id)
         session: Session | None = None
         entry = self._records.entries[session_id]
         attached = self._records.is_attached(entry)

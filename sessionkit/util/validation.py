@@ -19,8 +19,6 @@ Duration = float | timedelta
 
 _NAME = re.compile(r"[A-Za-z0-9 ._-]{1,64}")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-_is_id = _ID.fullmatch
-_NAME_OR_ID = re.compile(r"[A-Za-z0-9 ._-]{1,128}")
 
 
 def checked_name(value: object) -> str:
@@ -30,16 +28,19 @@ def checked_name(value: object) -> str:
 
 def checked_id(value: object) -> str:
     """A session's id: 1 to 128 of ASCII letters, digits, `.`, `_` and `-`."""
-    if isinstance(value, str) and _is_id(value):
+    if isinstance(value, str) and _ID.fullmatch(value):
         return value
     return _matching(_ID, value, "session id", "1 to 128 of ASCII letters, digits, '.', '_' and '-'")
 
 
-def checked_name_or_id(value: object) -> str:
-    """What may be a session's name or its id."""
-    return _matching(
-        _NAME_OR_ID, value, "session name or id", "1 to 128 of ASCII letters, digits, space, '.', '_' and '-'"
-    )
+def is_name(value: str) -> bool:
+    """Whether a session may have this name; none is looked for by any other."""
+    return _NAME.fullmatch(value) is not None
+
+
+def is_id(value: str) -> bool:
+    """Whether a session may have this id; none is looked for by any other."""
+    return _ID.fullmatch(value) is not None
 
 
 def checked_instance_name(value: object) -> str:
@@ -54,7 +55,7 @@ def checked_instance_name(value: object) -> str:
 
 
 def checked_str(what: str, value: object) -> str:
-    """A str in whatever form: one that is looked up and not found is checked further."""
+    """A str in whatever form: no session is found by one that none may have."""
     if not isinstance(value, str):
         raise TypeError(f"a {what} must be a str, such as session.id, not {short_repr(value)} ({type(value).__name__})")
     return value

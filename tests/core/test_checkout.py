@@ -20,7 +20,7 @@ from sessionkit import (
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.moments import telling_decisions
+from ..helpers.moments import Interruption, interruptions, telling_decisions
 from ..helpers.support import WAIT, Closings, HookedClock, in_thread, one_minute, system_time
 
 
@@ -453,3 +453,97 @@ def test_nothing_is_held_before_the_block_is_entered(coordinator: SessionCoordin
     coordinator.checkout(session.id)
 
     assert coordinator.stats().checked_out == 0
+
+
+# ---- The data
+
+
+def test_data_belong_to_their_session(coordinator: SessionCoordinator[Any]) -> None:
+    """Dicts and lists are detached where they are given to a new session, and when the last checkout is given back:
+    what a holder has put in or read is not part of them any more."""
+    theirs = {"roles": ["user"], "deep": {"er": [[]]}}
+    created = coordinator.create_session(data=theirs)
+    theirs["roles"].append("admin")  # type: ignore[attr-defined]  # mypy takes the values for all of one type
+    assert created.data == {"roles": ["user"], "deep": {"er": [[]]}}
+    data, roles, odd = created.data, ["a"], object()
+    with coordinator.checkout(created.id) as held:
+        read = held.data["deep"]
+        held.data.update(roles=roles, odd=odd, pair=(odd,), n=1)
+        with coordinator.checkout(created.id):
+            pass
+        # That was not the last.
+        roles.append("b")
+        read["er"].append(1)
+    roles.append("c")
+    read["er"][0].append(2)
+    assert created.data is data
+    # What JSON has no form for is left as it is.
+    assert created.data == {"roles": ["a", "b"], "deep": {"er": [[], 1]}, "odd": odd, "pair": (odd,), "n": 1}
+
+
+def test_data_may_contain_themselves_and_be_deep(coordinator: SessionCoordinator[Any]) -> None:
+    """Without a store: the session is given back, and what is the same in it stays the same."""
+    session = coordinator.create_session()
+    loop: list[Any] = [session.data]
+    loop.append(loop)
+    with coordinator.checkout(session.id) as held:
+        deep: list[Any] = []
+        for _ in range(10_000):
+            deep = [deep]
+        held.data.update(loop=loop, again=loop, deep=deep)
+    assert session.data["loop"] is session.data["again"]
+    assert session.data["loop"] is not loop
+    assert session.data["loop"][1] is session.data["loop"]
+    assert session.data["loop"][0] is session.data
+    innermost = session.data["deep"]
+    assert innermost is not deep
+    while innermost:
+        innermost = innermost[0]
+    assert coordinator.stats().checked_out == 0
+    session.data.clear()
+
+
+def come_and_go(coordinator: SessionCoordinator[Any], session_id: str) -> None:
+    """Another thread shares the session, changes what is deep in its data, and gives it back."""
+
+    def change() -> None:
+        with coordinator.checkout(session_id, exclusive=False) as held:
+            held.data["list"].append(1)
+
+    with in_thread(change) as future:
+        future.result(WAIT)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_no_change_is_lost_when_a_shared_session_is_given_back(
+    stays: bool, coordinator: SessionCoordinator[Any]
+) -> None:
+    """At whichever moment of that another checkout comes in, and stays or goes: what it changes, however deep, is
+    kept."""
+    session = coordinator.create_session()
+    for interruption in interruptions():
+        session.data["list"] = ours = [0]
+        assert lists_after(coordinator, session.id, interruption, stays) == ([0, 1] if interruption.came else [0])
+        ours.append("no part of it any more")
+        assert session.data["list"] == ([0, 1] if interruption.came else [0])
+
+
+def lists_after(
+    coordinator: SessionCoordinator[Any], session_id: str, interruption: Interruption, stays: bool
+) -> list[Any]:
+    """The list in a session after it was shared and given back, in the middle of which another checkout came."""
+    came: list[Any] = []
+
+    def come_and_stay() -> None:
+        other = coordinator.checkout(session_id, exclusive=False, holder=object())
+        came.append((other, other.__enter__().data["list"]))
+
+    checkout = coordinator.checkout(session_id, exclusive=False)
+    session = checkout.__enter__()
+    act = come_and_stay if stays else lambda: come_and_go(coordinator, session_id)
+    with interruption.outside_decisions(coordinator, act):
+        checkout.__exit__()
+    for other, read in came:
+        read.append(1)
+        other.__exit__()
+    return list(session.data["list"])

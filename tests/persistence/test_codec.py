@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter, OrderedDict, UserList, defaultdict
 from datetime import timedelta
-from typing import Any
+from decimal import Decimal
+from enum import IntEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 
-from sessionkit import (
-    InvalidSessionError,
-)
+from sessionkit import InvalidSessionError, StoreError
+from sessionkit.stores import SQLiteStore
+from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.processes import (
-    Restart,
-    config,
-)
+from ..helpers.moments import interruptions
+from ..helpers.processes import Restart, config
+from ..helpers.support import EVERYTHING, WatchedStore
 
 
 @pytest.mark.parametrize(
@@ -59,11 +64,88 @@ def test_data_that_contains_itself_is_refused(restart: Restart) -> None:
         coordinator.create_session(data={"a": 10**5000})
 
 
-def test_a_tuple_comes_back_as_a_list(restart: Restart) -> None:
-    """JSON has no tuples; what else JSON can say comes back as it was."""
-    data = {"tuple": (1, (2,)), "text": "\u20ac\n\x00", "number": 1e300, "big": 10**100, "none": None, "": {}}
+class Text(str):
+    """A subclass that equals its parent, as Markup does."""
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int
+
+
+class Weight(float):
+    """Another one."""
+
+
+CHANGED = [
+    ((1, 2), "is of type tuple"),
+    ((), "is of type tuple"),
+    (Pair(1, 2), "is of type Pair"),
+    (Text("a"), "is of type Text"),
+    (Level.LOW, "is of type Level"),
+    (Weight(1), "is of type Weight"),
+    (Counter("a"), "is of type Counter"),
+    (OrderedDict(), "is of type OrderedDict"),
+    (defaultdict(list), "is of type defaultdict"),
+    (MappingProxyType({}), "is of type mappingproxy"),
+    (UserList([1]), "is of type UserList"),
+    ({1, 2}, "is of type set"),
+    (b"a", "is of type bytes"),
+    (bytearray(b"a"), "is of type bytearray"),
+    (Decimal(1), "is of type Decimal"),
+    (1j, "is of type complex"),
+    (..., "is of type ellipsis"),
+    ({1: "a"}, "the key 1 is of type int"),
+    ({None: "a"}, "the key None is of type NoneType"),
+    ({True: "a"}, "the key True is of type bool"),
+    ({1.5: "a"}, "the key 1.5 is of type float"),
+    ({Text("a"): 1}, "the key 'a' is of type Text"),
+    ({(1, 2): "a"}, "the key .* is of type tuple"),
+    (math.nan, "nan is a number that JSON does not have"),
+    (-math.inf, "-inf is a number"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), CHANGED)
+def test_what_json_would_give_back_as_something_else_is_refused(restart: Restart, value: Any, message: str) -> None:
+    """By its exact type, and with its path, wherever it is: at creation, in the middle of a checkout, and when that is
+    given back; also where the data that are there equal it."""
+    coordinator = restart()
+    path = r"data\['here'\]\[1\] of session .* cannot be stored: .*"
+    with pytest.raises(InvalidSessionError, match=path + message):
+        coordinator.create_session(data={"here": [0, value]})
+    before = {"a": 1, "top": "a", "here": [0, {}]}
+    session = coordinator.create_session(data=before)
+    checkout = coordinator.checkout(session.id)
+    checkout.__enter__().data["here"] = [0, value]
+    for call in (lambda: coordinator.save_session(session.id), checkout.__exit__):
+        with pytest.raises(InvalidSessionError, match=path + message):
+            call()
+    checkout = coordinator.checkout(session.id)
+    with checkout as held:
+        checkout.revert()
+        assert held.data == before
+    with pytest.raises(InvalidSessionError, match=r"data\['top'\].*|the key"), coordinator.checkout(session.id) as held:
+        held.data["top"] = value
+    with coordinator.checkout(session.id) as held:
+        held.data["top"] = "a"
+    assert restart().get_session(session.id).data == before
+
+
+def test_what_json_can_say_comes_back_as_it_was(restart: Restart) -> None:
+    """The same values, of the same types, in the same order."""
+    data = {
+        "text": "\u20ac\n\x00\U0001f388",
+        "number": [1e300, 1.0, -0.0, 10**100, -1, 0],
+        "truth": [True, False, None],
+        "": {"empty": [{}, []]},
+    }
     made = restart().create_session(data=data)
-    assert restart().get_session(made.id).data == {**data, "tuple": [1, [2]]}
+    assert repr(restart().get_session(made.id).data) == repr(data)
 
 
 def test_data_that_was_refused_does_not_keep_its_session_in_memory(
@@ -80,21 +162,58 @@ def test_data_that_was_refused_does_not_keep_its_session_in_memory(
 
 
 def test_data_that_another_thread_changes_can_be_searched(restart: Restart) -> None:
-    """As those of a shared session: what comes in meanwhile may be missed, and what is wrong with the rest is told."""
-
-    class Meddling(str):
-        """Text that does what another thread could do, while it is looked at."""
-
-        def encode(self, *arguments: Any) -> bytes:
-            data["c"] = object()
-            if self == "inner":
-                data["b"].clear()
-            return super().encode(*arguments)
-
+    """As those of a shared session: what comes in meanwhile may be missed, and no other error comes of it."""
     coordinator = restart()
     session = coordinator.create_session()
     data = session.data
-    with pytest.raises(InvalidSessionError, match=r"data\['b'\]\[1\]"), coordinator.checkout(session.id):
-        data.update({"a": Meddling("outer"), "b": [Meddling("inner"), object()]})
-    with coordinator.checkout(session.id):
+
+    def meddle() -> None:
+        data["b"].clear()
+        data["c"] = object()
+
+    message = r"data\['(b|c)'\].* of session .* cannot be stored|data of session .* not JSON serializable"
+    for interruption in interruptions():
         data.clear()
+        data.update({"a": "text", "b": {"c": [1], "d": object()}})
+        with interruption.anywhere(meddle), pytest.raises(InvalidSessionError, match=message):
+            coordinator.save_session(session.id)
+    data.clear()
+
+
+@pytest.mark.parametrize("before", [{}, {"list": ["user"], "other": 1}])
+def test_data_belong_to_the_session(restart: Restart, before: dict[str, Any]) -> None:
+    """What was put in, and what was read, is not part of them any more once the last checkout is given back: also where
+    the record has had the same before, and where one list was put in twice."""
+    coordinator = restart()
+    theirs: list[Any] = ["user"]
+    created = coordinator.create_session(data={**before, "list": theirs})
+    kept = created.data
+    with coordinator.checkout(created.id) as held:
+        with coordinator.checkout(created.id):
+            held.data.update(list=theirs, twice=[theirs, theirs])
+        # The inner one was not the last.
+        theirs.append("b")
+        assert held.data["list"] is theirs
+    theirs.append("c")
+    held.data["twice"][0].append("d")
+    assert created.data is kept
+    assert created.data == {**before, "list": ["user", "b"], "twice": [["user", "b", "d"], ["user", "b"]]}
+    with coordinator.checkout(created.id):
+        pass
+    assert restart().get_session(created.id).data == created.data
+
+
+def test_data_that_could_not_be_saved_belong_to_the_session(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """They are in memory only, and nobody else's all the same."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    coordinator = session_coordinator(store=store)
+    session = coordinator.create_session()
+    theirs = ["user"]
+    store.failing.add(EVERYTHING)
+    with pytest.raises(StoreError), coordinator.checkout(session.id) as held:
+        held.data["list"] = theirs
+    theirs.append("admin")
+    assert session.data == {"list": ["user"]}
+    store.failing.clear()

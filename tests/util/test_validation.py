@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sessionkit import CoordinatorConfig, InvalidSessionError, SessionCoordinator, SessionError
+from sessionkit import CoordinatorConfig, InvalidSessionError, SessionCoordinator, SessionError, SessionNotFoundError
+from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
@@ -61,21 +63,37 @@ def test_ids_out_of_form_are_refused(session_id: str, coordinator: SessionCoordi
     """An id is 1 to 128 of ASCII letters, digits, '.', '_' and '-', wherever one is passed in."""
     for call in (
         lambda: coordinator.create_session(session_id=session_id),
-        lambda: coordinator.get_session(session_id),
-        lambda: coordinator.touch_session(session_id),
-        lambda: coordinator.close_session(session_id),
-        lambda: coordinator.checkout(session_id).__enter__(),
+        lambda: coordinator.rotate_session("it", session_id),
     ):
         with pytest.raises(InvalidSessionError, match="1 to 128 of ASCII letters"):
             call()
     assert coordinator.stats().created == 0
 
 
-@pytest.mark.parametrize("name_or_id", ["", "x" * 129, "ünicode", "a/b", "new\nline"])
-def test_switch_takes_what_may_be_a_name_or_an_id(name_or_id: str, coordinator: SessionCoordinator[Any]) -> None:
-    """What is neither a name nor an id is refused."""
-    with pytest.raises(InvalidSessionError, match="session name or id"):
-        coordinator.switch_session(name_or_id)
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("session_id", [*BAD_IDS, "x" * 100_000, "\ud800", "a/b", "new\nline"])
+def test_no_session_is_found_by_an_id_out_of_form(
+    session_id: str, store: bool, session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """`in` says so and never raises, and each call that looks for a session raises `SessionNotFoundError`: for every
+    caller, a session that cannot be is one that is not there."""
+    coordinator = session_coordinator(store=SQLiteStore(tmp_path / "sessions.db") if store else None)
+    assert session_id not in coordinator
+    for call in (
+        coordinator.get_session,
+        coordinator.touch_session,
+        coordinator.close_session,
+        coordinator.save_session,
+        coordinator.read_session,
+        coordinator.rotate_session,
+        coordinator.switch_session,
+        lambda session_id: coordinator.checkout(session_id).__enter__(),
+    ):
+        with pytest.raises(SessionNotFoundError, match="no live session") as caught:
+            call(session_id)
+        assert caught.value.session_id == session_id
+        assert len(str(caught.value)) < 300
+        assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("value", WRONG_TYPES)
