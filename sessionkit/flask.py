@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime, timezone
 from math import inf
 from types import ModuleType
 from typing import Any, cast
+from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import click
 import flask
 import flask.cli
+import flask.json.tag
 import flask.sessions
 import flask.testing
+from markupsafe import Markup
 from werkzeug.exceptions import ServiceUnavailable
 from werkzeug.wsgi import ClosingIterator
 
-from . import SessionBusyError, SessionCoordinator
+from . import InvalidSessionError, SessionBusyError, SessionCoordinator
 from .stores import Store
-from .util.log import report_failure, report_problem
+from .util.jsontext import Further, complaint_about, encode_exactly
+from .util.log import report_failure, report_problem, short_repr
 from .util.validation import Duration
 from .web.cookie import SameSite, SessionCookie, checked_cookie
+from .web.data import Form, RequestData
 from .web.request import RequestSession
 from .web.response import REFUSAL, RETRY_AFTER_SECONDS, Body, add_cookie, explain_failure, refusal, vary_by_cookie
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
@@ -100,6 +106,11 @@ def init_app(
 class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[override]  # the mixin's `new` can be set
     """`flask.session`: as Flask's documentation has it, and a `WebSession`, with `resource`, `rotate()` and `close()`.
 
+    It holds what Flask's own sessions can hold: besides what JSON can say, tuple, bytes, `Markup`, `UUID` and datetime.
+    These come back as they were, from memory and from every store; anything else is refused, by its exact type and with
+    its path (`InvalidSessionError`), before the response is sent. In the session's `data`, which other code sees, they
+    stand as Flask's tagged JSON (`flask.json.tag`).
+
     `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; the session ends by the coordinator's
     limits. The cookie is sent again when `permanent` changes, and while it is true: with each response that looks at
     the session or, if `SESSION_REFRESH_EACH_REQUEST` is False, at most once in a tenth of its lifetime. `permanent`
@@ -154,6 +165,11 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
         self.modified |= key in self
         return super().pop(key, *default)
 
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's `popitem`: the last that came in goes out first."""
+        self.modified |= len(self) > 0
+        return super().popitem()
+
     def setdefault(self, key: str, default: Any = None) -> Any:
         """As a dict's `setdefault`."""
         self.modified |= key not in self
@@ -172,7 +188,7 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     def _is_copy(self) -> bool:
         return request_of(self).left is not None and self._request.headers_sent
 
-    def _readable(self) -> dict[str, Any]:
+    def _readable(self) -> RequestData | dict[str, Any]:
         request = request_of(self)
         if self._is_copy and not request.looked_at:
             # The first look comes after the response.
@@ -181,7 +197,7 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
         data = super()._readable()
         return data if data or request.failure is not None else self._kept
 
-    def _writable(self) -> dict[str, Any] | None:
+    def _writable(self) -> RequestData | dict[str, Any] | None:
         data = self._readable() if self._is_copy else super()._writable()
         if self._was_permanent is None:
             self._was_permanent = bool(data and data.get(PERMANENT))
@@ -198,6 +214,83 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
 
 session = cast(FlaskSession, flask.session)
 """`flask.session` itself, with the type that it has."""
+
+
+class TagDateTime(flask.json.tag.TagDateTime):
+    """As Flask's own, and microseconds and offset are kept."""
+
+    __slots__ = ()
+
+    def to_json(self, value: datetime) -> str:
+        return value.isoformat()
+
+    def to_python(self, value: str) -> datetime:
+        return datetime.fromisoformat(value)
+
+
+class TaggedForm(Form):
+    """How the values of `flask.session` stand in a session's data: as the JSON with tags of Flask's own sessions."""
+
+    def __init__(self) -> None:
+        self._tagger = flask.json.tag.TaggedJSONSerializer()
+        self._tagger.register(TagDateTime, force=True, index=0)
+
+    def dump(self, key: str, value: Any, session_id: str) -> Any:
+        if _needs_no_tag(key, value):
+            return value
+        # Flask's tagger takes subclasses, and gives back their parents.
+        complaint = complaint_about({key: value}, session_id, _FURTHER)
+        if complaint is not None:
+            raise InvalidSessionError(complaint)
+        return self._tagger.tag(value)
+
+    def load(self, key: str, text: str) -> Any:
+        value = super().load(key, text)
+        return self._untagged(value) if _TAG_BEGINS in text else value
+
+    def _untagged(self, value: Any) -> Any:
+        if type(value) is list:
+            return [self._untagged(item) for item in value]
+        if type(value) is not dict:
+            return value
+        inner = {key: self._untagged(item) for key, item in value.items()}
+        try:
+            return self._tagger.untag(inner)
+        except (TypeError, ValueError):
+            # No request has put it there: it is no tag.
+            return inner
+
+
+def _needs_no_tag(key: str, value: Any) -> bool:
+    """Whether JSON gives the value back as it was, and no dict in it looks like a tag; all of this is done in C."""
+    try:
+        text, _, is_same = encode_exactly({key: value})
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return is_same and _TAG_BEGINS not in text
+
+
+def _nothing_wrong(_: object) -> None:
+    pass
+
+
+def _wrong_datetime(value: datetime) -> str | None:
+    if type(value.tzinfo) in (type(None), timezone):
+        back = datetime.fromisoformat(value.isoformat())
+        if (back, back.fold, back.tzname()) == (value, value.fold, value.tzname()):
+            return None
+    return f"{short_repr(value)} would lose its time zone or its fold; use value.astimezone(datetime.UTC)"
+
+
+_FURTHER: Further = {
+    tuple: _nothing_wrong,
+    bytes: _nothing_wrong,
+    Markup: _nothing_wrong,
+    UUID: _nothing_wrong,
+    datetime: _wrong_datetime,
+}
+_TAG_BEGINS = '{" '
+_TAGGED = TaggedForm()
 
 
 class CoordinatedSessions(flask.sessions.SessionInterface):
@@ -223,6 +316,7 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             # The transaction, which may have the session, goes on when this request is over.
             timeout=0 if _in_transaction.get() else self._timeout,
             translate=_unavailable,
+            form=_TAGGED,
         )
         return FlaskSession(request_session)
 

@@ -24,6 +24,7 @@ from .. import (
 )
 from ..util.log import report_failure, report_problem
 from .cookie import SessionCookie, id_of, new_token
+from .data import Form, RequestData
 
 UNAVAILABLE = (
     SessionBusyError,
@@ -53,6 +54,8 @@ class RequestSession:
     instead; default: it sees the error itself. After any other error, the next look tries again, because no visitor may
     be taken for a new one because of an error.
 
+    `form`: how the application's values stand in the session's data; default as they are.
+
     A request that is dropped without `finish` gives its session back when it is collected; a new session whose token
     was not sent yet is left to expire then.
     """
@@ -60,9 +63,11 @@ class RequestSession:
     # Most requests leave these as they are.
     session: ManagedSession[Any] | None = None
     """The session, while this request has it checked out."""
+    data: RequestData | None = None
+    """The session's data as this request sees them, while it has the session."""
     looked_at = False
     """Whether the application asked for the session: only then does the response depend on the cookie."""
-    left: dict[str, Any] | None = None
+    left: RequestData | dict[str, Any] | None = None
     """The data that the session had when it was given back; None before that, {} if there was no session."""
     headers_sent = False
     """Whether it is too late to send the client another token. Set by the caller that sends the headers."""
@@ -94,6 +99,7 @@ class RequestSession:
         shared: bool,
         timeout: float,
         translate: Callable[[Exception], Exception] | None = None,
+        form: Form | None = None,
     ) -> None:
         self.cookie = cookie
         """What carries the token."""
@@ -102,6 +108,7 @@ class RequestSession:
         self._shared = shared
         self._timeout = timeout
         self._translate = translate
+        self._form = form or Form()
         # Stands for this request. Were it the request itself, its checkout would keep it from being collected.
         self._holder = object()
         # Guards what is above where a request has several threads.
@@ -125,9 +132,9 @@ class RequestSession:
         with self._lock:
             if self.failure is not None:
                 return
-            if self.session is not None:
+            if self.data is not None:
                 # Another thread of this request was faster.
-                self.session.data.update(data)
+                self.data.update(data)
                 return
             self._check_headers("the first write to a session")
             token = new_token()
@@ -177,17 +184,20 @@ class RequestSession:
     # ---- For the response
 
     def save(self) -> None:
-        """Write to the store what changed, before the client is told that it was done.
+        """Write what changed, before the client is told that it was done: to the session's data, and to the store.
 
-        Raises `InvalidSessionError` for data that cannot be stored. The data are then what was stored last: else each
-        later request would fail, too. Does nothing if the session was ended elsewhere.
+        Raises `InvalidSessionError` for data that cannot be stored, also without a store. The data are then what was
+        saved last: else each later request would fail, too. Does nothing if the session was ended elsewhere.
         """
-        checkout = self._checkout
-        if checkout is None or self.failure is not None:
+        checkout, session, data = self._checkout, self.session, self.data
+        if checkout is None or session is None or data is None or self.failure is not None:
             return
         try:
+            data.flush(session.id)
             checkout.save()
+            data.commit()
         except InvalidSessionError:
+            data.revert()
             checkout.revert()
             raise
         except SessionNotFoundError:
@@ -200,7 +210,7 @@ class RequestSession:
         with self._lock:
             if self.left is not None:
                 return
-            self.left = {} if self.session is None else dict(self.session.data)
+            self.left = {} if self.data is None else self.data.snapshot()
             try:
                 self.save()
             finally:
@@ -266,7 +276,11 @@ class RequestSession:
 
     def __del__(self) -> None:
         # A server may forget to close a body, and a test to send a response.
-        if self._checkout is not None:
+        if self._checkout is not None and self.data is not None:
+            try:
+                self.data.flush(self._checkout.session_id)
+            except InvalidSessionError:
+                self.data.revert()
             self._checkout.give_back_later()
 
     # ---- Steps
@@ -292,12 +306,16 @@ class RequestSession:
                     break
             self._searched = True
 
-    def _check_out(self, session_id: str, *, exclusive: bool) -> Checkout[Any]:
+    def _check_out(self, session_id: str, *, exclusive: bool, values: RequestData | None = None) -> Checkout[Any]:
+        """Check a session out; the application goes on with the values that it has."""
         checkout = self._coordinator.checkout(
             session_id, exclusive=exclusive, timeout=self._timeout, holder=self._holder
         )
         session = checkout.__enter__()
-        self._checkout, self.session = checkout, session
+        data = RequestData(session.data, self._form)
+        if values is not None:
+            data.adopt(values)
+        self._checkout, self.session, self.data = checkout, session, data
         self._age = session.metadata.last_active - session.metadata.created_at
         if not checkout.confirmed:
             # An earlier change that is not saved yet is no failure of this request.
@@ -310,16 +328,18 @@ class RequestSession:
         return checkout
 
     def _give_back(self) -> None:
-        checkout, self._checkout, self.session = self._checkout, None, None
+        checkout, self._checkout, self.session, self.data = self._checkout, None, None, None
         if checkout is not None:
             # The session may have been ended elsewhere.
             with suppress(SessionNotFoundError):
                 checkout.__exit__()
 
     def _create(self, session_id: str, data: dict[str, Any]) -> None:
-        self._coordinator.create_session(session_id=session_id, data=data)
+        written = RequestData({}, self._form)
+        written.update(data)
+        self._coordinator.create_session(session_id=session_id, data=written.storable())
         try:
-            self._check_out(session_id, exclusive=not self._shared)
+            self._check_out(session_id, exclusive=not self._shared, values=written)
         except BaseException as error:
             # No client has its token.
             with suppress(SessionNotFoundError):
@@ -335,6 +355,8 @@ class RequestSession:
             self._token = token
             return
         # Other requests have the session, too. Once they have given it back, this one has it alone.
+        self.save()
+        values = self.data
         self._give_back()
         try:
             self._check_out(session_id, exclusive=True).rotate(id_of(token))
@@ -342,7 +364,7 @@ class RequestSession:
             self._token = token
         finally:
             self._give_back()
-        self._check_out(id_of(token), exclusive=False)
+        self._check_out(id_of(token), exclusive=False, values=values)
 
     def _forget(self) -> None:
         self._give_back()

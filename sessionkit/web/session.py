@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Self
 
 from .. import ManagedSession, SessionExpiredError
+from .data import RequestData
 from .request import RequestSession
 
 
@@ -16,6 +17,11 @@ class WebSession(MutableMapping[str, Any]):
     was read to its end or is closed, or `release` is called. Reading never makes a session: while there is none, the
     dict is empty. The first write makes one, whose token is sent with the response's headers: write before the first
     part of the body.
+
+    It holds what JSON can say; anything else, also a subclass such as an `OrderedDict`, is refused with
+    `InvalidSessionError` before the response is sent, and the session has what was saved last. A dict or a list that is
+    read or put in is the request's own: what is changed in it, however deep, is saved before the response is sent, and
+    at the end. `copy` and `|` give dicts.
 
     What was written before an error stays written. For the thread, or threads, of one request.
 
@@ -45,6 +51,9 @@ class WebSession(MutableMapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._readable())
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._readable())
+
     def __len__(self) -> int:
         return len(self._readable())
 
@@ -71,12 +80,17 @@ class WebSession(MutableMapping[str, Any]):
         elif changes:
             self._create(changes)
 
-    # Each of these two is one call of the dict: a mixin's two calls would let another request come between them.
+    # Each of these is one call of the dict: a mixin's two calls would let another request come between them.
 
     def pop(self, key: str, *default: Any) -> Any:
         """As a dict's `pop`."""
         data = self._writable()
         return (self._readable() if data is None else data).pop(key, *default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """As a dict's `popitem`: the last that came in goes out first."""
+        data = self._writable()
+        return (self._readable() if data is None else data).popitem()
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """As a dict's `setdefault`."""
@@ -88,16 +102,19 @@ class WebSession(MutableMapping[str, Any]):
             self._create({key: default})
         return there.get(key, default)
 
-    def __or__(self, other: Mapping[str, Any]) -> dict[str, Any]:
-        return self.copy() | dict(other)
+    def __or__(self, other: object) -> dict[str, Any]:
+        return self.copy() | dict(other) if isinstance(other, Mapping) else NotImplemented
 
-    def __ior__(self, other: Mapping[str, Any]) -> Self:
+    def __ror__(self, other: object) -> dict[str, Any]:
+        return dict(other) | self.copy() if isinstance(other, Mapping) else NotImplemented
+
+    def __ior__(self, other: Any) -> Self:  # type: ignore[misc]  # as a dict's, it takes more than `|` does
         self.update(other)
         return self
 
     def copy(self) -> dict[str, Any]:
         """A dict of what there is now, one level deep."""
-        return dict(self._readable())
+        return self._readable().copy()
 
     def clear(self) -> None:
         """Remove all keys. The session goes on; `close` ends it."""
@@ -172,16 +189,16 @@ class WebSession(MutableMapping[str, Any]):
 
     # ---- The data. A framework's own session may have another way to them.
 
-    def _readable(self) -> dict[str, Any]:
+    def _readable(self) -> RequestData | dict[str, Any]:
         request = self._request
         if request.left is not None and request.failure is None:
             return request.left
-        session = request.look()
-        return {} if session is None else session.data
+        # After a failure, nothing is found.
+        data = None if request.look() is None else request.data
+        return {} if data is None else data
 
-    def _writable(self) -> dict[str, Any] | None:
-        session = self._changeable()
-        return None if session is None else session.data
+    def _writable(self) -> RequestData | dict[str, Any] | None:
+        return None if self._changeable() is None else self._request.data
 
     def _create(self, data: dict[str, Any]) -> None:
         self._request.create(data)

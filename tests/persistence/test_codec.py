@@ -180,6 +180,22 @@ def test_data_that_another_thread_changes_can_be_searched(restart: Restart) -> N
     data.clear()
 
 
+def test_what_is_saved_was_there_at_some_moment(restart: Restart) -> None:
+    """Also if another thread changes the data while they are saved."""
+    coordinator, saved = restart(), []
+    session = coordinator.create_session()
+    for interruption in interruptions():
+        session.data["b"] = {"c": [1]}
+        with interruption.anywhere(lambda: session.data["b"].update(c=[2])):
+            coordinator.save_session(session.id)
+        checkout = coordinator.checkout(session.id)
+        with checkout as held:
+            checkout.revert()
+            saved.append(held.data["b"])
+    assert [{"c": [n]} for n in (1, 2) if {"c": [n]} not in saved] == []
+    assert [each for each in saved if each not in ({"c": [1]}, {"c": [2]})] == []
+
+
 @pytest.mark.parametrize("before", [{}, {"list": ["user"], "other": 1}])
 def test_data_belong_to_the_session(restart: Restart, before: dict[str, Any]) -> None:
     """What was put in, and what was read, is not part of them any more once the last checkout is given back: also where

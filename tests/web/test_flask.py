@@ -230,7 +230,7 @@ def test_flash_messages(app: flask.Flask, coordinator: SessionCoordinator[Any]) 
 
 
 def test_flash_messages_survive_a_restart(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
-    """JSON has no tuples and no Markup: the messages are text then, and are escaped."""
+    """And are what they were: tuples, and Markup that is not escaped."""
     first = site(session_coordinator(CONFIG, store=SQLiteStore(tmp_path / "sessions.db")))
     client = first.test_client()
     client.get("/flash")
@@ -239,6 +239,10 @@ def test_flash_messages_survive_a_restart(session_coordinator: CoordinatorFactor
     first.extensions["sessionkit"].close()
     second = site(session_coordinator(CONFIG, store=SQLiteStore(tmp_path / "sessions.db"))).test_client()
     second.set_cookie(COOKIE, cookie.value or "")
+    with second:
+        second.get("/look")
+        assert session["_flashes"] == [("info", "saved"), ("message", Markup("<b>bold</b>"))]
+        assert type(session["_flashes"][1][1]) is Markup
     assert json.loads(second.get("/flashed").text) == [["info", "saved"], ["message", "<b>bold</b>"]]
 
 
