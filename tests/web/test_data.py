@@ -32,7 +32,7 @@ from sessionkit.web.session import request_of as request_behind
 from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 
 from ..helpers.redis_server import shared_server
-from ..helpers.support import WAIT, in_thread
+from ..helpers.support import WAIT, WatchedStore, in_thread
 from ..helpers.web import COOKIE, Site, Visitor, request
 
 mapping_tests = pytest.importorskip("test.mapping_tests", reason="this Python came without its own tests")
@@ -477,6 +477,29 @@ def test_what_other_code_sees_of_flasks_values(session_coordinator: CoordinatorF
     assert client.get("/look").text == (
         "{'pair': (1, Markup('a')), 'odd': {' t': 5}, 'worse': {' u': 'no UUID'}, 'raw': [{2}]}"
     )
+
+
+def test_data_that_could_not_be_saved_are_not_shown(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:
+    """Not even by the error page, which is made while the session is still held; nor does it change them."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    pages = {
+        "put": lambda: session.update(n=[1]),
+        "more": lambda: session["n"].append(3),
+        "look": lambda: dict(session),
+    }
+    app = flask_site(session_coordinator(store=store), **pages)
+
+    @app.errorhandler(503)
+    def explain(_: Exception) -> tuple[str, int]:
+        session.setdefault("n", []).append(2)
+        return f"{dict(session)}, {session.copy()}, {list(reversed(session))}", 503
+
+    client = app.test_client()
+    client.get("/put")
+    store.failing.add("save")
+    assert client.get("/more").text == "{}, {}, []"
+    store.failing.clear()
+    assert client.get("/look").text == "{'n': [1, 3]}"
 
 
 def request_of(coordinator: SessionCoordinator[Any]) -> RequestSession:
