@@ -522,7 +522,7 @@ def test_a_visitor_who_cannot_be_found_now(
     """A store that cannot be read makes nobody a new visitor: it gets the page that asks for patience."""
     chat = begin(visitor)
 
-    def fail(*_: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         raise StoreError("the disk is gone")
 
     with chatroom(tmp_path, clock) as restarted:
