@@ -9,6 +9,7 @@ from .core.session import ManagedSession, SessionMetadata, SessionSnapshot, Sess
 from .errors import (
     CoordinatorClosedError,
     InvalidSessionError,
+    ReadOnlySessionError,
     RemovalCause,
     SessionBusyError,
     SessionConflictError,
@@ -32,6 +33,7 @@ __all__ = [
     "EventKind",
     "InvalidSessionError",
     "ManagedSession",
+    "ReadOnlySessionError",
     "RemovalCause",
     "SessionBusyError",
     "SessionConflictError",

@@ -127,6 +127,10 @@ class SessionConflictError(SessionError):
     """Somebody else saved the session since it was read: what was to be saved is not in the store."""
 
 
+class ReadOnlySessionError(SessionError, RuntimeError):
+    """A web request that only reads its session was to change it."""
+
+
 class InvalidSessionError(SessionError, ValueError):
     """A name, an id, a change of state or data that no session may have."""
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
+from functools import partial
 from math import inf
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -34,7 +35,9 @@ from .web.response import REFUSAL, RETRY_AFTER_SECONDS, Body, add_cookie, explai
 from .web.service import TIMEOUT_SECONDS, Service, checked_timeout
 from .web.session import WebSession, request_of
 
-__all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "session"]
+__all__ = ["CoordinatedSessions", "FlaskSession", "SessionCookie", "init_app", "read_only", "session"]
+
+V = TypeVar("V", bound=Callable[..., Any])
 
 EXTENSION = "sessionkit"
 """Under this name, `app.extensions` has the application's coordinator."""
@@ -47,6 +50,12 @@ REQUEST = "sessionkit.request"
 
 PERMANENT = "_permanent"
 """Where Flask keeps `permanent` in a session's data."""
+
+READ_ONLY = "_sessionkit_read_only"
+"""The attribute of views that only read the session."""
+
+FLASHES = "_flashes"
+"""Where Flask keeps the messages of `flash` in a session's data."""
 
 IS_FINISHED = "sessionkit.is_finished"
 """Where the WSGI environment says that the request is finished as soon as the application has been called."""
@@ -103,6 +112,22 @@ def init_app(
     app.cli.add_command(_commands)
 
 
+def read_only(view: V) -> V:
+    """A decorator for views that only look at the session, such as a page that polls, or a stream of events.
+
+    The view sees a snapshot: it waits for no other request of the visitor and keeps none waiting, does not touch the
+    session, and sets no cookie. Changing the session raises `ReadOnlySessionError`; this holds for `before_request`
+    functions and templates too. Flash messages are left for the next request that is not read-only.
+
+    For view functions, with `@app.route` above it or below, classes of views, and their methods. A look that comes
+    before Flask knows the view, as in a URL converter, checks the session out.
+    """
+    if not callable(view):
+        raise TypeError(f"read_only marks a view, which is a function or a class, not {short_repr(view)}")
+    setattr(view, READ_ONLY, True)
+    return view
+
+
 class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[override]  # the mixin's `new` can be set
     """`flask.session`: as Flask's documentation has it, and a `WebSession`, with `resource`, `rotate()` and `close()`.
 
@@ -111,12 +136,12 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     its path (`InvalidSessionError`), before the response is sent. In the session's `data`, which other code sees, they
     stand as Flask's tagged JSON (`flask.json.tag`).
 
-    `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now; the session ends by the coordinator's
-    limits. The cookie is sent again when `permanent` changes, and while it is true: with each response that looks at
-    the session or, if `SESSION_REFRESH_EACH_REQUEST` is False, at most once in a tenth of its lifetime. `permanent`
-    alone makes no session: it is kept in the request until something else is written. `modified` need not be set: any
-    change is saved, however deep in the data. `clear()` ends the session, and a session that has neither data, apart
-    from `permanent`, nor resource left is ended, too.
+    `permanent` gives the cookie an end, `PERMANENT_SESSION_LIFETIME` from now, and the session that timeout; set to
+    False, it has the coordinator's timeout again. The cookie is sent again when `permanent` changes, and while it is
+    true: with each response that looks at the session or, if `SESSION_REFRESH_EACH_REQUEST` is False, at most once in a
+    tenth of its lifetime. `permanent` alone makes no session: it is kept in the request until something else is
+    written. `modified` need not be set: any change is saved, however deep in the data. `clear()` ends the session, and
+    a session that has neither data, apart from `permanent`, nor resource left is ended, too.
 
     If the session cannot be had or saved, Flask's own `ServiceUnavailable` is raised, once; its `__cause__` says why.
     After that it reads as empty, and changes are ignored and logged, so that error pages can be made. The client gets
@@ -128,14 +153,34 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
     closed. After that it is a copy of what it was, for tests to look at.
     """
 
-    def __init__(self, request: RequestSession) -> None:
+    def __init__(self, request: RequestSession, timeout: float, permanent_timeout: Duration) -> None:
         super().__init__(request)
+        self._timeout = timeout
+        self._permanent_timeout = permanent_timeout
         self.modified = False
         """Whether keys were set or removed in this request."""
         # What stands for data while there is no session: `permanent`, which is not worth one.
         self._kept: dict[str, Any] = {}
         # Whether the session was permanent before it was changed; None if it was not changed.
         self._was_permanent: bool | None = None
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the session outlives the browser, and lives for `PERMANENT_SESSION_LIFETIME` while it is idle.
+
+        A request that only reads may set it to what it is already, or while there is no session: a `before_request`
+        function often sets it for each request.
+        """
+        return bool(self.get(PERMANENT, False))
+
+    @permanent.setter
+    def permanent(self, value: bool) -> None:
+        value = bool(value)
+        if self._only_reads and (self._request.snapshot is None or value is self.permanent):
+            return
+        self[PERMANENT] = value
+        if not self._is_copy:
+            self.set_timeout(self._permanent_timeout if value else self._timeout)
 
     @property
     def permanent_changed(self) -> bool:
@@ -177,7 +222,7 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
 
     def clear(self) -> None:
         """End the session, as `close` does: this is how Flask's documentation logs a user out."""
-        if self._is_copy:
+        if self._is_copy or (self._only_reads and not self):
             self._readable().clear()
         else:
             self.close()
@@ -195,6 +240,9 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
             request.left = None
             self.release()
         data = super()._readable()
+        if request.reader is not None:
+            # Showing them would be a change.
+            data.pop(FLASHES, None)
         return data if data or request.failure is not None else self._kept
 
     def _writable(self) -> RequestData | dict[str, Any] | None:
@@ -210,6 +258,8 @@ class FlaskSession(WebSession, flask.sessions.SessionMixin):  # type: ignore[ove
         else:
             super()._create(data)
             self._kept = {}
+            if data.get(PERMANENT):
+                self.set_timeout(self._permanent_timeout)
 
 
 session = cast(FlaskSession, flask.session)
@@ -304,7 +354,7 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
         self._cookie = cookie
         self._timeout = timeout
 
-    def open_session(self, _app: flask.Flask, request: flask.Request) -> FlaskSession:
+    def open_session(self, app: flask.Flask, request: flask.Request) -> FlaskSession:
         """The session of a request, which nothing has looked at yet."""
         environ = request.environ
         self._service.check_server(environ)
@@ -315,10 +365,11 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             shared=self._service.shared,
             # The transaction, which may have the session, goes on when this request is over.
             timeout=0 if _in_transaction.get() else self._timeout,
+            find_reader=None if _is_matched(request) else partial(_reader_of, app, request),
             translate=_unavailable,
             form=_TAGGED,
         )
-        return FlaskSession(request_session)
+        return FlaskSession(request_session, self._coordinator.config.session_timeout, app.permanent_session_lifetime)
 
     def save_session(self, app: flask.Flask, session: flask.sessions.SessionMixin, response: flask.Response) -> None:
         """Save the session before the response is sent."""
@@ -385,6 +436,22 @@ def _refuse(app: flask.Flask, response: flask.Response, request: RequestSession)
     for name in CONTENT_HEADERS:
         response.headers.remove(name)
     response.headers.update(page.headers)
+
+
+def _is_matched(request: flask.Request) -> bool:
+    """Whether the view is known when the session is opened: then a test opens it, to change it before a request."""
+    return request.url_rule is not None or request.routing_exception is not None
+
+
+def _reader_of(app: flask.Flask, request: flask.Request) -> str | None:
+    """The view of the request, if it only reads."""
+    view = app.view_functions.get(request.endpoint or "")
+    kind = getattr(view, "view_class", None)
+    method = request.method.lower()
+    if method == "head" and not hasattr(kind, method):
+        method = "get"
+    marked = any(getattr(each, READ_ONLY, False) for each in (view, kind, getattr(kind, method, None)))
+    return f"the view {request.endpoint!r}" if marked else None
 
 
 def _unavailable(error: Exception) -> ServiceUnavailable:

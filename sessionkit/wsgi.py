@@ -39,6 +39,10 @@ class SessionMiddleware:
     to one dict. `timeout`: how long a request waits for the others, in seconds or as a timedelta; default 10, and 0 for
     not at all.
 
+    `read_only(environ)`: whether a request only reads, such as a long poll or a stream of events. It sees a snapshot of
+    the session: it waits for no other request and keeps none waiting, does not touch the session, and sets no cookie;
+    changing the session raises `ReadOnlySessionError`. It is called before the application.
+
     If the session cannot be had or saved, the client gets 503 with `Retry-After`. An application that catches the error
     may answer itself, with any status but 500, unless it goes on to change the session: that is ignored, and the client
     gets 503 then, too. If `affinity=True` leaves the session to another instance, the header `Sessionkit-Instance`
@@ -59,8 +63,12 @@ class SessionMiddleware:
         cookie: SessionCookie | None = None,
         shared: bool = False,
         timeout: Duration = TIMEOUT_SECONDS,
+        read_only: Callable[[WSGIEnvironment], object] | None = None,
     ) -> None:
         checked_function("app", app)
+        if read_only is not None:
+            checked_function("read_only", read_only)
+        self._read_only = read_only
         self._app = app
         self._coordinator = coordinator
         self._cookie = checked_cookie(cookie)
@@ -69,12 +77,22 @@ class SessionMiddleware:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         self._service.check_server(environ)
-        header = environ.get("HTTP_COOKIE", "")
+        reader = self._reader_of(environ)
         request = RequestSession(
-            self._coordinator, self._cookie, header, shared=self._service.shared, timeout=self._timeout
+            self._coordinator,
+            self._cookie,
+            environ.get("HTTP_COOKIE", ""),
+            shared=self._service.shared,
+            timeout=self._timeout,
+            find_reader=lambda: reader,
         )
         environ[KEY] = WebSession(request)
         return _Exchange(environ, start_response, request).run(self._app)
+
+    def _reader_of(self, environ: WSGIEnvironment) -> str | None:
+        if self._read_only is None or not self._read_only(environ):
+            return None
+        return f"the request {environ.get('REQUEST_METHOD')} {environ.get('PATH_INFO')!r}"
 
 
 class _Exchange:

@@ -13,6 +13,7 @@ from .. import (
     CoordinatorClosedError,
     InvalidSessionError,
     ManagedSession,
+    ReadOnlySessionError,
     SessionBusyError,
     SessionConflictError,
     SessionCoordinator,
@@ -20,6 +21,7 @@ from .. import (
     SessionExpiredError,
     SessionLimitError,
     SessionNotFoundError,
+    SessionSnapshot,
     StoreError,
 )
 from ..util.log import report_failure, report_problem
@@ -49,6 +51,10 @@ class RequestSession:
     seconds to wait for other requests. With a store, a session is used only if the store has confirmed the checkout:
     the session in memory may have been ended by another instance.
 
+    `find_reader` is asked at the first look: if it gives a text, which names what is read-only, this request only
+    reads. It sees a snapshot, so that it waits for no other request, nor does another wait for it, and it does not
+    touch the session.
+
     An error that is in `UNAVAILABLE` is raised once, and is `failure` from then on: later looks find nothing, and
     changes are ignored, so that an error page can be made. `translate` makes of it the error that the application sees
     instead; default: it sees the error itself. After any other error, the next look tries again, because no visitor may
@@ -68,7 +74,12 @@ class RequestSession:
     looked_at = False
     """Whether the application asked for the session: only then does the response depend on the cookie."""
     left: RequestData | dict[str, Any] | None = None
-    """The data that the session had when it was given back; None before that, {} if there was no session."""
+    """The data that the session had when it was given back, or was only read; None before that, {} if there was no
+    session."""
+    reader: str | None = None
+    """What is read-only, if this request only reads; None before the first look."""
+    snapshot: SessionSnapshot | None = None
+    """What a request that only reads sees of the session; None if there is none."""
     headers_sent = False
     """Whether it is too late to send the client another token. Set by the caller that sends the headers."""
     new = False
@@ -98,6 +109,7 @@ class RequestSession:
         *,
         shared: bool,
         timeout: float,
+        find_reader: Callable[[], str | None] | None = None,
         translate: Callable[[Exception], Exception] | None = None,
         form: Form | None = None,
     ) -> None:
@@ -107,6 +119,7 @@ class RequestSession:
         self._header = header
         self._shared = shared
         self._timeout = timeout
+        self._find_reader = find_reader
         self._translate = translate
         self._form = form or Form()
         # Stands for this request. Were it the request itself, its checkout would keep it from being collected.
@@ -117,7 +130,8 @@ class RequestSession:
     # ---- For the application
 
     def look(self) -> ManagedSession[Any] | None:
-        """The session, checked out; None if there is none, if it was given back, and after a failure."""
+        """The session, checked out; None if there is none, if it was given back, if this request only reads, and after
+        a failure."""
         if self.failure is not None:
             return None
         if not self._searched:
@@ -144,6 +158,13 @@ class RequestSession:
                 self._fail(error)
             self._token = token
             self.new = True
+
+    def refuse_change(self) -> NoReturn:
+        """The application is to change the session, and this request only reads: raise `ReadOnlySessionError`."""
+        raise ReadOnlySessionError(
+            f"{self.reader} is read-only: it has a snapshot of the session, and no change of that would be kept. "
+            "Change the session in another request, or let this one not be read-only"
+        )
 
     def rotate(self) -> None:
         """Give the session another token. If the session has ended meanwhile, this request has none from then on.
@@ -187,8 +208,11 @@ class RequestSession:
         """Write what changed, before the client is told that it was done: to the session's data, and to the store.
 
         Raises `InvalidSessionError` for data that cannot be stored, also without a store. The data are then what was
-        saved last: else each later request would fail, too. Does nothing if the session was ended elsewhere.
+        saved last: else each later request would fail, too. Does nothing if the session was ended elsewhere. Raises
+        `ReadOnlySessionError` if this request only reads, and has changed something deep in what it has read.
         """
+        if self.snapshot is not None:
+            self._check_unchanged(self.snapshot)
         checkout, session, data = self._checkout, self.session, self.data
         if checkout is None or session is None or data is None or self.failure is not None:
             return
@@ -291,9 +315,10 @@ class RequestSession:
             # Another thread of this request may have searched, in vain, or the request may be over.
             if self._searched or self.failure is not None or self.left is not None:
                 return
+            self.reader = None if self._find_reader is None else self._find_reader()
             for token, age_when_sent in self.cookie.tokens_in(self._header).items():
                 try:
-                    self._check_out(id_of(token), exclusive=not self._shared)
+                    self._take(id_of(token))
                 except SessionNotFoundError as error:
                     # The client keeps its cookie: another request may have been given a new one meanwhile.
                     if self.ended is None and isinstance(error, SessionExpiredError):
@@ -301,10 +326,29 @@ class RequestSession:
                 except UNAVAILABLE as error:
                     self._fail(error)
                 else:
-                    self._token = self._clients_token = token
-                    self._age_when_sent, self.ended = age_when_sent, None
+                    self.ended = None
+                    if self.reader is None:
+                        self._token = self._clients_token = token
+                        self._age_when_sent = age_when_sent
                     break
             self._searched = True
+            if self.reader is not None:
+                self.left = {} if self.snapshot is None else RequestData(self.snapshot.data, self._form)
+
+    def _check_unchanged(self, snapshot: SessionSnapshot) -> None:
+        read, values = snapshot.data.copy(), self.left
+        if isinstance(values, RequestData):
+            values.flush(snapshot.id)
+            if snapshot.data != read:
+                # Once: an error page is a response too.
+                values.revert()
+                self.refuse_change()
+
+    def _take(self, session_id: str) -> None:
+        if self.reader is None:
+            self._check_out(session_id, exclusive=not self._shared)
+        else:
+            self.snapshot = self._coordinator.read_session(session_id)
 
     def _check_out(self, session_id: str, *, exclusive: bool, values: RequestData | None = None) -> Checkout[Any]:
         """Check a session out; the application goes on with the values that it has."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, MutableMapping
+from datetime import datetime
 from typing import Any, Self
 
-from .. import ManagedSession, SessionExpiredError
+from .. import ManagedSession, SessionExpiredError, SessionMetadata, SessionSnapshot
+from ..util.validation import Duration
 from .data import RequestData
 from .request import RequestSession
 
@@ -23,6 +25,10 @@ class WebSession(MutableMapping[str, Any]):
     read or put in is the request's own: what is changed in it, however deep, is saved before the response is sent, and
     at the end. `copy` and `|` give dicts.
 
+    In a request that only reads (`read_only`), it is a snapshot: nothing is checked out, waited for or touched. What
+    would change it raises `ReadOnlySessionError`: at once, or, for changes in a dict or a list that was read, before
+    the response is sent.
+
     What was written before an error stays written. For the thread, or threads, of one request.
 
     The first look raises `SessionBusyError` if other requests of this visitor had the session for all of the time
@@ -39,7 +45,7 @@ class WebSession(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         # Does not look, and shows no token.
         request = self._request
-        session = request.session
+        session = request.session or request.snapshot
         what = repr(session.id) if session is not None else "none" if request.looked_at else "not looked at"
         return f"<{type(self).__name__} {what}>"
 
@@ -74,6 +80,8 @@ class WebSession(MutableMapping[str, Any]):
     def update(self, *others: Any, **values: Any) -> None:
         """As a dict's `update`. If it makes the session, `resource_factory` finds all of these values in its data."""
         changes = dict(*others, **values)
+        if not changes and self._only_reads:
+            return
         data = self._writable()
         if data is not None:
             data.update(changes)
@@ -84,6 +92,8 @@ class WebSession(MutableMapping[str, Any]):
 
     def pop(self, key: str, *default: Any) -> Any:
         """As a dict's `pop`."""
+        if self._only_reads and key not in self:
+            return self.copy().pop(key, *default)
         data = self._writable()
         return (self._readable() if data is None else data).pop(key, *default)
 
@@ -94,6 +104,8 @@ class WebSession(MutableMapping[str, Any]):
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """As a dict's `setdefault`."""
+        if self._only_reads and key in self:
+            return self[key]
         data = self._writable()
         if data is not None:
             return data.setdefault(key, default)
@@ -118,6 +130,8 @@ class WebSession(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Remove all keys. The session goes on; `close` ends it."""
+        if self._only_reads and not self:
+            return
         data = self._writable()
         if data is not None:
             data.clear()
@@ -127,13 +141,31 @@ class WebSession(MutableMapping[str, Any]):
     @property
     def id(self) -> str | None:
         """The session's id, which is no secret; None while there is no session, and once it was given back."""
-        session = self._request.look()
+        session = self._seen()
         return None if session is None else session.id
 
     @property
+    def metadata(self) -> SessionMetadata | None:
+        """When it was created and active last, and how many messages it has; None where `id` is None."""
+        session = self._seen()
+        return None if session is None else session.metadata
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When its time runs out, in UTC, if nothing touches it from now on; None where `id` is None.
+
+        By idleness or by age, whichever is first. A request touches it at its end once more, unless it only reads.
+        """
+        session = self._seen()
+        return None if session is None else session.expires_at
+
+    @property
     def resource(self) -> Any:
-        """The live object that the session owns; None if it has none, and where `id` is None."""
-        session = self._request.look()
+        """The live object that the session owns; None if it has none, and where `id` is None.
+
+        Raises `ReadOnlySessionError` in a request that only reads: another request may be at work with it.
+        """
+        session = self._changeable() if self._only_reads else self._request.look()
         return None if session is None else session.resource
 
     @property
@@ -155,6 +187,15 @@ class WebSession(MutableMapping[str, Any]):
         session = self._changeable()
         if session is not None:
             session.touch()
+
+    def set_timeout(self, seconds: Duration) -> None:
+        """Give the session another session timeout, as `ManagedSession.set_timeout` does: "remember me".
+
+        It is the session's from then on, for all requests. Does nothing while there is no session.
+        """
+        session = self._changeable()
+        if session is not None:
+            session.set_timeout(seconds)
 
     def rotate(self) -> None:
         """Give the session a new token, and send it to the client: do so when a user logs in, or gets more rights.
@@ -191,10 +232,11 @@ class WebSession(MutableMapping[str, Any]):
 
     def _readable(self) -> RequestData | dict[str, Any]:
         request = self._request
+        session = request.look() if request.left is None else None
         if request.left is not None and request.failure is None:
             return request.left
         # After a failure, nothing is found.
-        data = None if request.look() is None else request.data
+        data = None if session is None else request.data
         return {} if data is None else data
 
     def _writable(self) -> RequestData | dict[str, Any] | None:
@@ -203,8 +245,21 @@ class WebSession(MutableMapping[str, Any]):
     def _create(self, data: dict[str, Any]) -> None:
         self._request.create(data)
 
+    @property
+    def _only_reads(self) -> bool:
+        request = self._request
+        if request.left is None:
+            request.look()
+        return request.reader is not None and request.failure is None
+
+    def _seen(self) -> ManagedSession[Any] | SessionSnapshot | None:
+        session = self._request.look()
+        return self._request.snapshot if session is None else session
+
     def _changeable(self) -> ManagedSession[Any] | None:
         request = self._request
+        if self._only_reads:
+            request.refuse_change()
         if request.failure is not None:
             request.ignore_change()
         elif request.left is not None:

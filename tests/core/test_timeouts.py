@@ -50,7 +50,7 @@ def assert_it_ends_at(instant: float, coordinator: SessionCoordinator[Any], cloc
 def test_a_timeout_counts_from_the_last_activity(
     timeout: Any, coordinator: SessionCoordinator[Any], session_clock: ManualClock
 ) -> None:
-    """A session may be given another timeout at any time. That is no activity: it counts from the last one."""
+    """A session may be given another timeout at any time: it counts from the last activity, and is no activity."""
     session = coordinator.create_session()
     session_clock.advance(10)
     session.touch()
