@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, assert_type
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -17,6 +17,8 @@ from sessionkit import (
     SessionCoordinator,
     SessionEvent,
     SessionExpiredError,
+    SessionMetadata,
+    SessionSnapshot,
     SessionState,
 )
 from sessionkit.stores import SQLiteStore, Store
@@ -47,6 +49,9 @@ with SessionCoordinator(resource_factory=make_agent, on_close=stop_agent) as coo
     assert_type(session.name, str | None)
     assert_type(session.data, dict[str, Any])
     assert_type(session.state, SessionState)
+    assert_type(session.expires_at, datetime)
+    session.set_timeout(timedelta(days=7))
+    assert_type(coordinator.read_session(session.id), SessionSnapshot)
     with coordinator.checkout(session.id, timeout=1.5) as held:
         assert_type(held, ManagedSession[Agent])
     assert_type(coordinator.active_session, ManagedSession[Agent] | None)
@@ -87,6 +92,8 @@ def page(environ: WSGIEnvironment, start_response: StartResponse) -> list[bytes]
     assert_type(web.id, str | None)
     assert_type(web.ended, SessionExpiredError | None)
     assert_type(web.new, bool)
+    assert_type(web.metadata, SessionMetadata | None)
+    assert_type(web.expires_at, datetime | None)
     start_response("200 OK", [])
     return []
 
@@ -101,3 +108,12 @@ app = flask.Flask("shop")
 sessionkit.flask.init_app(app, named, timeout=timedelta(seconds=5), shared=False)
 assert_type(sessionkit.flask.session.resource, Any)
 sessionkit.flask.session.rotate()
+
+
+@app.get("/poll/<int:number>")
+@sessionkit.flask.read_only
+def poll(number: int) -> str:
+    return str(number)
+
+
+assert_type(poll(1), str)

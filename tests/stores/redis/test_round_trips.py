@@ -124,6 +124,17 @@ def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: 
         assert check_out(alone, first, lambda session: session.data.update(count=5)) == (3, 1)
 
 
+def test_reading_a_session_is_one_round_trip(store: RedisStore) -> None:
+    """Whether or not it is in memory, and also while it is checked out."""
+    with SessionCoordinator[Any](store=store) as here, SessionCoordinator[Any](store=store) as there:
+        session = here.create_session(data={"count": 1})
+        # Its joining is not part of this.
+        there.cleanup_inactive_sessions()
+        with here.checkout(session.id):
+            for reader in (here, there):
+                assert trips(lambda reader=reader: reader.read_session(session.id)) == 1
+
+
 def test_nothing_lists_by_keys(store: RedisStore, url: str) -> None:
     """Nothing lists the server's keys. `KEYS` and `SCAN` look at whatever else the server has."""
     with redis.Redis.from_url(url, protocol=2) as client:
