@@ -240,7 +240,7 @@ class Coordination:
             return
         with self._state.lock:
             self._registry.end_live(session, ending, self._state.latest)
-        self._records.delete_held(session)
+        self._records.delete_held(entry)
         raise SessionExpiredError(session.id, *ending)
 
     def _go_without_lease(self, entry: StoredSession, checkout: Checkout[Any]) -> bool:

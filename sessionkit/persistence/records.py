@@ -326,11 +326,12 @@ class Records:
         self._delete([entry], {entry.id: None})
         self.forget(session)
 
-    def delete_held(self, session: Session) -> None:
-        """Delete the record of a session that is checked out here, and had expired before; raises nothing."""
-        with self.in_hand(session) as entry:
-            if entry is not None:
-                self._delete([entry], {entry.id: None})
+    def delete_held(self, entry: StoredSession) -> None:
+        """Delete the record of a session that is checked out here, and had expired before. With `io` held.
+
+        Raises nothing: if the store fails, it is deleted later.
+        """
+        self._delete([entry], {entry.id: None})
 
     def forget(self, session: Session) -> None:
         """The session has left memory: nothing more of it is written."""
