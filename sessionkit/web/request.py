@@ -337,12 +337,12 @@ class RequestSession:
 
     def _check_unchanged(self, snapshot: SessionSnapshot) -> None:
         read, values = snapshot.data.copy(), self.left
-        if isinstance(values, RequestData):
-            values.flush(snapshot.id)
-            if snapshot.data != read:
-                # Once: an error page is a response too.
-                values.revert()
-                self.refuse_change()
+        assert isinstance(values, RequestData), "it was read"  # noqa: S101  tells mypy
+        values.flush(snapshot.id)
+        if snapshot.data != read:
+            # Once: an error page is a response too.
+            values.revert()
+            self.refuse_change()
 
     def _take(self, session_id: str) -> None:
         if self.reader is None:
