@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from contextvars import ContextVar, Token
+from threading import get_ident
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from .locks import this_thread
 from .session import ManagedSession, R
+
+_here: ContextVar[None] = ContextVar("sessionkit.here")
+"""Set, to nothing, where a block is entered: what sets it gets a mark that only the same context can take back."""
+
+
+def _job() -> FrameType | None:
+    """The call of the function that an executor's thread is working at; None in any other thread."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__") != "concurrent.futures.thread":
+        frame = frame.f_back
+    return frame
+
+
+class ThisThread(threading.local):
+    """What is known of the calling thread."""
+
+    def __init__(self) -> None:
+        self.is_worker = _job() is not None
+        """Whether it works for an executor, one job after the other: a job may leave behind a block it has entered."""
+
+
+_this_thread = ThisThread()
 
 
 class Lender(Protocol):
@@ -42,6 +68,10 @@ class Checkout(Generic[R]):
     """What is known of the session's record, if there is a store."""
     session: ManagedSession[R] | None = None
     """The session, from entering until leaving."""
+    thread: int | None = None
+    """The ident of the thread that entered the block; None if a given object stands for the holder."""
+    _mark: Token[None] | None = None
+    _job: FrameType | None = None
     _used = False
 
     def __init__(
@@ -55,7 +85,7 @@ class Checkout(Generic[R]):
         self.timeout = timeout
         """How long entering waits, in seconds; None for as long as it takes."""
         self.token = holder
-        """Stands for the thread that has the session, or for a holder that is no thread."""
+        """Stands for the holder of the session; None for the block itself."""
 
     def __enter__(self) -> ManagedSession[R]:
         if self._used:
@@ -63,7 +93,9 @@ class Checkout(Generic[R]):
                 f"this checkout of session {self.session_id!r} was used already; call checkout() for each with block"
             )
         if self.token is None:
-            self.token = this_thread.token
+            self.thread, self._mark = get_ident(), _here.set(None)
+            if _this_thread.is_worker:
+                self._job = _job()
         self._used = True
         try:
             return self._lender.check_out(self, self.timeout)
@@ -85,6 +117,19 @@ class Checkout(Generic[R]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self.session_id!r}, for a with block>"
+
+    def is_around_caller(self) -> bool:
+        """Whether the code that asks runs within this block: in the same thread, `contextvars` context (each asyncio task
+        has its own) and, where the thread works for an executor, job."""
+        if self._mark is None or self.thread != get_ident():
+            return False
+        try:
+            _here.reset(self._mark)
+        except ValueError:
+            # It was made in another context.
+            return False
+        self._mark = _here.set(None)
+        return self._job is None or self._job is _job()
 
     def save(self) -> None:
         """Write to the store now what changed in the session; without a store, nothing is done.

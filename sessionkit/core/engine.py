@@ -16,7 +16,7 @@ from .admission import Admission, Arrival
 from .checkout import Checkout
 from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
-from .locks import Waiter
+from .locks import Waiter, check_may_wait
 from .removal import Removal
 from .session import (
     HAS_STEPS,
@@ -244,6 +244,7 @@ class InMemorySessions:
                 session = checkout.session = state.registry.find(checkout.session_id, now)
                 waiter = state.registry.take(session, checkout, now)
             if waiter is not None:
+                check_may_wait(checkout.session_id, timeout)
                 self._wait(session, waiter, checkout, timeout)
         except BaseException:
             self._undo(checkout, waiter)

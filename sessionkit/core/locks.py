@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from typing import Protocol
 
-
-class ThisThread(threading.local):
-    """`this_thread.token` stands for the calling thread.
-
-    Unlike a thread's ident, it is never given to another thread later on, so that a checkout may outlive its thread.
-    """
-
-    def __init__(self) -> None:
-        self.token = object()
-
-
-this_thread = ThisThread()
+from ..errors import SessionBusyError
 
 
 class Holder(Protocol):
     """One checkout of a session."""
 
-    token: object
-    """Stands for the thread that has, or wants, the session; or for a holder that is no thread, such as a request."""
+    token: object | None
+    """Stands for who has, or wants, the session; None for the block that was entered."""
     exclusive: bool
     held: bool
     """Whether it has the session. Set by the lock."""
+
+    def is_around_caller(self) -> bool:
+        """Whether the code that asks runs within the block of this checkout."""
+        ...
 
 
 class Waiter:
@@ -49,33 +43,42 @@ class Waiter:
         self._wake.release()
 
 
+def check_may_wait(session_id: str, timeout: float | None) -> None:
+    """Raise `SessionBusyError` if the calling thread is not to wait, because an asyncio event loop runs in it.
+
+    All tasks of the loop would stand still, among them the one that may have the session.
+    """
+    # An event loop can only run where asyncio was imported.
+    asyncio = sys.modules.get("asyncio")
+    if timeout != 0 and asyncio is not None and asyncio._get_running_loop() is not None:
+        raise SessionBusyError(
+            f"session {session_id!r} is checked out elsewhere, and to wait for it here would block the event loop that "
+            "runs in this thread: use 'async with sessionkit.aio.checkout(...)', or timeout=0 and try again later"
+        )
+
+
 class SessionLock:
     """One session's lock: one holder exclusively, or several sharing it; the rest wait, first come first served.
 
-    A thread may take again what it has. Guarded by the coordinator's lock; exists while a session is checked out, or
-    is being made.
+    Code within a block that has the session may take it again. Guarded by the coordinator's lock; exists while a
+    session is checked out, or is being made.
     """
 
-    __slots__ = ("_exclusive", "_sole", "_takes", "_times", "_waiters")
+    __slots__ = ("_takes", "holders", "waiters")
 
     def __init__(self, holder: Holder | None = None) -> None:
-        # The holder, while there has been no other; from the second one on, how often each token has it, and how often
-        # of these exclusively, which only a sole token can.
-        self._sole = holder
-        self._times: dict[object, int] = {}
-        self._exclusive = 0
-        # How often it was taken since there was a second holder.
+        self.holders: list[Holder] = [] if holder is None else [holder]
+        """The checkouts that have the session."""
+        self.waiters: deque[Waiter] | None = None
+        """The checkouts that wait for it, in their order; None if there never was one."""
         self._takes = 0
-        self._waiters: deque[Waiter] | None = None
 
     def take(self, holder: Holder) -> bool:
-        """Take the session for a checkout if that can be done at once."""
-        times = self._count()
-        if not self._has_already(times, holder) and (
-            holder.token in times or self._waiters or not self._admits(times, holder)
-        ):
+        """Take the session for a checkout if that can be done at once. Called by the code that is to have it."""
+        self._recognize(holder)
+        if not self._admits(holder) or (self.waiters and not self._is_nested(holder)):
             return False
-        self._add(times, holder)
+        self._add(holder)
         return True
 
     def takes_of_last(self, holder: Holder) -> int | None:
@@ -83,79 +86,74 @@ class SessionLock:
 
         If that is the same later on, no other has had the session in between.
         """
-        if self._sole is holder:
-            return 0
-        return self._takes if holder.held and list(self._times.values()) == [1] else None
+        return self._takes if len(self.holders) == 1 and self.holders[0] is holder else None
 
     def would_deadlock(self, holder: Holder) -> bool:
-        """Whether a wait could never end: threads that share a session and each wait for the others to leave it."""
-        times = self._count()
-        return holder.exclusive and holder.token in times and len(times) > 1
+        """Whether a wait could never end: holders that share a session and each wait for the others to leave it."""
+        return self._is_nested(holder) and not self._admits(holder)
 
     def queue(self, holder: Holder) -> Waiter:
         """A place at the end of the queue."""
         waiter = Waiter(holder)
-        if self._waiters is None:
-            self._waiters = deque()
-        self._waiters.append(waiter)
+        if self.waiters is None:
+            self.waiters = deque()
+        self.waiters.append(waiter)
         return waiter
 
     def give_back(self, holder: Holder) -> bool:
         """Undo one `take` (or one granted wait), and let in the waiters that can be let in; whether it is free then."""
         holder.held = False
-        if self._sole is holder:
-            self._sole = None
-            return True
-        times = self._count()
-        if times[holder.token] > 1:
-            times[holder.token] -= 1
-        else:
-            del times[holder.token]
-        self._exclusive -= holder.exclusive
-        self._admit()
-        return not times
+        self.holders.remove(holder)
+        if self.waiters:
+            self._admit(self.waiters)
+        return not self.holders
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""
-        if self._waiters and waiter in self._waiters:
-            self._waiters.remove(waiter)
-            self._admit()
+        if self.waiters and waiter in self.waiters:
+            self.waiters.remove(waiter)
+            self._admit(self.waiters)
 
     def dismiss(self) -> None:
         """Wake all waiters: the session has ended, or has another id."""
-        while self._waiters:
-            self._waiters.popleft().wake()
+        while self.waiters:
+            self.waiters.popleft().wake()
 
-    def _count(self) -> dict[object, int]:
-        """How often each token has the session; from here on, all are counted."""
-        if self._sole is not None:
-            self._add(self._times, self._sole)
-            self._sole = None
-        return self._times
+    def _recognize(self, holder: Holder) -> None:
+        """Give a checkout the token of the one that it is nested in, if it is nested in one that has the session or
+        waits for it: a signal handler may check out what the code that it interrupts waits for."""
+        if holder.token is not None:
+            return
+        waiting = [waiter.holder for waiter in self.waiters or ()]
+        for other in self.holders + waiting:
+            if other.is_around_caller():
+                if other.token is None:
+                    other.token = object()
+                holder.token = other.token
+                return
 
-    def _admit(self) -> None:
-        times = self._count()
-        while self._waiters and (waiter := self._next(times, self._waiters)) is not None:
-            self._waiters.remove(waiter)
-            self._add(times, waiter.holder)
+    def _is_nested(self, holder: Holder) -> bool:
+        return holder.token is not None and any(other.token == holder.token for other in self.holders)
+
+    def _admits(self, holder: Holder) -> bool:
+        """Whether the holders there are let this one have the session too."""
+        others = [other for other in self.holders if other.token is None or other.token != holder.token]
+        return not others or not (holder.exclusive or any(other.exclusive for other in self.holders))
+
+    def _admit(self, waiters: deque[Waiter]) -> None:
+        while waiters and (waiter := self._next(waiters)) is not None:
+            waiters.remove(waiter)
+            self._add(waiter.holder)
             waiter.wake()
 
-    def _next(self, times: dict[object, int], waiters: deque[Waiter]) -> Waiter | None:
+    def _next(self, waiters: deque[Waiter]) -> Waiter | None:
         """The waiter that can be let in now, if there is one."""
-        if self._admits(times, waiters[0].holder):
+        if self._admits(waiters[0].holder):
             return waiters[0]
-        # A thread may wait twice, if a signal handler or a finalizer that interrupts its wait checks out too. It must
-        # not wait for itself.
-        return next((waiter for waiter in waiters if self._has_already(times, waiter.holder)), None)
+        # A checkout must not wait for one that it is nested in.
+        return next((w for w in waiters if self._is_nested(w.holder) and self._admits(w.holder)), None)
 
-    def _has_already(self, times: dict[object, int], holder: Holder) -> bool:
-        return holder.token in times and not (holder.exclusive and len(times) > 1)
-
-    def _admits(self, times: dict[object, int], holder: Holder) -> bool:
-        return not times or not (holder.exclusive or self._exclusive)
-
-    def _add(self, times: dict[object, int], holder: Holder) -> None:
-        times[holder.token] = times.get(holder.token, 0) + 1
+    def _add(self, holder: Holder) -> None:
+        self.holders.append(holder)
         self._takes += 1
-        self._exclusive += holder.exclusive
         holder.held = True

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.checkout import Checkout
 from ..core.events import EventKind
+from ..core.locks import check_may_wait
 from ..core.session import ManagedSession, ending_of, is_checked_out, replace_data, restore_counters
 from ..errors import Ending, RemovalCause, SessionBusyError, SessionExpiredError, SessionNotFoundError, StoreError
 from ..stores.base import Found, Known, SessionRecord
@@ -196,6 +197,7 @@ class Coordination:
                 if not taken:
                     self.drop_local_copy(session)
                 return taken
+            check_may_wait(session.id, timeout)
             time.sleep(min(pause, left))
             pause = min(2 * pause, LAST_LOOK_SECONDS)
 
