@@ -5,6 +5,7 @@ from .coordinator import CoordinatorStats, SessionCoordinator
 from .core.checkout import Checkout
 from .core.cleanup import CleanupStats
 from .core.events import EventChannel, EventKind, SessionEvent
+from .core.holding import CheckoutInfo
 from .core.session import ManagedSession, SessionMetadata, SessionSnapshot, SessionState
 from .errors import (
     CoordinatorClosedError,
@@ -25,6 +26,7 @@ from .persistence.records import StoreStats
 
 __all__ = [
     "Checkout",
+    "CheckoutInfo",
     "CleanupStats",
     "CoordinatorClosedError",
     "CoordinatorConfig",

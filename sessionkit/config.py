@@ -41,6 +41,9 @@ class CoordinatorConfig:
     affinity: bool
     """Whether a session that another process has in memory stays there: to ask for it here raises
     `SessionElsewhereError`. By default (False), it is restored here, and the other process lets go of its own."""
+    checkout_warning: float | None
+    """After how many seconds of being checked out each cleanup logs a session, once, with the stack of the thread that
+    has it; None (the default) for never."""
     instance_name: str | None
     """What other processes call this one, in `SessionElsewhereError`: where a router finds it, for instance. By default
     (None), its host name and process id."""
@@ -57,6 +60,7 @@ class CoordinatorConfig:
         event_capacity: int = 100,
         max_data_bytes: int = 1_048_576,
         affinity: bool = False,
+        checkout_warning: Duration | None = None,
         instance_name: str | None = None,
     ) -> None:
         if on_full not in get_args(OnFull):
@@ -70,6 +74,7 @@ class CoordinatorConfig:
             checked_count("event_capacity", event_capacity),
             checked_count("max_data_bytes", max_data_bytes),
             checked_flag("affinity", affinity),
+            None if checkout_warning is None else checked_seconds("checkout_warning", checkout_warning),
             None if instance_name is None else checked_instance_name(instance_name),
         )
         for field, value in zip(fields(self), values, strict=True):

@@ -14,6 +14,7 @@ from .core.checkout import Checkout
 from .core.cleanup import CleanupRun, CleanupStats, CleanupTask
 from .core.engine import InMemorySessions
 from .core.events import EventChannel
+from .core.holding import CheckoutInfo
 from .core.session import ManagedSession, R, SessionSnapshot, copied_data
 from .errors import RemovalCause
 from .persistence.records import StoreStats
@@ -42,6 +43,8 @@ class CoordinatorStats(NamedTuple):
     """Sessions whose time has not run out, whether or not cleanup has run."""
     checked_out: int
     """Sessions that are checked out, those included that will end when they are given back."""
+    leaving: int
+    """Sessions that have ended, and have not left: they are checked out still, or their close callback is to run."""
     created: int
     removed: Mapping[RemovalCause, int]
     """Sessions removed, by cause. Expired ones count once they are removed."""
@@ -158,24 +161,31 @@ class SessionCoordinator(Generic[R]):
         own_data = copied_data(dict(data)) if data else None
         return self._sessions.create(session_id, name, timeout, own_data, resource)
 
-    def close_session(self, session_id: str) -> None:
+    def close_session(self, session_id: str, *, force: bool = False) -> None:
         """End a session: cause `CLOSED`. If it is not checked out, `on_close` has run when this returns.
 
         With a store, its record is gone too, or will be once the store can delete it; a session that is not in memory
         is not restored for that, and has nothing to close.
 
-        If it is checked out, it is gone for every caller at once, and `on_close` runs when it is given back.
+        If it is checked out, it is gone for every caller at once, and `on_close` runs when it is given back; with
+        `force=True` it runs now, also for a session that ended before and is still checked out here. The holder goes
+        on, finds `session.ended`, and gets `SessionExpiredError` when it saves or gives back: its changes are lost.
         Raises `SessionNotFoundError`, or `SessionExpiredError` if it ended before (closing it again included).
         """
         if not isinstance(session_id, str):
             checked_str("session id", session_id)
-        self._sessions.close(session_id)
+        if force is not False and checked_flag("force", force):
+            self._sessions.force_close(session_id)
+        else:
+            self._sessions.close(session_id)
 
-    def close(self) -> None:
+    def close(self, *, timeout: Duration | None = 0, force: bool = False) -> list[CheckoutInfo]:
         """Stop the cleanup task, end all sessions (cause `SHUTDOWN`), and close all channels.
 
-        A session that is checked out is gone for every caller too, and is finalized when it is given back; `close` does
-        not wait for that. Channels do not tell of it, nor of those that another thread is finalizing at the moment.
+        A session that is checked out is gone for every caller too, and is finalized when it is given back. `close`
+        waits up to `timeout` seconds for that (default 0: not at all; None: as long as it takes); then, with
+        `force=True`, it finalizes the rest as `close_session` does. Returns what is checked out still. Channels do not
+        tell of that, nor of those that another thread is finalizing at the moment.
         `close` waits for a cleanup run that is under way, for 5 seconds at most. Closing again does nothing, unless a
         close callback was interrupted: then it goes on where that one stopped.
 
@@ -186,12 +196,21 @@ class SessionCoordinator(Generic[R]):
         state = self._sessions.state
         if state.is_interrupted():
             state.defer(self.close)
-            return
+            return []
+        wait, insists = checked_wait("timeout", timeout), checked_flag("force", force)
         self._sessions.stop()
         self._choose_path()
         self._cleanup_task.close()
         try:
             self._sessions.shut_down()
+            if wait != 0:
+                self._sessions.wait_until_returned(wait)
+            rest = self._sessions.checkouts()
+            if not insists:
+                return rest
+            for session_id in {checkout.session_id for checkout in rest}:
+                self._sessions.take_away(session_id)
+            return self._sessions.checkouts()
         finally:
             state.events.close()
 
@@ -273,6 +292,13 @@ class SessionCoordinator(Generic[R]):
             self._sessions.check_sharing(session_id)
         wait = None if timeout is None else checked_wait("timeout", timeout)
         return Checkout(self._sessions, session_id, exclusive, wait, holder)
+
+    def checkouts(self) -> list[CheckoutInfo]:
+        """What is checked out in this process, the longest first: by which thread or holder, for how long, who waits.
+
+        Works after `close()` too.
+        """
+        return self._sessions.checkouts()
 
     def save_session(self, session_id: str) -> None:
         """Write to the store now what changed in a session, and not only when its last checkout is given back.
@@ -363,6 +389,7 @@ class SessionCoordinator(Generic[R]):
         return CoordinatorStats(
             live=figures.live,
             checked_out=figures.checked_out,
+            leaving=figures.leaving,
             created=figures.created,
             removed=MappingProxyType(figures.removed),
             close_failures=figures.close_failures,

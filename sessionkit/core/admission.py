@@ -63,8 +63,8 @@ class Admission:
     @property
     def is_full(self) -> bool:
         """Whether a session has to leave for one more. Called with the lock held."""
-        registry = self._registry
-        return len(registry.live) + len(registry.opening) + len(self._finalizer.ready) >= self._maxsize
+        registry, finalizer = self._registry, self._finalizer
+        return len(registry.live) + len(registry.opening) + len(finalizer.ready) + finalizer.held >= self._maxsize
 
     def needs_steps(self, session: Session) -> bool:
         """Whether a resource has to be made for the session."""
@@ -82,7 +82,7 @@ class Admission:
             or session_id in finalizer.leaving
             or (name is not None and name in registry.names)
             or registry.closed
-            or len(registry.live) + len(registry.opening) + len(finalizer.ready) >= self._maxsize
+            or len(registry.live) + len(registry.opening) + len(finalizer.ready) + finalizer.held >= self._maxsize
         ):
             return False
         registry.add(session, now)
@@ -200,7 +200,7 @@ class Admission:
         leaving += self._finalizer.waiting(1)
         if leaving or more:
             return None, bool(leaving)
-        if len(self._registry.live) + len(self._registry.opening) < self._maxsize:
+        if len(self._registry.live) + len(self._registry.opening) + self._finalizer.held < self._maxsize:
             # The rest is being finalized at this moment.
             return None, True
         if self._on_full != "reject":
@@ -211,4 +211,6 @@ class Admission:
                 if self._registry.end(found, (RemovalCause.CAPACITY, now, self._limit), now):
                     leaving.append(found)
                 return None, True
-        raise SessionLimitError(f"max_active_sessions={self._limit} live sessions exist" + _ADVICE[self._on_full])
+        held = self._finalizer.held
+        still = f" ({held} of them have ended, and are checked out still: checkouts() says where)" if held else ""
+        raise SessionLimitError(f"max_active_sessions={self._limit} live sessions exist{still}{_ADVICE[self._on_full]}")

@@ -9,7 +9,8 @@ from threading import get_ident
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from .session import ManagedSession, R
+from ..errors import SessionExpiredError
+from .session import ManagedSession, R, ending_of
 
 _here: ContextVar[None] = ContextVar("sessionkit.here")
 """Set, to nothing, where a block is entered: what sets it gets a mark that only the same context can take back."""
@@ -57,7 +58,8 @@ class Checkout(Generic[R]):
 
     For one `with` block: entering it again raises `RuntimeError`, unless it raised the first time. It may be left in
     another thread than the one that entered it, as a server does that closes a streamed response elsewhere. Its
-    methods are for the holder of the session, between entering and leaving.
+    methods are for the holder of the session, between entering and leaving. If the session was ended by force
+    meanwhile, they raise `SessionExpiredError`, and so does leaving, unless the block raised something itself.
     """
 
     held = False
@@ -68,8 +70,14 @@ class Checkout(Generic[R]):
     """What is known of the session's record, if there is a store."""
     session: ManagedSession[R] | None = None
     """The session, from entering until leaving."""
-    thread: int | None = None
-    """The ident of the thread that entered the block; None if a given object stands for the holder."""
+    taken_away = False
+    """Whether the session was ended by force while this checkout had it."""
+    thread = 0
+    """The ident of the thread that entered."""
+    since = 0.0
+    """When the session was taken, on the coordinator's clock."""
+    was_reported = False
+    """Whether the log has been told that it takes long."""
     _mark: Token[None] | None = None
     _job: FrameType | None = None
     _used = False
@@ -84,16 +92,18 @@ class Checkout(Generic[R]):
         """Whether no other holder may have the session at the same time."""
         self.timeout = timeout
         """How long entering waits, in seconds; None for as long as it takes."""
+        self.holder = holder
+        """What stands for the holder of the session; None for the block itself."""
         self.token = holder
-        """Stands for the holder of the session; None for the block itself."""
 
     def __enter__(self) -> ManagedSession[R]:
         if self._used:
             raise RuntimeError(
                 f"this checkout of session {self.session_id!r} was used already; call checkout() for each with block"
             )
+        self.thread = get_ident()
         if self.token is None:
-            self.thread, self._mark = get_ident(), _here.set(None)
+            self._mark = _here.set(None)
             if _this_thread.is_worker:
                 self._job = _job()
         self._used = True
@@ -106,6 +116,7 @@ class Checkout(Generic[R]):
             raise
 
     def __exit__(self, exc_type: object = None, exc: object = None, traceback: object = None) -> None:
+        session = self.session
         try:
             self._lender.give_back(self)
         except Exception:
@@ -114,13 +125,16 @@ class Checkout(Generic[R]):
             # An interruption: what was done already is not done twice.
             self._lender.give_back(self)
             raise
+        if self.taken_away and session is not None and exc_type is None:
+            raise _taken_away(session)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self.session_id!r}, for a with block>"
 
     def is_around_caller(self) -> bool:
-        """Whether the code that asks runs within this block: in the same thread, `contextvars` context (each asyncio task
-        has its own) and, where the thread works for an executor, job."""
+        """Whether the code that asks runs within this block: in the same thread, in the same `contextvars` context
+        (each asyncio task has its own) and, where the thread works for an executor, in the same job.
+        """
         if self._mark is None or self.thread != get_ident():
             return False
         try:
@@ -164,6 +178,8 @@ class Checkout(Generic[R]):
     def _held(self) -> ManagedSession[R]:
         if self.session is None:
             raise RuntimeError(f"{self!r} does not have the session: enter it first")
+        if self.taken_away:
+            raise _taken_away(self.session)
         return self.session
 
     if not TYPE_CHECKING:
@@ -172,3 +188,9 @@ class Checkout(Generic[R]):
             raise AttributeError(
                 f"{self!r} has no {name!r}; write `with coordinator.checkout(...) as session:` and use the session"
             )
+
+
+def _taken_away(session: ManagedSession[Any]) -> SessionExpiredError:
+    ending = ending_of(session)
+    assert ending is not None, "only a session that has ended is taken away"  # noqa: S101  tells mypy
+    return SessionExpiredError(session.id, *ending)

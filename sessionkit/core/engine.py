@@ -16,6 +16,7 @@ from .admission import Admission, Arrival
 from .checkout import Checkout
 from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
+from .holding import CheckoutInfo, describe, warn_of_long
 from .locks import Waiter, check_may_wait
 from .removal import Removal
 from .session import (
@@ -51,6 +52,7 @@ class MemoryStats(NamedTuple):
 
     live: int
     checked_out: int
+    leaving: int
     created: int
     removed: dict[RemovalCause, int]
     close_failures: int
@@ -125,6 +127,42 @@ class InMemorySessions:
             must_run = state.registry.end(session, (_CLOSED, now, None), now)
         if must_run:
             state.finalizer.run([session])
+
+    def force_close(self, session_id: str) -> None:
+        """As `close`; a session that is checked out, even if it has ended, is finalized now."""
+        if self.state.is_interrupted():
+            self.state.defer(partial(self.force_close, session_id))
+        elif not self.take_away(session_id):
+            self.close(session_id)
+
+    def take_away(self, session_id: str) -> bool:
+        """End a session that is checked out, and finalize it now; False if it is not checked out."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now, registry = state.advance(reading), state.registry
+            session = registry.live.get(session_id) or state.finalizer.leaving.get(session_id)
+            if session is None or session not in registry.held:
+                return False
+            registry.end_live(session, (_CLOSED, now, None), now)
+            registry.take_away(session)
+        state.finalizer.run([session])
+        return True
+
+    def checkouts(self) -> list[CheckoutInfo]:
+        """Who has which session, the longest first."""
+        state = self.state
+        reading = state.begin()
+        with state.lock:
+            now, holdings = state.advance(reading), state.registry.holdings()
+        return describe(holdings, now)
+
+    def wait_until_returned(self, seconds: float | None) -> None:
+        """Once the coordinator is closed: wait until no session is checked out, for that long at most."""
+        with self.state.lock:
+            is_over = not self.state.registry.held
+        if not is_over:
+            self.state.registry.all_returned.wait(seconds)
 
     def shut_down(self) -> None:
         """End all sessions, and finalize those that are not checked out. `stop` was called before."""
@@ -400,7 +438,8 @@ class InMemorySessions:
             self.state.begin(),
             lambda _: MemoryStats(
                 len(registry.live),
-                registry.checked_out,
+                len(registry.held),
+                len(finalizer.leaving),
                 registry.created,
                 dict(finalizer.removed),
                 finalizer.failures,
@@ -417,6 +456,11 @@ class InMemorySessions:
 
     def clean_up(self, reading: float, age: float | None = None) -> int:
         """Remove the sessions that are due, or idle for more than `age` seconds; how many were removed."""
+        limit = self._config.checkout_warning
+        if limit is not None:
+            with self.state.lock:
+                now, holdings = self.state.advance(reading), self.state.registry.holdings()
+            warn_of_long(holdings, now, limit)
         return self.removal.remove_due(reading, age)
 
     def count_due(self, age: float | None = None) -> int:

@@ -71,6 +71,8 @@ class Finalizer:
         """All that have ended and are not finalized yet, by id."""
         self.ready: dict[Session, None] = {}
         """Of these, those that are at rest and whose callback has not begun, in the order in which they ended."""
+        self.held = 0
+        """How many of them are checked out still."""
         # Which run finalizes which session.
         self._claims: dict[Session, Run] = {}
         self.removed = dict.fromkeys(RemovalCause, 0)
@@ -97,12 +99,14 @@ class Finalizer:
         """As `admit`, but a session that has nothing to close is finalized by a run too."""
         self.leaving[session._id] = session
         if session._lock is not None:
+            self.held += 1
             return False
         self.ready[session] = None
         return True
 
     def release(self, session: Session) -> None:
         """Nobody has the session, which has ended, checked out any more; the caller is to run it."""
+        self.held -= 1
         self.ready[session] = None
 
     def is_waiting(self, session: Session) -> bool:

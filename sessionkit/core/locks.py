@@ -18,6 +18,16 @@ class Holder(Protocol):
     exclusive: bool
     held: bool
     """Whether it has the session. Set by the lock."""
+    taken_away: bool
+    """Whether the session was taken from it. Set by the lock."""
+    since: float
+    """When it took the session, on the coordinator's clock. Set by the registry."""
+    thread: int
+    """The ident of the thread that took the session."""
+    holder: object | None
+    """What was given as the holder."""
+    was_reported: bool
+    """Whether the log has been told that it takes long."""
 
     def is_around_caller(self) -> bool:
         """Whether the code that asks runs within the block of this checkout."""
@@ -107,6 +117,11 @@ class SessionLock:
         if self.waiters:
             self._admit(self.waiters)
         return not self.holders
+
+    def take_away(self) -> None:
+        """Let none of the holders have the session any more."""
+        for holder in self.holders:
+            holder.held, holder.taken_away = False, True
 
     def withdraw(self, waiter: Waiter) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -15,6 +16,7 @@ from ..errors import (
 )
 from .expiry import ExpiryIndex
 from .history import EndedSessions
+from .holding import Holding
 from .locks import Holder, SessionLock, Waiter
 from .session import ManagedSession
 
@@ -49,8 +51,10 @@ class Registry:
         """The session switched to last, while it is live."""
         self.closed = False
         """Whether the coordinator is closed."""
-        self.checked_out = 0
-        """How many sessions are checked out, those included that will end when they are given back."""
+        self.held: set[Session] = set()
+        """The sessions that are checked out, those included that will end when they are given back."""
+        self.all_returned = threading.Event()
+        """Set when the last one is given back, once the coordinator is closed."""
         self.created = 0
         self.dirty: set[Session] | None = None
         """Those that were active since their activity was written; None without a store."""
@@ -156,14 +160,15 @@ class Registry:
         if lock is None:
             # It stays in its line, and is taken out there when it is met.
             session._lock = SessionLock(holder)
-            holder.held = True
-            self.checked_out += 1
+            holder.held, holder.since = True, now
+            self.held.add(session)
             if now > session._active_at:
                 session._active_at = now
             if self.dirty is not None:
                 self.dirty.add(session)
             return None
         if lock.take(holder):
+            holder.since = now
             self.touch(session, now)
             return None
         if lock.would_deadlock(holder):
@@ -191,8 +196,7 @@ class Registry:
             self.dirty.add(session)
         if not lock.give_back(holder):
             return False
-        session._lock = None
-        self.checked_out -= 1
+        self._rest(session)
         if not is_live:
             self._finalizer.release(session)
             return True
@@ -202,6 +206,30 @@ class Registry:
         if ending is None:
             self.index.renew(session, now)
         return ending is not None and self.end(session, ending, now)
+
+    def holdings(self) -> list[Holding]:
+        """All that is checked out, and by which checkouts."""
+        return [
+            Holding(session, list(lock.holders), [waiter.holder for waiter in lock.waiters or ()])
+            for session in self.held
+            if (lock := session._lock) is not None
+        ]
+
+    def take_away(self, session: Session) -> bool:
+        """Let those that have a session, which has ended, have it no longer; whether the caller is to finalize it."""
+        lock = session._lock
+        if lock is None:
+            return False
+        lock.take_away()
+        self._rest(session)
+        self._finalizer.release(session)
+        return True
+
+    def _rest(self, session: Session) -> None:
+        session._lock = None
+        self.held.discard(session)
+        if self.closed and not self.held:
+            self.all_returned.set()
 
     def touch_held(self, session: Session, now: float) -> None:
         """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""

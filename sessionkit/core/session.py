@@ -9,7 +9,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
-from ..errors import CoordinatorClosedError, Ending, InvalidSessionError
+from ..errors import CoordinatorClosedError, Ending, InvalidSessionError, RemovalCause
 from ..util.log import short_repr
 from ..util.validation import Duration, checked_seconds
 from .locks import SessionLock
@@ -104,10 +104,10 @@ class Keeper(Protocol):
 class ManagedSession(Generic[R]):
     """A live session. Made by `SessionCoordinator.create_session`, never by hand.
 
-    Reading `id`, `name`, `state`, `metadata`, `data` and `resource` does not count as activity, nor does `set_timeout`;
-    calling `touch`, `record_message`, `record_tool_execution` and `set_state` does. These five may be called from any
-    thread. They raise `SessionExpiredError` once the session has ended (while it is checked out they go on working
-    until it is given back), and `CoordinatorClosedError` if its coordinator was dropped.
+    Reading `id`, `name`, `state`, `ended`, `metadata`, `data` and `resource` does not count as activity, nor does
+    `set_timeout`; calling `touch`, `record_message`, `record_tool_execution` and `set_state` does. These five may be
+    called from any thread. They raise `SessionExpiredError` once the session has ended (while it is checked out they go
+    on working until it is given back, or closed by force), and `CoordinatorClosedError` if its coordinator was dropped.
 
     `data` and `resource` are for the caller to work on within `SessionCoordinator.checkout`, which keeps other threads
     out. When the last checkout is given back, the dicts and lists in `data` are copied: what its holder has put in, or
@@ -213,6 +213,11 @@ class ManagedSession(Generic[R]):
     def resource(self) -> R:
         """The live object that the session owns; None if it was given none, and None once the session is closed."""
         return self._resource  # type: ignore[return-value]  # None only where R is Any, and once it is closed
+
+    @property
+    def ended(self) -> RemovalCause | None:
+        """Why it has ended; None while it is live. A holder can look here whether it was closed meanwhile."""
+        return None if self._ending is None else self._ending[0]
 
     def touch(self) -> None:
         """Note activity: idle time starts again."""

@@ -13,6 +13,7 @@ from ..core.checkout import Checkout
 from ..core.engine import InMemorySessions, MemoryStats, ResourceFactory
 from ..core.events import EventChannel, EventKind
 from ..core.finalizer import CloseCallback
+from ..core.holding import CheckoutInfo
 from ..core.session import (
     ManagedSession,
     SessionMetadata,
@@ -228,6 +229,28 @@ class PersistentSessions:
                 raise self.state.registry.absent(session_id, self.state.latest)
         self._coordination.note_end(found.record, (_CLOSED, reading, None))
 
+    def force_close(self, session_id: str) -> None:
+        """As `close`; a session that is checked out here, even if it has ended, is finalized now."""
+        if self.state.is_interrupted():
+            self.state.defer(partial(self.force_close, session_id))
+        elif not self.take_away(session_id):
+            self.close(session_id)
+
+    def take_away(self, session_id: str) -> bool:
+        """End a session that is checked out here, and finalize it now; False if it is not checked out."""
+        try:
+            return self._memory.take_away(session_id)
+        finally:
+            self._leave_if_done()
+
+    def checkouts(self) -> list[CheckoutInfo]:
+        """Who has which session here, the longest first."""
+        return self._memory.checkouts()
+
+    def wait_until_returned(self, seconds: float | None) -> None:
+        """Once the coordinator is closed: wait until no session is checked out here, for that long at most."""
+        self._memory.wait_until_returned(seconds)
+
     def stop(self) -> None:
         """From now on, every call raises `CoordinatorClosedError`; those that are under way go on."""
         self._memory.stop()
@@ -398,7 +421,8 @@ class PersistentSessions:
                 state.registry.touch_held(session, state.advance(reading))
         finally:
             try:
-                self._save_and_release(session, checkout)
+                if not checkout.taken_away:
+                    self._save_and_release(session, checkout)
             finally:
                 self._memory.finish_checkout(session, checkout)
                 self._leave_if_done()
