@@ -158,16 +158,18 @@ def test_a_close_by_force_runs_the_close_callback_now(coordinator: Coordinator, 
     """The holder goes on, and finds out: `session.ended`, and an error when it saves or gives back."""
     session = coordinator.create_session("kernel", session_id="s-1", resource=object())
     checkout = coordinator.checkout("s-1")
-    with pytest.raises(SessionExpiredError) as caught, checkout as held:
-        coordinator.close_session("s-1", force=True)
-        assert closings == [("kernel", RemovalCause.CLOSED)]
-        assert held.ended is RemovalCause.CLOSED
-        assert held.resource is None
-        for call in (held.touch, held.record_message, checkout.save, checkout.revert, lambda: checkout.rotate("s-2")):
-            with pytest.raises(SessionExpiredError):
-                call()
-        # Its id is free.
-        successor = coordinator.create_session("kernel", session_id="s-1")
+    held = checkout.__enter__()
+    coordinator.close_session("s-1", force=True)
+    assert closings == [("kernel", RemovalCause.CLOSED)]
+    assert held.ended is RemovalCause.CLOSED
+    assert held.resource is None
+    for call in (held.touch, held.record_message, checkout.save, checkout.revert, lambda: checkout.rotate("s-2")):
+        with pytest.raises(SessionExpiredError):
+            call()
+    # Its id is free.
+    successor = coordinator.create_session("kernel", session_id="s-1")
+    with pytest.raises(SessionExpiredError) as caught:
+        checkout.__exit__()
     assert caught.value.cause is RemovalCause.CLOSED
     assert coordinator.list_sessions() == [successor]
     assert successor.ended is None
@@ -180,9 +182,14 @@ def test_a_close_by_force_runs_the_close_callback_now(coordinator: Coordinator, 
 def test_what_the_block_raises_is_not_hidden_by_the_force(coordinator: Coordinator) -> None:
     """The holder's own error, which the loss of the resource may well have caused, goes on."""
     session = coordinator.create_session()
-    with pytest.raises(ZeroDivisionError), coordinator.checkout(session.id):
-        coordinator.close_session(session.id, force=True)
-        raise ZeroDivisionError
+
+    def lose_it() -> None:
+        with coordinator.checkout(session.id):
+            coordinator.close_session(session.id, force=True)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lose_it()
 
 
 def test_every_holder_and_every_waiter_is_told(coordinator: Coordinator, closings: Closings) -> None:
