@@ -41,6 +41,9 @@ class CoordinatorConfig:
     affinity: bool
     """Whether a session that another process has in memory stays there: to ask for it here raises
     `SessionElsewhereError`. By default (False), it is restored here, and the other process lets go of its own."""
+    close_workers: int
+    """How many close callbacks of a cleanup, or of `close()`, run at once, each in a thread of its own. Default: 1, in
+    the thread that cleans up or closes."""
     checkout_warning: float | None
     """After how many seconds of being checked out each cleanup logs a session, once, with the stack of the thread that
     has it; None (the default) for never."""
@@ -60,6 +63,7 @@ class CoordinatorConfig:
         event_capacity: int = 100,
         max_data_bytes: int = 1_048_576,
         affinity: bool = False,
+        close_workers: int = 1,
         checkout_warning: Duration | None = None,
         instance_name: str | None = None,
     ) -> None:
@@ -74,6 +78,7 @@ class CoordinatorConfig:
             checked_count("event_capacity", event_capacity),
             checked_count("max_data_bytes", max_data_bytes),
             checked_flag("affinity", affinity),
+            checked_count("close_workers", close_workers),
             None if checkout_warning is None else checked_seconds("checkout_warning", checkout_warning),
             None if instance_name is None else checked_instance_name(instance_name),
         )

@@ -22,6 +22,7 @@ DEFAULTS = {
     "event_capacity": 100,
     "max_data_bytes": 1_048_576,
     "affinity": False,
+    "close_workers": 1,
     "checkout_warning": None,
     "instance_name": None,
 }
@@ -45,10 +46,11 @@ def test_settings_are_given_by_name() -> None:
         event_capacity=5,
         max_data_bytes=100,
         affinity=True,
+        close_workers=8,
         checkout_warning=timedelta(minutes=1),
         instance_name="http://10.0.0.7:8000",
     )
-    expected = [7200.0, 60.0, None, 86400.0, "evict", 5, 100, True, 60.0, "http://10.0.0.7:8000"]
+    expected = [7200.0, 60.0, None, 86400.0, "evict", 5, 100, True, 8, 60.0, "http://10.0.0.7:8000"]
     assert list(asdict(given).values()) == expected
     assert type(given.cleanup_interval) is float
 

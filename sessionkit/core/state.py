@@ -30,7 +30,7 @@ class State:
         self.latest = -inf
         """The latest time so far."""
         self.events = EventBus()
-        self.finalizer = Finalizer(self.lock, self.events, on_close)
+        self.finalizer = Finalizer(self.lock, self.events, on_close, config.close_workers)
         self.registry = Registry(config, self.finalizer)
         self.fast = fast_path(self.registry.live, clock)
         """Looks and touches without the lock; None if every call must take the lock."""

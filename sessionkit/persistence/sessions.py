@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ..config import CoordinatorConfig
 from ..core.admission import Arrival
 from ..core.checkout import Checkout
+from ..core.cleanup import JOIN_SECONDS
 from ..core.engine import InMemorySessions, MemoryStats, ResourceFactory
 from ..core.events import EventChannel, EventKind
 from ..core.finalizer import CloseCallback
@@ -38,6 +41,7 @@ from ..errors import (
 from ..stores.base import Found, SessionRecord, Store
 from ..util.clock import Clock, utc_of
 from ..util.log import report_failure
+from ..util.timer import PeriodicThread
 from ..util.validation import is_id, is_name
 from . import codec
 from .client import StoreClient
@@ -106,6 +110,52 @@ class LoadedRecord(Arrival):
         self._records.settle(self.session)
 
 
+class Writer:
+    """Writes activity at intervals while the close callbacks of a cleanup run, which may take long: `with writer: ...`.
+
+    Several threads may clean up at once. The thread that writes is there from the first callback, which says `start`,
+    until the last cleanup has ended.
+    """
+
+    def __init__(self, interval: float, flush: Callable[[], object]) -> None:
+        self._interval = interval
+        self._flush = flush
+        # Reentrant, because a signal handler may clean up.
+        self._lock = threading.RLock()
+        self._cleanups = 0
+        self._thread: PeriodicThread | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._cleanups += 1
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._cleanups -= 1
+            thread = None
+            if not self._cleanups:
+                thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.cancel()
+            thread.join(JOIN_SECONDS)
+
+    def start(self) -> None:
+        """Write from now on, if a cleanup is under way."""
+        with self._lock:
+            if self._cleanups and self._thread is None:
+                thread = PeriodicThread(self._interval, self._write, "sessionkit-writer")
+                # Without a thread, activity is written after the callbacks.
+                with contextlib.suppress(RuntimeError, MemoryError):
+                    thread.start()
+                    self._thread = thread
+
+    def _write(self) -> bool:
+        # What fails is tried again.
+        with contextlib.suppress(StoreError):
+            self._flush()
+        return True
+
+
 class PersistentSessions:
     """The sessions of one coordinator, in memory and in a store; each call as `InMemorySessions` has it.
 
@@ -123,7 +173,8 @@ class PersistentSessions:
         self._config = config
         self._clock = clock
         self._store = store
-        self._memory = InMemorySessions(config, clock, factory, on_close)
+        self._on_close = on_close
+        self._memory = InMemorySessions(config, clock, factory, None if on_close is None else self._close_resource)
         self._join()
 
     def _join(self) -> None:
@@ -135,6 +186,7 @@ class PersistentSessions:
         self._coordination = Coordination(self.state, self._client, self._records)
         self.state.finalizer.recorder = self._records
         self._memory.admission.passivate = self._passivate
+        self._writer = Writer(self.cleanup_interval, self._flush)
 
     def start_clean(self) -> None:
         """Begin with no sessions in memory; in a forked child, those it has are its parent's."""
@@ -576,7 +628,8 @@ class PersistentSessions:
         # First: close callbacks may take longer than other instances allow for. What fails is tried once more.
         with contextlib.suppress(StoreError):
             self._flush()
-        removed = self._memory.clean_up(reading, age)
+        with self._writer:
+            removed = self._memory.clean_up(reading, age)
         if self._records.dirty:
             self._flush()
         if self._records.due:
@@ -595,6 +648,11 @@ class PersistentSessions:
     def count_due(self, age: float | None = None) -> int:
         """How many sessions `clean_up` would remove."""
         return self._memory.count_due(age) + self._client.count_expired(age)
+
+    def _close_resource(self, session: Session, cause: RemovalCause) -> None:
+        self._writer.start()
+        if self._on_close is not None:
+            self._on_close(session, cause)
 
     def _flush(self) -> None:
         gone: list[Session] = []
