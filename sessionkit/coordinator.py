@@ -6,7 +6,6 @@ import secrets
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Self
 
 from .config import CoordinatorConfig
@@ -21,6 +20,7 @@ from .persistence.records import StoreStats
 from .persistence.sessions import PersistentSessions
 from .stores.base import Store
 from .util.clock import Clock, system_clock
+from .util.copies import refuse_copies
 from .util.fork import start_clean_after_fork, start_clean_if_forked
 from .util.log import short_repr
 from .util.validation import (
@@ -36,9 +36,7 @@ from .util.validation import (
 )
 
 
-class CoordinatorStats(NamedTuple):
-    """A coordinator at one moment. Counts run from its creation (after a fork: from the fork)."""
-
+class _Figures(NamedTuple):
     live: int
     """Sessions whose time has not run out, whether or not cleanup has run."""
     checked_out: int
@@ -57,6 +55,21 @@ class CoordinatorStats(NamedTuple):
     cleanup: CleanupStats
     store: StoreStats | None = None
     """Its dealings with the store; None if there is none."""
+
+
+# A class of its own, because a NamedTuple may not have its own `_asdict`.
+class CoordinatorStats(_Figures):
+    """A coordinator at one moment. Counts run from its creation (after a fork: from the fork)."""
+
+    __slots__ = ()
+
+    def _asdict(self) -> dict[str, Any]:
+        """A dict of dicts, with str keys: `json.dumps(coordinator.stats()._asdict())`."""
+        return super()._asdict() | {
+            "removed": {cause.value: number for cause, number in self.removed.items()},
+            "cleanup": self.cleanup._asdict(),
+            "store": None if self.store is None else self.store._asdict(),
+        }
 
 
 class SessionCoordinator(Generic[R]):
@@ -391,7 +404,7 @@ class SessionCoordinator(Generic[R]):
             checked_out=figures.checked_out,
             leaving=figures.leaving,
             created=figures.created,
-            removed=MappingProxyType(figures.removed),
+            removed=figures.removed,
             close_failures=figures.close_failures,
             close_interruptions=figures.close_interruptions,
             events_dropped=figures.events_dropped,
@@ -462,7 +475,12 @@ class SessionCoordinator(Generic[R]):
         reading = state.begin()
         return CleanupRun(reading, self._sessions.clean_up(reading))
 
-    # ---- Context manager, collection, fork
+    # ---- Context manager, copies, collection, fork
+
+    __reduce_ex__ = refuse_copies(
+        "use this one throughout its process, and make another with the same config in each other process; to share "
+        "sessions, give each of them a store"
+    )
 
     def __enter__(self) -> Self:
         self.start_cleanup_task()

@@ -8,11 +8,8 @@ from __future__ import annotations
 import enum
 
 
-class RemovalCause(enum.Enum):
-    """Why a session left."""
-
-    # Members are singletons, and counted by: the hash of their name, which an enum gives them, takes longer.
-    __hash__ = object.__hash__
+class RemovalCause(enum.StrEnum):
+    """Why a session left. Each is a str too, so that JSON and logs have it as such."""
 
     IDLE = "idle"
     """Expired: idle for more than its session timeout."""

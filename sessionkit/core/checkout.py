@@ -10,6 +10,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from ..errors import SessionExpiredError
+from ..util.copies import refuse_copies
 from .session import ManagedSession, R, ending_of
 
 _here: ContextVar[None] = ContextVar("sessionkit.here")
@@ -127,6 +128,8 @@ class Checkout(Generic[R]):
             raise
         if self.taken_away and session is not None and exc_type is None:
             raise _taken_away(session)
+
+    __reduce_ex__ = refuse_copies("call checkout() for each with block")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of session {self.session_id!r}, for a with block>"

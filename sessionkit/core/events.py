@@ -10,11 +10,12 @@ from typing import NamedTuple, Self
 from weakref import ref
 
 from ..errors import CoordinatorClosedError, RemovalCause
+from ..util.copies import refuse_copies
 from ..util.validation import Duration, checked_count, checked_wait
 
 
-class EventKind(enum.Enum):
-    """What happened. Plain touches are not events: there would be too many."""
+class EventKind(enum.StrEnum):
+    """What happened; each is a str too. Plain touches are not events: there would be too many."""
 
     CREATED = "created"
     RESTORED = "restored"
@@ -108,6 +109,8 @@ class EventChannel:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    __reduce_ex__ = refuse_copies("call subscribe() for each reader that is to get every event")
 
     def put(self, event: SessionEvent) -> bool:
         """Add an event, and return whether none was dropped for it. For the coordinator, which puts one at a time."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol
 from weakref import ref
 
 from ..errors import CoordinatorClosedError, Ending, InvalidSessionError, RemovalCause
+from ..util.copies import refuse_copies
 from ..util.log import short_repr
 from ..util.validation import Duration, checked_seconds
 from .locks import SessionLock
@@ -31,8 +32,8 @@ NEVER = -inf
 """For `_alive_until`: only the lock can tell whether the session is live."""
 
 
-class SessionState(enum.Enum):
-    """What a session is doing."""
+class SessionState(enum.StrEnum):
+    """What a session is doing; each is a str too."""
 
     ACTIVE = "active"
     """Ready; every session starts so."""
@@ -114,8 +115,10 @@ class ManagedSession(Generic[R]):
     kept a reference to, is not part of them any more.
     """
 
-    # CPython lays slots out by name: the two that a touch uses come first, in the cache line of the object's head.
+    # CPython lays slots out by name, and the weak references last: the two that a touch uses come first, in the cache
+    # line of the object's head.
     __slots__ = (
+        "__weakref__",
         "_active_at",
         "_alive_until",
         "_created_at",
@@ -158,6 +161,10 @@ class ManagedSession(Generic[R]):
         self._lock: SessionLock | None = None
         # How it ended, from the decision on.
         self._ending: Ending | None = None
+
+    __reduce_ex__ = refuse_copies(
+        "keep its id, and ask the coordinator for the session with get_session(); copy session.data, if that is wanted"
+    )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} id={self.id!r} name={self.name!r} {self._state.name}>"

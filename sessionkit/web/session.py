@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from .. import ManagedSession, SessionExpiredError, SessionMetadata, SessionSnapshot
+from ..util.copies import refuse_copies
 from ..util.validation import Duration
 from .data import RequestData
 from .request import RequestSession
@@ -41,6 +42,8 @@ class WebSession(MutableMapping[str, Any]):
 
     def __init__(self, request: RequestSession) -> None:
         self._request = request
+
+    __reduce_ex__ = refuse_copies("session.copy() gives a dict of what there is in it")
 
     def __repr__(self) -> str:
         # Does not look, and shows no token.

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import SessionNotFoundError, StoreError
 from ...util.clock import stopwatch
+from ...util.copies import refuse_copies
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
@@ -84,6 +85,8 @@ class RedisStore:
     def after_fork_in_child(self) -> None:
         # The instances are the parent's, and so is the repair of their calls.
         self._forget_instances()
+
+    __reduce_ex__ = refuse_copies("make another RedisStore for the same server and prefix")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._server.name!r}, prefix={self.prefix!r})"

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ...errors import SessionConflictError, SessionNotFoundError
 from ...util.clock import SLACK
+from ...util.copies import refuse_copies
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
@@ -114,6 +115,8 @@ class SQLiteStore:
     def after_fork_in_child(self) -> None:
         # The instances are the parent's.
         self._instances = {}
+
+    __reduce_ex__ = refuse_copies("make another SQLiteStore with the same path")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r})"
