@@ -115,8 +115,8 @@ class ManagedSession(Generic[R]):
     kept a reference to, is not part of them any more.
     """
 
-    # CPython lays slots out by name, and the weak references last: the two that a touch uses come first, in the cache
-    # line of the object's head.
+    # CPython lays slots out by name (not `__weakref__`): the two that a touch uses come first, in the cache line of the
+    # object's head.
     __slots__ = (
         "__weakref__",
         "_active_at",

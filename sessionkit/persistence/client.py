@@ -21,7 +21,9 @@ BATCH = 100
 
 def default_name() -> str:
     """What others call an instance that was given no name: its host and its process."""
-    return f"{os.uname().nodename}:{os.getpid()}"
+    import socket  # only now: importing it takes longer than opening a store
+
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class StoreClient:

@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import TypeVar
 
-from ...errors import SessionConflictError, SessionNotFoundError
+from ...errors import SessionConflictError, SessionNotFoundError, StoreError
 from ...util.clock import SLACK
 from ...util.copies import refuse_copies
 from ...util.fork import start_clean_after_fork
@@ -18,7 +18,6 @@ from ...util.log import short_repr
 from ...util.validation import Duration, checked_seconds
 from ..base import Changes, Found, Known, SessionRecord, Touch, busy, conflict, taken, taken_id
 from .database import Database, Sync
-from .liveness import LockFiles
 
 T = TypeVar("T")
 
@@ -96,6 +95,8 @@ class SQLiteStore:
     as the disk keeps what it acknowledged. Touches and leases survive the death of the process, and may be lost with
     the power.
 
+    Needs POSIX file locks: on Windows, making one raises `StoreError`; use `RedisStore` there, or WSL.
+
     `timeout`: how long to wait for another process that writes, in seconds or a timedelta; default 5.
     """
 
@@ -104,6 +105,14 @@ class SQLiteStore:
             raise ValueError(f"path must name a file, which outlives the process, not {short_repr(path)}")
         self.path = Path(os.path.realpath(path))
         """Where it is, as an absolute path."""
+        try:
+            from .liveness import LockFiles
+        except ModuleNotFoundError as error:
+            # Before a file is made.
+            raise StoreError(
+                "SQLiteStore needs POSIX file locks (the module fcntl), which this platform does not have: use "
+                "RedisStore, or run the program where they are, such as in WSL on Windows"
+            ) from error
         self._database = Database(
             str(self.path), checked_seconds("timeout", timeout), SCHEMA, APPLICATION_ID, SCHEMA_VERSION
         )
