@@ -79,7 +79,9 @@ class SessionCoordinator(Generic[R]):
     `time.monotonic`, looked up at each call); it is read once a call, and should it go back, time stands still until it
     has caught up. `resource_factory(session)` makes the live object of each session that is created or restored.
     `on_close(session, cause)` is called once for each that leaves memory, whatever the cause. Both run with the lock
-    free, in a thread that calls the coordinator or in the cleanup task's, and may call it, `close()` included.
+    free, in a thread that calls the coordinator or in the cleanup task's, and may call it, `close()` included. Neither
+    may be asynchronous, because nothing would await what it returns: an `async def` raises `TypeError` here; so does a
+    creation whose factory returns a coroutine; a close callback that returns one has failed.
 
     `store` (default: none) keeps the sessions' records, such as `SQLiteStore("sessions.db")`. It is the caller's, may
     serve several coordinators, and need not be closed. A session that is there and not in memory is found, and restored

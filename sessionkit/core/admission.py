@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CoordinatorClosedError, RemovalCause, SessionExistsError, SessionLimitError
+from ..util.validation import checked_result
 from .events import EventKind
 from .removal import BATCH, LET_IN_SECONDS
 from .session import ManagedSession
@@ -103,7 +104,7 @@ class Admission:
             try:
                 arrival.keep_record()
                 if self._factory is not None and session._resource is None:
-                    session._resource = self._factory(session)
+                    session._resource = checked_result("resource_factory", self._factory(session))
                     made = True
             except BaseException:
                 # Before the id is free again.

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ..errors import Ending, RemovalCause
 from ..util.log import report_failure
+from ..util.validation import checked_result
 from .events import EventBus, EventKind
 from .session import ManagedSession, SessionState
 
@@ -207,7 +208,7 @@ class Finalizer:
         session._state = _CLOSED
         try:
             if self._on_close is not None:
-                self._on_close(session, cause)
+                checked_result("on_close", self._on_close(session, cause))
         except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
             report_failure("closing session %r (%s) failed; it is removed all the same", session.id, cause.value)
             failed = True

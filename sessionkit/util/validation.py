@@ -9,10 +9,15 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 from ..errors import InvalidSessionError
 from .log import short_repr
+
+T = TypeVar("T")
 
 Duration = float | timedelta
 """Seconds as a number, or a `datetime.timedelta`."""
@@ -129,9 +134,41 @@ def checked_count(what: str, value: object) -> int:
 
 
 def checked_function(what: str, value: object) -> object:
-    """Something to call, and not a coroutine function, whose calls would do nothing."""
+    """Something to call, and not an asynchronous function, whose calls would do nothing."""
     if not callable(value):
         raise TypeError(f"{what} must be callable, not {short_repr(value)}")
-    if inspect.iscoroutinefunction(value):
-        raise TypeError(f"{what} must be a plain function, not the coroutine function {short_repr(value)}")
+    if _is_asynchronous(value):
+        raise TypeError(
+            f"{what} must be a plain function, not the asynchronous {short_repr(value)}: {_INSTEAD_OF_ASYNC}"
+        )
     return value
+
+
+def checked_result(what: str, result: T) -> T:
+    """What a plain function has returned: no coroutine, of which nothing has run yet.
+
+    A future may be: it runs by itself. This finds the asynchronous functions that `checked_function` cannot tell.
+    """
+    # Most close callbacks return None, for which asking takes as long as all the rest.
+    if result is not None and isinstance(result, Coroutine):
+        # Else Python warns that it was never awaited.
+        result.close()
+        raise TypeError(
+            f"{what} must be a plain function, and returned {short_repr(result)}, which was not run: "
+            f"{_INSTEAD_OF_ASYNC}"
+        )
+    return result
+
+
+_INSTEAD_OF_ASYNC = (
+    "nothing here awaits it; pass a function that hands the coroutine to an event loop, such as by "
+    "asyncio.run_coroutine_threadsafe(coroutine, loop)"
+)
+
+
+def _is_asynchronous(function: Callable[..., object]) -> bool:
+    """Whether that can be told before the function is called: a lambda that calls one looks like any other."""
+    while isinstance(function, partial):
+        function = function.func
+    is_async = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    return any(check(each) for check in is_async for each in (function, type(function).__call__))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 import weakref
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -216,6 +218,36 @@ def test_a_factory_that_raises_leaves_nothing_behind(
     with pytest.raises(SessionNotFoundError):
         coordinator.get_session("s-1")
     assert coordinator.create_session("support", session_id="s-1", resource="given").resource == "given"
+
+
+def test_a_factory_that_returns_a_coroutine_leaves_nothing_behind(session_coordinator: CoordinatorFactory) -> None:
+    """It was not run, and is no resource: the creation says what to do. Python warns of nothing."""
+    closings = Closings()
+
+    async def make(session: ManagedSession[Any]) -> str:
+        return f"agent of {session.name}"
+
+    coordinator = session_coordinator(
+        CoordinatorConfig(max_active_sessions=1), resource_factory=lambda session: make(session), on_close=closings
+    )
+    for _ in range(2):
+        with pytest.raises(
+            TypeError, match="resource_factory must be a plain function, and returned <coroutine object "
+        ):
+            coordinator.create_session("support", session_id="s-1")
+        gc.collect()
+    assert (len(coordinator), coordinator.stats().created, closings) == (0, 0, [])
+    assert coordinator.create_session("support", session_id="s-1", resource="made by hand").name == "support"
+
+
+def test_a_resource_may_be_something_to_await(session_coordinator: CoordinatorFactory) -> None:
+    """Some clients can be awaited, and live otherwise: only a coroutine is known to do nothing by itself."""
+
+    class Client:
+        def __await__(self) -> Iterator[Any]:
+            raise NotImplementedError
+
+    assert isinstance(session_coordinator(resource_factory=lambda _: Client()).create_session().resource, Client)
 
 
 def test_a_refused_creation_finalizes_what_it_found_expired(session_clock: ManualClock) -> None:

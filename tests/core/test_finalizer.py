@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import threading
 from pathlib import Path
@@ -91,6 +93,55 @@ def test_an_on_close_that_raises_is_logged_and_counted_and_the_rest_goes_on(
     assert failing_id in record.getMessage()
     assert record.name == "sessionkit"
     assert record.exc_info is not None
+
+
+def test_an_on_close_that_returns_a_coroutine_has_failed(
+    session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it has run: that is counted, and the log says what to do. Python warns of nothing."""
+    ran: list[str] = []
+
+    async def stop(name: str | None) -> None:
+        ran.append(str(name))
+
+    coordinator = session_coordinator(on_close=lambda session, _: stop(session.name))
+    with coordinator.subscribe() as channel:
+        for name in ("a", "b"):
+            coordinator.close_session(coordinator.create_session(name, resource="an agent").id)
+            gc.collect()
+        kinds = [event.kind for event in iter(lambda: channel.get(timeout=0), None)]
+    assert kinds == [EventKind.CREATED, EventKind.REMOVED] * 2
+    assert (coordinator.stats().close_failures, coordinator.stats().removed[RemovalCause.CLOSED]) == (2, 2)
+    assert ran == []
+    assert len(caplog.records) == 2
+    assert "on_close must be a plain function, and returned <coroutine object " in caplog.text
+    assert "pass a function that hands the coroutine to an event loop" in caplog.text
+
+
+def test_an_on_close_may_hand_its_coroutine_to_an_event_loop(session_coordinator: CoordinatorFactory) -> None:
+    """As the log advises: what that returns is a future, and no failure. So is a task, which runs by itself."""
+    ran: list[tuple[str, RemovalCause]] = []
+
+    async def stop(name: str, cause: RemovalCause) -> None:
+        ran.append((name, cause))
+
+    async def serve() -> None:
+        loop = asyncio.get_running_loop()
+        for way, hand_over in (
+            ("future", lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop)),
+            ("task", loop.create_task),
+        ):
+            coordinator = session_coordinator(
+                on_close=lambda session, cause, hand_over=hand_over: hand_over(stop(session.name, cause))
+            )
+            coordinator.create_session(way)
+            coordinator.close()
+            assert coordinator.stats().close_failures == 0
+        while len(ran) < 2:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(serve(), WAIT))
+    assert sorted(ran) == [("future", RemovalCause.SHUTDOWN), ("task", RemovalCause.SHUTDOWN)]
 
 
 def test_an_interrupted_on_close_is_counted_and_not_repeated(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
@@ -15,6 +17,8 @@ from sessionkit import CoordinatorConfig, InvalidSessionError, SessionCoordinato
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
+from sessionkit.util.log import short_repr
+from sessionkit.wsgi import SessionMiddleware
 
 BAD_NAMES = ["", "x" * 65, "naïve", "new\nline", "tab\t", "nul\0", "a/b", "emoji 🎈", "trailing\n"]
 BAD_IDS = ["", "x" * 129, "ünicode", "with space", "a/b", "..%2f", "new\nline", "x\x7f"]
@@ -116,6 +120,38 @@ def test_names_and_ids_of_the_wrong_type_are_refused(value: Any, coordinator: Se
 async def a_coroutine_function(*_: Any) -> None: ...
 
 
+async def an_async_generator_function(*_: Any) -> AsyncIterator[None]:
+    yield
+
+
+class Agent:
+    """Its calls and methods are asynchronous."""
+
+    async def __call__(self, *_: Any) -> None: ...
+
+    async def aclose(self, *_: Any) -> None: ...
+
+    @staticmethod
+    async def stop(*_: Any) -> None: ...
+
+    def close(self, *_: Any) -> None: ...
+
+
+ASYNCHRONOUS: list[Any] = [
+    a_coroutine_function,
+    an_async_generator_function,
+    partial(a_coroutine_function, 1),
+    partial(partial(a_coroutine_function, 1), key=2),
+    Agent(),
+    partial(Agent(), 1),
+    Agent().aclose,
+    partial(Agent().aclose, 1),
+    Agent.stop,
+    AsyncMock(),
+]
+"""What can be called, and does nothing then: each can be told before it is called."""
+
+
 def duration_calls(coordinator: SessionCoordinator[Any]) -> list[tuple[str, Callable[[Any], object]]]:
     return [
         ("session_timeout", lambda value: CoordinatorConfig(session_timeout=value)),
@@ -201,13 +237,34 @@ def test_an_interval_longer_than_the_timeout_only_warns() -> None:
         ((), {"clock": 5.0}, r"clock must be callable, not 5\.0"),
         ((), {"on_close": "close"}, "on_close must be callable, not 'close'"),
         ((), {"resource_factory": []}, r"resource_factory must be callable, not \[\]"),
-        ((), {"on_close": a_coroutine_function}, "on_close must be a plain function, not the coroutine function"),
     ],
 )
 def test_a_coordinator_made_of_the_wrong_things_is_refused(arguments: Any, options: Any, message: str) -> None:
     """What is no config, and what cannot be called, is refused when the coordinator is made, without a warning."""
     with pytest.raises(TypeError, match=message):
         SessionCoordinator(*arguments, **options)
+
+
+@pytest.mark.parametrize("what", ["clock", "resource_factory", "on_close"])
+@pytest.mark.parametrize("function", ASYNCHRONOUS, ids=short_repr)
+def test_an_asynchronous_function_is_refused(what: str, function: Any) -> None:
+    """In whatever form, when the coordinator is made; the message says what to do."""
+    message = f"{what} must be a plain function, not the asynchronous .*asyncio.run_coroutine_threadsafe"
+    with pytest.raises(TypeError, match=message):
+        SessionCoordinator(**{what: function})
+
+
+@pytest.mark.parametrize("function", [Agent, Agent().close, Mock(), partial(Agent().close, 1)], ids=short_repr)
+def test_a_function_that_only_has_to_do_with_asynchronous_ones_is_none(function: Any) -> None:
+    """The class of asynchronous objects makes one; a plain method of an asynchronous object is plain."""
+    with SessionCoordinator[Any](resource_factory=function, on_close=function) as coordinator:
+        assert len(coordinator) == 0
+
+
+def test_a_web_application_that_is_asynchronous_is_refused() -> None:
+    """An ASGI application is no WSGI application."""
+    with SessionCoordinator[Any]() as coordinator, pytest.raises(TypeError, match="app must be a plain function"):
+        SessionMiddleware(Agent(), coordinator)  # type: ignore[arg-type]  # the mistake under test
 
 
 def test_ids_and_names_cannot_be_changed(coordinator: SessionCoordinator[Any]) -> None:
