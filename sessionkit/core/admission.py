@@ -34,6 +34,11 @@ class Arrival:
     def __init__(self, session: Session) -> None:
         self.session = session
 
+    def take_turn(self) -> None:
+        """Wait until it can be decided whether the session may come in. Called with the lock held, which is free
+        meanwhile.
+        """
+
     def keep_record(self) -> None:
         """Make the record of the session, once its place is reserved and before its resource is made."""
 
@@ -100,7 +105,7 @@ class Admission:
         session = arrival.session
         made = False
         try:
-            self._reserve(session, reading)
+            self._reserve(arrival, reading)
             try:
                 arrival.keep_record()
                 if self._factory is not None and session._resource is None:
@@ -142,13 +147,15 @@ class Admission:
                 "here, and the resource that was made for it is gone"
             )
 
-    def _reserve(self, session: Session, reading: float) -> None:
+    def _reserve(self, arrival: Arrival, reading: float) -> None:
         """Reserve the session's place, and finalize those that have to leave for it, also if it may not have it."""
+        session = arrival.session
         while True:
             victim: Session | None = None
             leaving: list[Session] = []
             try:
                 with self._state.lock:
+                    arrival.take_turn()
                     now = self._state.advance(reading)
                     self._registry.check_open()
                     self._free_identity(session, leaving, now)

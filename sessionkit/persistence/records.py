@@ -80,8 +80,8 @@ class StoredSession:
     """What this process knows of one stored session.
 
     LOADING
-        One thread loads the session, or ends it in the store; other threads that ask for it wait. It becomes
-        RESIDENT, or PENDING_DETACH if loading failed after we attached, or is gone.
+        One thread loads the session, creates its record, or ends it in the store; other threads that ask for it wait.
+        It becomes RESIDENT, CREATING, or PENDING_DETACH if the store failed after we may have attached, or is gone.
     CREATING
         Its record is made, its resource is not yet. It becomes RESIDENT; if that fails it is gone, or PENDING_DELETE.
     RESIDENT
@@ -275,11 +275,6 @@ class Records:
             session.session_timeout,
             self._max_lifetime,
         )
-        # A thread that loads or detaches the id would take the new session for an old one. No other thread begins to:
-        # the id is reserved.
-        with self._lock:
-            while self.is_loading(session.id) and not self.is_loading_here(session.id):
-                self.wait_for_move(session.id)
         # If the record of an earlier session with this id waits to be deleted, the thread that is deleting it comes
         # first.
         with self._retrying if self.is_ending(session.id) else contextlib.nullcontext():
@@ -311,6 +306,7 @@ class Records:
             former = self.entries.get(session.id, entry)
             self.due.discard(former)
             self.entries[session.id] = entry
+            self.moved.notify_all()
 
     def settle(self, session: Session) -> None:
         """The session is live from now on. Called with the coordinator's lock held."""
@@ -688,6 +684,26 @@ class Records:
         entry.state, entry.thread = Whereabouts.LOADING, get_ident()
         return entry
 
+    def begin_create(self, session_id: str) -> None:
+        """As `begin_load`, for a session whose record is to be created, unless one with this id is in memory.
+
+        Waits for another thread that loads or detaches it.
+        """
+        while self._is_loading_elsewhere(session_id):
+            self.wait_for_move(session_id)
+        entry = self.entries.get(session_id)
+        if entry is None or entry.state in (Whereabouts.PENDING_DELETE, Whereabouts.PENDING_DETACH):
+            self.begin_load(session_id)
+
+    def await_name(self, name: str | None) -> None:
+        """Wait, with the lock held, while another thread creates the record of a session with this name.
+
+        For a session that has the name in the store, which will refuse the other one.
+        """
+        names = self._registry.names
+        while name is not None and name in names and self._is_loading_elsewhere(names[name].id):
+            self.wait_for_move(names[name].id)
+
     def begin_detach(self, entry: StoredSession) -> bool:
         """As `begin_load`, for a session that is to be detached; whether it still is, and is not in memory."""
         if not self.has(entry) or entry.state is not Whereabouts.PENDING_DETACH or entry.session is not None:
@@ -696,14 +712,17 @@ class Records:
         return True
 
     def is_loading(self, session_id: str) -> bool:
-        """Whether a thread is loading this session, or ending it in the store."""
+        """Whether a thread is loading this session, creating its record, or ending it in the store."""
         entry = self.entries.get(session_id)
         return entry is not None and entry.state is Whereabouts.LOADING
 
     def is_loading_here(self, session_id: str) -> bool:
-        """Whether it is this very thread that is loading the session, and so cannot wait for that."""
+        """Whether it is this very thread that does so, and so cannot wait for that."""
         entry = self.entries.get(session_id)
         return entry is not None and entry.state is Whereabouts.LOADING and entry.thread == get_ident()
+
+    def _is_loading_elsewhere(self, session_id: str) -> bool:
+        return self.is_loading(session_id) and not self.is_loading_here(session_id)
 
     def wait_for_move(self, session_id: str) -> None:
         """Wait, with the lock held, until a session has come or left. Raises `SessionBusyError` if none does for

@@ -66,6 +66,10 @@ class NewRecord(Arrival):
         self._records = records
         self._created = False
 
+    def take_turn(self) -> None:
+        # The store may have a session with this id: another thread that asks for it waits until that is known.
+        self._records.begin_create(self.session.id)
+
     def keep_record(self) -> None:
         self._records.create(self.session)
         self._created = True
@@ -95,6 +99,9 @@ class LoadedRecord(Arrival):
         self._entry = entry
         self._record = record
         self._times = times
+
+    def take_turn(self) -> None:
+        self._records.await_name(self.session.name)
 
     def keep_record(self) -> None:
         # Its factory may use it.
@@ -202,9 +209,14 @@ class PersistentSessions:
         session = self._memory.make_session(session_id, name, timeout, data, resource)
         reading = self.state.begin()
         self._records.text_of(session)
+        # A resource factory may try to create the very session that is being loaded.
+        is_within_load = self._records.is_loading_here(session_id)
         try:
             self._bring_in(NewRecord(session, self._records), reading)
         finally:
+            if not is_within_load and self._records.is_loading_here(session_id):
+                # It was refused; the store may have a session with this id.
+                self._end_load(session_id)
             # If the coordinator was closed meanwhile.
             self._leave_if_done()
         return session

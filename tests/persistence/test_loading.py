@@ -7,6 +7,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from sessionkit.stores import SessionRecord, SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.moments import interruptions
+from ..helpers.moments import interruptions, until_it_waits
 from ..helpers.processes import (
     CONFIG,
     OpenStore,
@@ -43,6 +44,7 @@ from ..helpers.processes import (
 )
 from ..helpers.support import (
     ATTACH,
+    CREATE,
     LOAD,
     PAGE,
     TOUCH,
@@ -706,6 +708,102 @@ def test_a_caller_waits_for_another_thread_that_lets_a_session_go(restart: Resta
             go_on.set()
             assert asking.result(WAIT).name == "first"
             assert creating.result(WAIT).name == "second"
+
+
+class Crossing:
+    """A call in another thread that is begun in the middle of a call of this one, and waits for what comes of it."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+        self.pool = ThreadPoolExecutor(1)
+
+    def begin(self) -> None:
+        ident = self.pool.submit(threading.get_ident).result(WAIT)
+        self.future = self.pool.submit(self.call)
+        until_it_waits(ident, self.future.done)
+
+    def result(self) -> Any:
+        with self.pool:
+            return self.future.result(WAIT)
+
+
+TAKEN: list[dict[str, str]] = [{"session_id": "it"}, {"name": "support", "session_id": "other"}]
+"""What a session has that is like `it`, which is in the store as "support"."""
+
+
+def data_in_a_checkout(coordinator: SessionCoordinator[Any]) -> dict[str, Any]:
+    with coordinator.checkout("it") as session:
+        return session.data
+
+
+@pytest.mark.parametrize("taken", TAKEN, ids=["id", "name"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda coordinator: coordinator.get_session("it").data,
+        lambda coordinator: coordinator.switch_session("it").data,
+        data_in_a_checkout,
+        lambda coordinator: coordinator.touch_session("it") or coordinator.get_session("it").data,
+    ],
+    ids=["get", "switch", "checkout", "touch"],
+)
+def test_a_creation_that_the_store_refuses_hides_no_session(
+    ask: Any, taken: dict[str, str], restart: Restart, store: WatchedStore
+) -> None:
+    """A session in the store is found also while another thread tries to create one with its id, or its name."""
+    restart().create_session("support", session_id="it", data={"lang": "en"})
+    coordinator = restart(store=store)
+    asking = Crossing(lambda: ask(coordinator))
+    store.before(CREATE, asking.begin)
+    with pytest.raises(SessionExistsError, match="a stored session has the"):
+        coordinator.create_session(**taken)
+    assert asking.result() == {"lang": "en"}
+    assert [session.id for session in coordinator.list_sessions()] == ["it"]
+
+
+@pytest.mark.parametrize("taken", TAKEN, ids=["id", "name"])
+def test_a_creation_that_comes_while_a_session_is_loaded_is_refused(
+    taken: dict[str, str], restart: Restart, store: WatchedStore
+) -> None:
+    """And the load goes on."""
+    restart().create_session("support", session_id="it", data={"lang": "en"})
+    coordinator = restart(store=store)
+    creating = Crossing(lambda: coordinator.create_session(**taken))
+    store.after(ATTACH, creating.begin)
+    assert coordinator.get_session("it").data == {"lang": "en"}
+    with pytest.raises(SessionExistsError):
+        creating.result()
+    assert [session.id for session in coordinator.list_sessions()] == ["it"]
+
+
+def test_a_caller_that_comes_while_a_record_is_created_does_not_wait_for_the_resource(
+    restart: Restart, store: WatchedStore
+) -> None:
+    """Once the record is made, the session is new, and not there before its resource is ready."""
+
+    def factory(session: ManagedSession[Any]) -> str:
+        with pytest.raises(SessionNotFoundError):
+            asking.result()
+        return "agent"
+
+    coordinator = restart(store=store, resource_factory=factory)
+    asking = Crossing(lambda: coordinator.get_session("it"))
+    store.before(CREATE, asking.begin)
+    assert coordinator.create_session(session_id="it").resource == "agent"
+
+
+def test_a_factory_that_creates_its_own_session(restart: Restart) -> None:
+    """The id is taken, by the session that is being loaded, and the load goes on."""
+    restart().create_session(session_id="it", data={"lang": "en"})
+
+    def factory(session: ManagedSession[Any]) -> str:
+        with pytest.raises(SessionExistsError):
+            coordinator.create_session(session_id="it")
+        return "agent"
+
+    coordinator = restart(resource_factory=factory)
+    assert coordinator.get_session("it").data == {"lang": "en"}
+    assert coordinator.get_session("it").resource == "agent"
 
 
 @pytest.mark.parametrize("reading", [1, 2, 3])
