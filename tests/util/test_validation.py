@@ -17,7 +17,6 @@ from sessionkit import CoordinatorConfig, InvalidSessionError, SessionCoordinato
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.util.log import short_repr
 from sessionkit.wsgi import SessionMiddleware
 
 BAD_NAMES = ["", "x" * 65, "naïve", "new\nline", "tab\t", "nul\0", "a/b", "emoji 🎈", "trailing\n"]
@@ -137,18 +136,18 @@ class Agent:
     def close(self, *_: Any) -> None: ...
 
 
-ASYNCHRONOUS: list[Any] = [
-    a_coroutine_function,
-    an_async_generator_function,
-    partial(a_coroutine_function, 1),
-    partial(partial(a_coroutine_function, 1), key=2),
-    Agent(),
-    partial(Agent(), 1),
-    Agent().aclose,
-    partial(Agent().aclose, 1),
-    Agent.stop,
-    AsyncMock(),
-]
+ASYNCHRONOUS: dict[str, Any] = {
+    "function": a_coroutine_function,
+    "generator": an_async_generator_function,
+    "partial": partial(a_coroutine_function, 1),
+    "partial of partial": partial(partial(a_coroutine_function, 1), key=2),
+    "object": Agent(),
+    "partial of object": partial(Agent(), 1),
+    "method": Agent().aclose,
+    "partial of method": partial(Agent().aclose, 1),
+    "static method": Agent.stop,
+    "mock": AsyncMock(),
+}
 """What can be called, and does nothing then: each can be told before it is called."""
 
 
@@ -246,7 +245,7 @@ def test_a_coordinator_made_of_the_wrong_things_is_refused(arguments: Any, optio
 
 
 @pytest.mark.parametrize("what", ["clock", "resource_factory", "on_close"])
-@pytest.mark.parametrize("function", ASYNCHRONOUS, ids=short_repr)
+@pytest.mark.parametrize("function", ASYNCHRONOUS.values(), ids=ASYNCHRONOUS)
 def test_an_asynchronous_function_is_refused(what: str, function: Any) -> None:
     """In whatever form, when the coordinator is made; the message says what to do."""
     message = f"{what} must be a plain function, not the asynchronous .*asyncio.run_coroutine_threadsafe"
@@ -254,7 +253,11 @@ def test_an_asynchronous_function_is_refused(what: str, function: Any) -> None:
         SessionCoordinator(**{what: function})
 
 
-@pytest.mark.parametrize("function", [Agent, Agent().close, Mock(), partial(Agent().close, 1)], ids=short_repr)
+@pytest.mark.parametrize(
+    "function",
+    [Agent, Agent().close, Mock(), partial(Agent().close, 1)],
+    ids=["class", "method", "mock", "partial of method"],
+)
 def test_a_function_that_only_has_to_do_with_asynchronous_ones_is_none(function: Any) -> None:
     """The class of asynchronous objects makes one; a plain method of an asynchronous object is plain."""
     with SessionCoordinator[Any](resource_factory=function, on_close=function) as coordinator:
