@@ -161,9 +161,41 @@ class SessionCoordinator(Generic[R]):
         behind, and a `resource` passed in is the caller's; a session that was evicted or passivated to make room is
         gone all the same.
         """
+        session_id = secrets.token_urlsafe(32) if session_id is None else checked_id(session_id)
+        timeout, own_data = self._begin_creation(name, data, session_timeout)
+        return self._sessions.create(session_id, name, timeout, own_data, resource)
+
+    def get_or_create_session(
+        self,
+        session_id: str,
+        name: str | None = None,
+        *,
+        data: Mapping[str, Any] | None = None,
+        session_timeout: Duration | None = None,
+        timeout: Duration | None = None,
+    ) -> ManagedSession[R]:
+        """The live session with this id, or else a new one, made as `create_session` does.
+
+        Of several callers at once, one makes it, and the others wait for its `resource_factory` and get the same
+        session; if it fails, the next one tries itself. So do callers in other processes, with a store, if they call
+        this too. A former session with this id that is closing is waited for. Looks only, as `get_session`, if the
+        session is there: `name`, `data` and `session_timeout` are for a new one.
+
+        Waits up to `timeout` seconds of real time (None: as long as it takes; 0: not at all), and then raises
+        `SessionBusyError`; at once if it would wait for the caller itself, such as in a `resource_factory`. Raises as
+        `create_session` does, and as `get_session` does but for a session that is not there.
+        """
+        checked_id(session_id)
+        wait = None if timeout is None else checked_wait("timeout", timeout)
+        own_timeout, own_data = self._begin_creation(name, data, session_timeout)
+        return self._sessions.get_or_create(session_id, name, own_timeout, own_data, wait)
+
+    def _begin_creation(
+        self, name: str | None, data: Mapping[str, Any] | None, session_timeout: Duration | None
+    ) -> tuple[float, dict[str, Any] | None]:
+        """Check what a new session is to be, and see to it that somebody cleans up; gives its timeout and its data."""
         if name is not None:
             checked_name(name)
-        session_id = secrets.token_urlsafe(32) if session_id is None else checked_id(session_id)
         timeout = self.config.session_timeout
         if session_timeout is not None:
             timeout = checked_seconds("session_timeout", session_timeout)
@@ -173,8 +205,7 @@ class SessionCoordinator(Generic[R]):
         if self._cleanup_task.needs_start:
             self._cleanup_task.retry_start()
             self._note_cleaning()
-        own_data = copied_data(dict(data)) if data else None
-        return self._sessions.create(session_id, name, timeout, own_data, resource)
+        return timeout, copied_data(dict(data)) if data else None
 
     def close_session(self, session_id: str, *, force: bool = False) -> None:
         """End a session: cause `CLOSED`. If it is not checked out, `on_close` has run when this returns.

@@ -118,6 +118,7 @@ class Admission:
         except BaseException:
             with self._state.lock:
                 self._registry.unreserve(session)
+                self._state.moves.tell()
             raise
         try:
             # The steps may have taken long, and the session's time begins now; if the clock fails, as it was.
@@ -137,6 +138,7 @@ class Admission:
                 registry.unreserve(session)
             else:
                 arrival.enter(state, now)
+            state.moves.tell()
             must_run = closed and made and registry.end(session, (RemovalCause.SHUTDOWN, now, None), now)
         if must_run:
             self._finalizer.run([session])

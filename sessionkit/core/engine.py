@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -10,14 +11,14 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from ..config import CoordinatorConfig
-from ..errors import RemovalCause, SessionBusyError
+from ..errors import RemovalCause, SessionBusyError, SessionExistsError, SessionNotFoundError
 from ..util.clock import Clock, utc_of, wall_clock_of
 from .admission import Admission, Arrival
 from .checkout import Checkout
 from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
 from .holding import CheckoutInfo, describe, warn_of_long
-from .locks import Waiter, check_may_wait
+from .locks import Waiter, check_may_wait, check_time_left
 from .removal import Removal
 from .session import (
     HAS_STEPS,
@@ -105,6 +106,33 @@ class InMemorySessions:
                     return session
         self.admission.bring_in(Arrival(session), reading)
         return session
+
+    def get_or_create(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, wait: float | None
+    ) -> Session:
+        """The live session with this id, or else a new one; waits for another thread that is making it."""
+        deadline = None if wait is None else time.monotonic() + wait
+        while True:
+            with contextlib.suppress(SessionNotFoundError):
+                return self.get(session_id)
+            try:
+                return self.create(session_id, name, timeout, data, None)
+            except SessionExistsError as error:
+                if error.session_id != session_id:
+                    raise
+            self.await_move(session_id, deadline)
+
+    def await_move(self, session_id: str, deadline: float | None) -> None:
+        """Wait while a session with this id is being made, or leaves.
+
+        `deadline`: on `time.monotonic`; None for as long as it takes. Raises `SessionBusyError` once it is over.
+        """
+        with self.state.lock:
+            while self.state.registry.is_awaited(session_id):
+                left = check_time_left(session_id, deadline)
+                check_may_wait(session_id, left)
+                self.state.moves.wait(left)
+        check_time_left(session_id, deadline)
 
     def make_session(
         self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any

@@ -37,10 +37,6 @@ class Recorder(Protocol):
         """The close callback has run. Called with the lock free; raises nothing."""
         ...
 
-    def note_left(self) -> None:
-        """A session has left memory. Called with the lock held."""
-        ...
-
 
 class Run:
     """One call of `Finalizer.run`, the thread that makes it, and the session whose close callback it is running."""
@@ -62,8 +58,16 @@ class Finalizer:
     decision.
     """
 
-    def __init__(self, lock: threading.RLock, events: EventBus, on_close: CloseCallback | None, workers: int) -> None:
+    def __init__(
+        self,
+        lock: threading.RLock,
+        events: EventBus,
+        tell_left: Callable[[], object],
+        on_close: CloseCallback | None,
+        workers: int,
+    ) -> None:
         self._lock = lock
+        self._tell_left = tell_left
         self._workers = workers
         self._events = events
         self._on_close = on_close
@@ -228,8 +232,7 @@ class Finalizer:
             self.failures += failed
             self.interruptions += interrupted
             self.removed[cause] += 1
-            if self.recorder is not None:
-                self.recorder.note_left()
+            self._tell_left()
             # Before the id is free for another session, whose creation is an event too.
             self._events.post(_REMOVED, session._id, ended_at, cause)
 

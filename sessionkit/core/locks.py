@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
 from typing import Protocol
 
@@ -65,6 +66,20 @@ def check_may_wait(session_id: str, timeout: float | None) -> None:
             f"session {session_id!r} is checked out elsewhere, and to wait for it here would block the event loop that "
             "runs in this thread: use 'async with sessionkit.aio.checkout(...)', or timeout=0 and try again later"
         )
+
+
+def check_time_left(session_id: str, deadline: float | None) -> float | None:
+    """How many seconds there are until a deadline on `time.monotonic`; None if there is none.
+
+    Raises `SessionBusyError` once it is over.
+    """
+    left = None if deadline is None else deadline - time.monotonic()
+    if left is not None and left <= 0:
+        raise SessionBusyError(
+            f"session {session_id!r} is being made, or is to leave, and was for all of the timeout; wait longer, or "
+            "see what its resource_factory, its on_close or its checkouts do"
+        )
+    return left
 
 
 class SessionLock:

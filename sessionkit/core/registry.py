@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -47,6 +48,8 @@ class Registry:
         """The sessions that have a name, by it; also those that are being made."""
         self.opening: dict[str, Session] = {}
         """Those that are being made: they have their id, name and place, and no call finds them."""
+        self.makers: dict[str, int] = {}
+        """The idents of the threads that make them, by the sessions' ids."""
         self.active: Session | None = None
         """The session switched to last, while it is live."""
         self.closed = False
@@ -207,6 +210,26 @@ class Registry:
             self.index.renew(session, now)
         return ending is not None and self.end(session, ending, now)
 
+    def is_awaited(self, session_id: str) -> bool:
+        """Whether a session with this id is being made, or has ended and not left: it is worth waiting for.
+
+        Raises `SessionBusyError` if it is the very caller that makes it, has it checked out or finalizes it.
+        """
+        leaving = self._finalizer.leaving.get(session_id)
+        if session_id not in self.opening and leaving is None:
+            return False
+        lock = None if leaving is None else leaving._lock
+        if (
+            self.makers.get(session_id) == get_ident()
+            or (leaving is not None and self._finalizer.runs_here(leaving))
+            or (lock is not None and any(holder.is_around_caller() for holder in lock.holders))
+        ):
+            raise SessionBusyError(
+                f"session {session_id!r} is being made, or is to leave, and this call, which waits for that, is part "
+                "of it: ask for the session outside of its resource_factory, its on_close and its checkouts"
+            )
+        return True
+
     def holdings(self) -> list[Holding]:
         """All that is checked out, and by which checkouts."""
         return [
@@ -273,18 +296,20 @@ class Registry:
         session._created_at = session._active_at = now
         session._lock = SessionLock()
         self.opening[session._id] = session
+        self.makers[session._id] = get_ident()
         if session._name is not None:
             self.names[session._name] = session
 
     def unreserve(self, session: Session) -> None:
         """Forget a session that could not be made. Does nothing if its place was never reserved."""
         if self.opening.get(session._id) is session:
-            del self.opening[session._id]
+            del self.opening[session._id], self.makers[session._id]
             self._free_name(session)
 
     def _enter(self, session: Session) -> None:
         session._lock = None
-        self.opening.pop(session._id, None)
+        if session._id in self.opening:
+            del self.opening[session._id], self.makers[session._id]
         if session._name is not None:
             self.names[session._name] = session
         self.live[session._id] = session

@@ -16,6 +16,27 @@ from .finalizer import CloseCallback, Finalizer
 from .registry import Registry
 
 
+class Moves:
+    """Wakes the threads that wait for a session to come or to leave. Guarded by the coordinator's lock."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._moved = threading.Condition(lock)
+        self._waiting = 0
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait, with the lock free, until a session has come or left, for so many seconds at most; whether one did."""
+        self._waiting += 1
+        try:
+            return self._moved.wait(None if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+        finally:
+            self._waiting -= 1
+
+    def tell(self) -> None:
+        """A session has come or left."""
+        if self._waiting:
+            self._moved.notify_all()
+
+
 class State:
     """The lock, the time and the parts of one coordinator; a forked child makes a new one.
 
@@ -30,7 +51,8 @@ class State:
         self.latest = -inf
         """The latest time so far."""
         self.events = EventBus()
-        self.finalizer = Finalizer(self.lock, self.events, on_close, config.close_workers)
+        self.moves = Moves(self.lock)
+        self.finalizer = Finalizer(self.lock, self.events, self.moves.tell, on_close, config.close_workers)
         self.registry = Registry(config, self.finalizer)
         self.fast = fast_path(self.registry.live, clock)
         """Looks and touches without the lock; None if every call must take the lock."""

@@ -42,8 +42,14 @@ def data_of(text: str, session_id: str) -> dict[str, Any]:
     return data
 
 
+STARTING = "starting"
+"""The state of a record whose session has no resource yet: its instance is making it."""
+
+
 def state_of(record: SessionRecord) -> SessionState:
     """The state that a record has. Raises `StoreError` if there is no such state."""
+    if record.state == STARTING:
+        return SessionState.ACTIVE
     try:
         return SessionState(record.state)
     except ValueError as error:

@@ -216,8 +216,7 @@ class Records:
         self.dirty: set[Session] = set()
         """Those that were active since that was written. Guarded by the coordinator's lock."""
         self._registry.dirty = self.dirty
-        self.moved = threading.Condition(state.lock)
-        """Told when a session has come or left."""
+        self._moves = state.moves
         self.restored = 0
         """How many sessions were brought back."""
         self._gave_up: StoreError | None = None
@@ -260,7 +259,7 @@ class Records:
         session.data.update(copy)
         return text
 
-    def create(self, session: Session) -> None:
+    def create(self, session: Session, state: str) -> None:
         """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
         text = self.detach(session)
         _, wall = self._client.now()
@@ -268,7 +267,7 @@ class Records:
             session.id,
             session.name,
             text,
-            session.state.value,
+            state,
             wall,
             wall,
             0,
@@ -306,7 +305,7 @@ class Records:
             former = self.entries.get(session.id, entry)
             self.due.discard(former)
             self.entries[session.id] = entry
-            self.moved.notify_all()
+            self._moves.tell()
 
     def settle(self, session: Session) -> None:
         """The session is live from now on. Called with the coordinator's lock held."""
@@ -651,10 +650,6 @@ class Records:
                 self._gave_up = error
             raise
 
-    def note_left(self) -> None:
-        """A session has left memory: a thread may wait to load it. Called with the lock held."""
-        self.moved.notify_all()
-
     def take_lost(self) -> int:
         """Of how many sessions the last changes could not be written when they left memory, since the last call."""
         lost, self._lost = self._lost, 0
@@ -727,7 +722,7 @@ class Records:
     def wait_for_move(self, session_id: str) -> None:
         """Wait, with the lock held, until a session has come or left. Raises `SessionBusyError` if none does for
         long."""
-        if not self.moved.wait(MOVE_SECONDS):
+        if not self._moves.wait(MOVE_SECONDS):
             raise SessionBusyError(
                 f"session {session_id!r} has been on its way in or out of memory for {MOVE_SECONDS} seconds: its "
                 "resource_factory or on_close callback takes long, or waits for this very call"
@@ -743,7 +738,7 @@ class Records:
                 entry.state = Whereabouts.PENDING_DETACH
             else:
                 del self.entries[session_id]
-        self.moved.notify_all()
+        self._moves.tell()
 
 
 def _known_of(session: Session, entry: StoredSession) -> Known | None:

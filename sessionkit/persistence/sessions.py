@@ -17,10 +17,12 @@ from ..core.engine import InMemorySessions, MemoryStats, ResourceFactory
 from ..core.events import EventChannel, EventKind
 from ..core.finalizer import CloseCallback
 from ..core.holding import CheckoutInfo
+from ..core.locks import check_may_wait, check_time_left
 from ..core.session import (
     ManagedSession,
     SessionMetadata,
     SessionSnapshot,
+    SessionState,
     ending_of,
     is_checked_out,
     restore_counters,
@@ -45,8 +47,8 @@ from ..util.timer import PeriodicThread
 from ..util.validation import is_id, is_name
 from . import codec
 from .client import StoreClient
-from .codec import data_of, state_of
-from .coordination import Coordination
+from .codec import STARTING, data_of, state_of
+from .coordination import FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, Coordination
 from .records import Records, StoredSession, StoreStats
 
 Session = ManagedSession[Any]
@@ -59,11 +61,12 @@ _MAY_LIVE_ON = {RemovalCause.IDLE, RemovalCause.PASSIVATED}
 
 
 class NewRecord(Arrival):
-    """A new session, whose record is created before its resource is made."""
+    """A new session, whose record is created, with this state, before its resource is made."""
 
-    def __init__(self, session: Session, records: Records) -> None:
+    def __init__(self, session: Session, records: Records, state: str) -> None:
         super().__init__(session)
         self._records = records
+        self._state = state
         self._created = False
 
     def take_turn(self) -> None:
@@ -71,7 +74,7 @@ class NewRecord(Arrival):
         self._records.begin_create(self.session.id)
 
     def keep_record(self) -> None:
-        self._records.create(self.session)
+        self._records.create(self.session, self._state)
         self._created = True
 
     def give_up_record(self) -> None:
@@ -206,13 +209,18 @@ class PersistentSessions:
         self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any
     ) -> Session:
         """Create a session; another one that has its id or name makes way for it, if it turns out to have ended."""
+        return self._create(session_id, name, timeout, data, resource, SessionState.ACTIVE.value)
+
+    def _create(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, resource: Any, state: str
+    ) -> Session:
         session = self._memory.make_session(session_id, name, timeout, data, resource)
         reading = self.state.begin()
         self._records.text_of(session)
         # A resource factory may try to create the very session that is being loaded.
         is_within_load = self._records.is_loading_here(session_id)
         try:
-            self._bring_in(NewRecord(session, self._records), reading)
+            self._bring_in(NewRecord(session, self._records, state), reading)
         finally:
             if not is_within_load and self._records.is_loading_here(session_id):
                 # It was refused; the store may have a session with this id.
@@ -220,6 +228,39 @@ class PersistentSessions:
             # If the coordinator was closed meanwhile.
             self._leave_if_done()
         return session
+
+    def get_or_create(
+        self, session_id: str, name: str | None, timeout: float, data: dict[str, Any] | None, wait: float | None
+    ) -> Session:
+        """The live session with this id, or else a new one; waits for another thread or instance that is making it."""
+        deadline, pause = None if wait is None else time.monotonic() + wait, FIRST_LOOK_SECONDS
+        while True:
+            if self._is_starting_elsewhere(session_id):
+                left = check_time_left(session_id, deadline)
+                check_may_wait(session_id, left)
+                time.sleep(pause if left is None else min(pause, left))
+                pause = min(2 * pause, LAST_LOOK_SECONDS)
+                continue
+            with contextlib.suppress(SessionNotFoundError):
+                return self.get(session_id)
+            try:
+                session = self._create(session_id, name, timeout, data, None, STARTING)
+            except SessionExistsError as error:
+                if error.session_id != session_id:
+                    raise
+                self._memory.await_move(session_id, deadline)
+            else:
+                # Others wait for that. If it fails, they learn of it by the next write.
+                with contextlib.suppress(StoreError):
+                    self._records.write_touches([session])
+                return session
+
+    def _is_starting_elsewhere(self, session_id: str) -> bool:
+        if session_id in self.state.registry.live or session_id in self.state.registry.opening:
+            return False
+        found = self._client.load(session_id)
+        # If its instance is gone, this one may make the resource.
+        return found is not None and found.record.state == STARTING and bool(found.elsewhere)
 
     def _bring_in(self, arrival: Arrival, reading: float) -> None:
         try:
