@@ -186,8 +186,14 @@ class Admission:
         if name is not None and name in registry.names:
             holder = registry.names[name]._id
             raise SessionExistsError(f"a live session has the name {name!r} already; choose another name", holder)
-        if session_id in registry.live or session_id in registry.opening:
+        if session_id in registry.live:
             raise SessionExistsError(f"a live session has the id {session_id!r} already; choose another id", session_id)
+        if session_id in registry.opening:
+            raise SessionExistsError(
+                f"a session with the id {session_id!r} is being made; choose another id, or let "
+                "get_or_create_session() wait for it",
+                session_id,
+            )
         former = self._finalizer.leaving.get(session_id)
         if former is not None and not self._finalizer.is_waiting(former):
             raise SessionExistsError(

@@ -36,7 +36,10 @@ class Meeting:
 def test_several_close_callbacks_run_at_once(
     session_coordinator: CoordinatorFactory, session_clock: ManualClock, way: str
 ) -> None:
-    """As many as `close_workers`, of a cleanup and of `close()`; each session once, and the call waits for them."""
+    """As many close callbacks as `close_workers` run at once, each session once, and `close()` waits for them.
+
+    So does a cleanup.
+    """
     meeting = Meeting(4)
     coordinator = session_coordinator(one_minute(close_workers=4), on_close=meeting)
     for number in range(8):

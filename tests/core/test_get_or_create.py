@@ -87,7 +87,11 @@ def test_get_or_create_session_gives_all_callers_the_same_session(
 def test_if_the_first_caller_fails_the_second_tries_itself(
     coordinator: SessionCoordinator[Any], factory: Factory
 ) -> None:
-    """The error is the first one's; the second one gets a session of its own making."""
+    """Of several callers that get or create a session at once, one makes it, and all get the same; if it fails, the
+    next one tries.
+
+    The error is the first one's; the second one gets a session of its own making.
+    """
     factory.failing = True
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(coordinator.get_or_create_session, "u1")

@@ -155,7 +155,11 @@ def test_without_checkout_warning_nothing_is_logged(
 
 
 def test_a_close_by_force_runs_the_close_callback_now(coordinator: Coordinator, closings: Closings) -> None:
-    """The holder goes on, and finds out: `session.ended`, and an error when it saves or gives back."""
+    """A close by force runs the close callback at once, although the session is checked out, and what its holder saves
+    is refused.
+
+    The holder goes on, and finds out: `session.ended`, and an error when it saves or gives back.
+    """
     session = coordinator.create_session("kernel", session_id="s-1", resource=object())
     checkout = coordinator.checkout("s-1")
     held = checkout.__enter__()
@@ -327,7 +331,11 @@ def test_wrong_ways_to_close(coordinator: Coordinator) -> None:
 def test_rule_14_a_session_that_has_ended_and_is_held_takes_its_place(
     session_coordinator: CoordinatorFactory, on_full: Any
 ) -> None:
-    """In `max_active_sessions`, until it is given back; the error says so."""
+    """A session that has ended and is checked out still takes its place in `max_active_sessions` until it is given
+    back.
+
+    The error says so.
+    """
     coordinator = session_coordinator(one_minute(max_active_sessions=1, on_full=on_full))
     session = coordinator.create_session("kernel")
     with held_elsewhere(coordinator, session.id) as leave:

@@ -70,7 +70,11 @@ WAYS = [through_a_generator, through_a_stack, by_hand]
 
 @pytest.mark.parametrize("block", WAYS)
 def test_code_within_the_block_may_take_it_again(coordinator: Coordinator, block: Callable[..., Any]) -> None:
-    """However the block was entered; once it is left, the session is free."""
+    """A session that is checked out can be taken again by code within the same block, and by no other thread, task or
+    job.
+
+    However the block was entered; once it is left, the session is free.
+    """
     with block(coordinator):
         assert take(coordinator) == "taken"
         with coordinator.checkout("it"):
