@@ -251,12 +251,9 @@ class SessionCoordinator(Generic[R]):
             self._sessions.shut_down()
             if wait != 0:
                 self._sessions.wait_until_returned(wait)
-            rest = self._sessions.checkouts()
-            if not insists:
-                return rest
-            for session_id in {checkout.session_id for checkout in rest}:
+            for session_id in {left.session_id for left in self._sessions.checkouts_left()} if insists else ():
                 self._sessions.take_away(session_id)
-            return self._sessions.checkouts()
+            return self._sessions.checkouts_left()
         finally:
             state.events.close()
 

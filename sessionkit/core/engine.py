@@ -160,17 +160,23 @@ class InMemorySessions:
         """As `close`; a session that is checked out, even if it has ended, is finalized now."""
         if self.state.is_interrupted():
             self.state.defer(partial(self.force_close, session_id))
-        elif not self.take_away(session_id):
+        elif not self.take_away_now(session_id):
             self.close(session_id)
+
+    def take_away_now(self, session_id: str) -> bool:
+        """As `take_away`, at the time that it is now."""
+        with self.state.lock:
+            if self.state.registry.find_held(session_id) is None:
+                return False
+        self._advance()
+        return self.take_away(session_id)
 
     def take_away(self, session_id: str) -> bool:
         """End a session that is checked out, and finalize it now; False if it is not checked out."""
-        state = self.state
-        reading = state.begin()
+        state, registry = self.state, self.state.registry
         with state.lock:
-            now, registry = state.advance(reading), state.registry
-            session = registry.live.get(session_id) or state.finalizer.leaving.get(session_id)
-            if session is None or session not in registry.held:
+            now, session = state.latest, registry.find_held(session_id)
+            if session is None:
                 return False
             registry.end_live(session, (_CLOSED, now, None), now)
             registry.take_away(session)
@@ -178,12 +184,20 @@ class InMemorySessions:
         return True
 
     def checkouts(self) -> list[CheckoutInfo]:
-        """Who has which session, the longest first."""
-        state = self.state
-        reading = state.begin()
-        with state.lock:
-            now, holdings = state.advance(reading), state.registry.holdings()
+        """Who has which session now, the longest first."""
+        self._advance()
+        return self.checkouts_left()
+
+    def checkouts_left(self) -> list[CheckoutInfo]:
+        """As `checkouts`, at the latest time that is known."""
+        with self.state.lock:
+            now, holdings = self.state.latest, self.state.registry.holdings()
         return describe(holdings, now)
+
+    def _advance(self) -> None:
+        reading = self.state.begin()
+        with self.state.lock:
+            self.state.advance(reading)
 
     def wait_until_returned(self, seconds: float | None) -> None:
         """Once the coordinator is closed: wait until no session is checked out, for that long at most."""

@@ -210,6 +210,11 @@ class Registry:
             self.index.renew(session, now)
         return ending is not None and self.end(session, ending, now)
 
+    def find_held(self, session_id: str) -> Session | None:
+        """The session with this id that is checked out, whether or not it has ended."""
+        session = self.live.get(session_id) or self._finalizer.leaving.get(session_id)
+        return session if session is not None and session in self.held else None
+
     def is_awaited(self, session_id: str) -> bool:
         """Whether a session with this id is being made, or has ended and not left: it is worth waiting for.
 

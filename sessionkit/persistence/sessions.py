@@ -338,8 +338,13 @@ class PersistentSessions:
         """As `close`; a session that is checked out here, even if it has ended, is finalized now."""
         if self.state.is_interrupted():
             self.state.defer(partial(self.force_close, session_id))
-        elif not self.take_away(session_id):
-            self.close(session_id)
+        else:
+            try:
+                is_done = self._memory.take_away_now(session_id)
+            finally:
+                self._leave_if_done()
+            if not is_done:
+                self.close(session_id)
 
     def take_away(self, session_id: str) -> bool:
         """End a session that is checked out here, and finalize it now; False if it is not checked out."""
@@ -349,8 +354,12 @@ class PersistentSessions:
             self._leave_if_done()
 
     def checkouts(self) -> list[CheckoutInfo]:
-        """Who has which session here, the longest first."""
+        """Who has which session here and now, the longest first."""
         return self._memory.checkouts()
+
+    def checkouts_left(self) -> list[CheckoutInfo]:
+        """As `checkouts`, at the latest time that is known."""
+        return self._memory.checkouts_left()
 
     def wait_until_returned(self, seconds: float | None) -> None:
         """Once the coordinator is closed: wait until no session is checked out here, for that long at most."""

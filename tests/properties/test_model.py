@@ -171,7 +171,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         live = self.live()
         self.factory_raises = factory_raises
         taken = name is not None and any(naive.session.name == name for naive in live)
-        full = self.config.max_active_sessions is not None and len(live) >= self.config.max_active_sessions
+        # One that has ended and is held takes its place still.
+        places = [naive for naive in self.sessions.values() if naive in live or naive.holds]
+        full = self.config.max_active_sessions is not None and len(places) >= self.config.max_active_sessions
         resting = [naive for naive in live if not naive.holds]
         evicts = full and not taken and self.config.on_full == "evict" and bool(resting)
         expected: type[Exception] | None = None
@@ -342,6 +344,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
         assert activity == sorted(activity)
         assert self.coordinator.active_session is (self.active.session if self.active else None)
         assert stats.checked_out == sum(naive.holds > 0 for naive in self.sessions.values())
+        assert {checkout.session_id for checkout in self.coordinator.checkouts()} == {
+            naive.session.id for naive in self.sessions.values() if naive.holds
+        }
         assert stats.created == len(self.sessions)
         assert sum(stats.removed.values()) == sum(naive.finalized for naive in self.sessions.values())
         failing = [naive for naive in self.sessions.values() if naive.finalized and naive.session.name == "raises"]

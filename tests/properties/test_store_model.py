@@ -155,7 +155,9 @@ class StoreMachine(RuleBasedStateMachine):
         return [naive for naive in self.live() if naive.in_memory]
 
     def is_full(self) -> bool:
-        return self.config.max_active_sessions is not None and len(self.here()) >= self.config.max_active_sessions
+        # One that has ended and is held takes its place still.
+        places = [naive for naive in self.sessions.values() if naive in self.here() or naive.holds]
+        return self.config.max_active_sessions is not None and len(places) >= self.config.max_active_sessions
 
     def settle(self) -> None:
         """Take in what on_close was called for, each session for a reason that the model sees."""
