@@ -19,7 +19,7 @@ from .errors import RemovalCause
 from .persistence.records import StoreStats
 from .persistence.sessions import PersistentSessions
 from .stores.base import Store
-from .util.clock import Clock, system_clock
+from .util.clock import Clock, system_clock, unsuspended_clock
 from .util.copies import refuse_copies
 from .util.fork import start_clean_after_fork, start_clean_if_forked
 from .util.log import short_repr
@@ -76,17 +76,20 @@ class SessionCoordinator(Generic[R]):
     """Keeps live sessions until they are idle for too long, too old, evicted or closed, and in a store for longer.
 
     `config` sets the limits (default: `CoordinatorConfig()`). `clock` is any callable like `time.monotonic` (default:
-    `time.monotonic`, looked up at each call); it is read once a call, and should it go back, time stands still until it
-    has caught up. `resource_factory(session)` makes the live object of each session that is created or restored.
-    `on_close(session, cause)` is called once for each that leaves memory, whatever the cause. Both run with the lock
-    free, in a thread that calls the coordinator or in the cleanup task's, and may call it, `close()` included. Neither
-    may be asynchronous, because nothing would await what it returns: an `async def` raises `TypeError` here; so does a
+    `time.monotonic`, looked up at each call; with a store, it also counts the time that the host is suspended, from the
+    import on); it is read once a call, and should it go back, time stands still until it has caught up.
+    `resource_factory(session)` makes the live object of each session that is created or restored. `on_close(session,
+    cause)` is called once for each that leaves memory, whatever the cause. Both run with the lock free, in a thread
+    that calls the coordinator or in the cleanup task's, and may call it, `close()` included. Neither may be
+    asynchronous, because nothing would await what it returns: an `async def` raises `TypeError` here; so does a
     creation whose factory returns a coroutine; a close callback that returns one has failed.
 
     `store` (default: none) keeps the sessions' records, such as `SQLiteStore("sessions.db")`. It is the caller's, may
     serve several coordinators, and need not be closed. A session that is there and not in memory is found, and restored
-    when it is asked for; a call that needs the store raises `StoreError` if it fails. Records go by the wall clock:
-    `time.time`, or `clock.wall()` where the clock has that.
+    when it is asked for; a call that needs the store raises `StoreError` if it fails. Records go by the store's time:
+    the server's, or for `SQLiteStore` the wall clock (`time.time`, or `clock.wall()` where the clock has that) as it
+    was when the first process came. Give a clock of your own only if it counts suspension too: else a process says of
+    what it has in memory what its clock says, and others what the store's time says.
 
     Use it as a context manager: entering starts the cleanup task, leaving closes everything. Without it, call
     `start_cleanup_task` and `close`. Expiry does not depend on the cleanup task: a session past its time is gone for
@@ -125,7 +128,9 @@ class SessionCoordinator(Generic[R]):
         self.config = CoordinatorConfig() if config is None else config
         """The settings it was made with."""
         self._store = store
-        read = system_clock if clock is None else clock
+        # Without a store, no other process has to agree.
+        default = system_clock if store is None else unsuspended_clock
+        read = default if clock is None else clock
         self._sessions: InMemorySessions | PersistentSessions
         if store is None:
             self._sessions = InMemorySessions(self.config, read, resource_factory, on_close)

@@ -262,6 +262,8 @@ class Records:
     def create(self, session: Session, state: str) -> None:
         """Insert the record of a new session; its time begins now. Raises `SessionExistsError` as the store does."""
         text = self.detach(session)
+        # Before it says what time it is: a store may set its time when its first instance joins.
+        self._client.join()
         _, wall = self._client.now()
         record = SessionRecord(
             session.id,

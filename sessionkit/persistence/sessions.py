@@ -442,7 +442,7 @@ class PersistentSessions:
                 reading - (wall - record.created_at), reading - (wall - record.last_active), record.message_count
             ),
             record.session_timeout,
-            utc_of(min(record.idle_end, record.life_end)),
+            utc_of(min(record.idle_end, record.life_end) - self._store.clock_offset()),
         )
 
     def touch(self, session_id: str) -> None:

@@ -10,7 +10,7 @@ from ..errors import SessionBusyError, SessionConflictError, SessionExistsError
 
 
 class SessionRecord(NamedTuple):
-    """What a store keeps of one session. Instants are wall-clock UTC, in seconds since 1970."""
+    """What a store keeps of one session. Instants are of the store's time: UTC, in seconds since 1970."""
 
     id: str
     name: str | None
@@ -123,7 +123,11 @@ class Store(Protocol):
     def clock_offset(self) -> float:
         """How far the time that the store goes by is ahead of this host's wall clock, in seconds.
 
-        Raises `StoreError` if the store has to be asked first, and cannot be; once it has been asked, there is no I/O.
+        If a store's time is the same for all its instances, whatever is done to the wall clocks of their hosts, they
+        agree on what has expired. 0 while a test has replaced `time.time`: then the test says what time it is.
+
+        Raises `StoreError` if the store has to be asked first, and cannot be; once an instance has joined, there is no
+        I/O.
         """
         ...
 

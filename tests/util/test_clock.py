@@ -8,8 +8,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -18,9 +20,10 @@ from freezegun import freeze_time
 from freezegun.api import FrozenDateTimeFactory
 
 from sessionkit import CoordinatorConfig, RemovalCause, SessionCoordinator, SessionExpiredError, SessionState
+from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
-from sessionkit.util.clock import system_clock
+from sessionkit.util.clock import lead_over, steady_clock, system_clock
 
 from ..helpers.support import WAIT, one_minute
 
@@ -92,6 +95,22 @@ def test_every_whole_millisecond_meets_its_boundary_exactly() -> None:
                 assert session.id in coordinator, milliseconds
                 frozen.tick(timedelta(microseconds=1))
                 assert session.id not in coordinator, milliseconds
+
+
+def test_a_thread_that_is_held_up_still_tells_by_how_much_clocks_differ() -> None:
+    """Of several readings, the one that was held up the least counts; the first that was not is enough."""
+    ours = iter([100.0, 109.0, 110.0, 110.5, 120.0, 121.0])
+    assert lead_over(iter([1105.0, 1110.25, 1120.9]).__next__, ours.__next__) == 1000.25
+    assert lead_over(lambda: 1005.0, iter([4.0, 4.001]).__next__) == 1001.0
+
+
+def test_clocks_that_agree_do_so_while_a_thread_is_held_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store's time that is the host's is not taken for another one."""
+    with closing(SQLiteStore(tmp_path / "sessions.db")) as store:
+        store.join(1.0, "first")
+        readings = itertools.chain([steady_clock() - 1], iter(steady_clock, None))
+        monkeypatch.setattr("sessionkit.stores.sqlite.store.steady_clock", readings.__next__)
+        assert store.clock_offset() == 0
 
 
 def test_a_touch_under_freezegun_starts_idle_time_again() -> None:

@@ -9,7 +9,7 @@ from math import inf
 from types import BuiltinFunctionType
 from weakref import WeakMethod
 
-from ...util.clock import stopwatch, system_wall_clock
+from ...util.clock import AGREE_SECONDS, steady_clock, system_wall_clock
 from ...util.fork import start_clean_after_fork
 from ...util.log import report_problem
 from ...util.timer import PeriodicThread
@@ -18,9 +18,6 @@ THREAD_NAME = "sessionkit-heartbeats"
 
 JOIN_SECONDS = 5.0
 """How long the last instance that leaves waits for a heartbeat under way. Bounded: that may wait for the server."""
-
-AGREE_SECONDS = 0.05
-"""Clocks that differ by less agree: a process may be held up for as long while it reads them."""
 
 
 class Heartbeats:
@@ -54,8 +51,8 @@ class Heartbeats:
     def begin(self, instance: str) -> None:
         """Keep an instance alive from now on, whose first term has just begun."""
         with self._lock:
-            self._instances[instance] = stopwatch()
-            self._overdue_at = min(self._overdue_at, stopwatch() + self.term / 2)
+            self._instances[instance] = steady_clock()
+            self._overdue_at = min(self._overdue_at, steady_clock() + self.term / 2)
             if self._thread is None or not self._thread.is_alive():
                 self._start_thread()
 
@@ -83,13 +80,13 @@ class Heartbeats:
 
     def send_overdue(self) -> None:
         """Send all heartbeats if they are overdue. Raises as `send` does."""
-        if stopwatch() > self._overdue_at:
+        if steady_clock() > self._overdue_at:
             self.send_all()
 
     def send_all(self) -> None:
         """Send the heartbeats of all instances now. Raises as `send` does."""
         self._overdue_at = inf
-        now = stopwatch()
+        now = steady_clock()
         try:
             for instance in list(self._instances):
                 self._send_one(instance)
@@ -124,7 +121,7 @@ class Heartbeats:
         send, attach_again = self._send(), self._attach_again()
         if send is None or attach_again is None:
             return
-        now = stopwatch()
+        now = steady_clock()
         if not send(instance):
             # If what follows fails, the next heartbeat has to do it.
             self._note_attached(instance, -inf)
@@ -158,12 +155,12 @@ class ServerClock:
     def __init__(self) -> None:
         self.host_clock = system_wall_clock
         """The wall clock that `offset` is against."""
-        # The server's clock minus stopwatch() is between these.
+        # The server's clock minus steady_clock() is between these.
         self._least, self._most = -inf, inf
 
     def note(self, server_time: float, asked_at: float) -> None:
-        """Note what time it was at the server, when it was asked at this reading of `stopwatch`."""
-        least, most = server_time - stopwatch(), server_time - asked_at
+        """Note what time it was at the server, when it was asked at this reading of `steady_clock`."""
+        least, most = server_time - steady_clock(), server_time - asked_at
         if least > self._most or most < self._least:
             # Either clock has been set.
             self._least, self._most = least, most
@@ -182,7 +179,7 @@ class ServerClock:
         """
         if not self.is_known or type(time.time) is not BuiltinFunctionType:
             return 0.0
-        ours = self.host_clock() - stopwatch()
+        ours = self.host_clock() - steady_clock()
         if self._least - AGREE_SECONDS <= ours <= self._most + AGREE_SECONDS:
             return 0.0
         return (self._least + self._most) / 2 - ours

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any
 
 from ...errors import SessionNotFoundError, StoreError
-from ...util.clock import stopwatch
+from ...util.clock import steady_clock
 from ...util.copies import refuse_copies
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
@@ -367,7 +367,7 @@ class RedisStore:
         self, base: str, operation: str, instance: str, write_interval: float, name: str, *layout: str
     ) -> bool:
         """Join or send a heartbeat, in one partition; gives whether the term before had not run out."""
-        asked_at = stopwatch()
+        asked_at = steady_clock()
         keys = [base, f"{base}:names"]
         term = repr(self._heartbeats.term)
         reply = self._server.run(keys, operation, instance, term, repr(write_interval), name, *layout)
@@ -379,7 +379,7 @@ class RedisStore:
     def _probe(self) -> None:
         """See once, without joining, what time it is at the server and whether this sessionkit knows such a store."""
         if not self._clock.is_known:
-            asked_at = stopwatch()
+            asked_at = steady_clock()
             now, layout = self._server.run(self._partitions.bases[:1], "probe")
             if layout.decode() not in ("", LAYOUT):
                 raise self._other_layout(layout)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Mapping
 from math import inf
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import TypeVar
 
 from ...errors import SessionConflictError, SessionNotFoundError, StoreError
-from ...util.clock import SLACK
+from ...util.clock import AGREE_SECONDS, SLACK, lead_over, real_wall_clock, steady_clock
 from ...util.copies import refuse_copies
 from ...util.fork import start_clean_after_fork
 from ...util.log import short_repr
@@ -24,7 +26,7 @@ T = TypeVar("T")
 APPLICATION_ID = 0x736B6974
 """What marks a SQLite file as ours: "skit" in ASCII."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE sessions (
@@ -42,7 +44,12 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_due ON sessions (due);
 CREATE INDEX sessions_last_active ON sessions (last_active);
-CREATE TABLE instances (id TEXT PRIMARY KEY, lag REAL NOT NULL, name TEXT NOT NULL);
+CREATE TABLE instances (
+    id TEXT PRIMARY KEY,
+    lag REAL NOT NULL,
+    name TEXT NOT NULL,
+    epoch REAL NOT NULL  -- the store's time when the host's steady clock read 0; the same for all that are alive
+);
 CREATE TABLE holders (
     session_id TEXT NOT NULL REFERENCES sessions ON DELETE CASCADE,
     instance TEXT NOT NULL REFERENCES instances ON DELETE CASCADE,
@@ -95,6 +102,9 @@ class SQLiteStore:
     as the disk keeps what it acknowledged. Touches and leases survive the death of the process, and may be lost with
     the power.
 
+    The wall clock says what time it is when the first instance joins; from then on, while any instance lives, the time
+    goes by itself: it also goes on while the host is suspended, and a wall clock that is set moves nothing.
+
     Needs POSIX file locks: on Windows, making one raises `StoreError`; use `RedisStore` there, or WSL.
 
     `timeout`: how long to wait for another process that writes, in seconds or a timedelta; default 5.
@@ -117,8 +127,8 @@ class SQLiteStore:
             str(self.path), checked_seconds("timeout", timeout), SCHEMA, APPLICATION_ID, SCHEMA_VERSION
         )
         self._lock_files = LockFiles(str(self.path))
-        # The write interval and the name of each instance that joined here.
-        self._instances: dict[str, tuple[float, str]] = {}
+        # What is in the file of each instance that joined here: write interval, name, epoch.
+        self._instances: dict[str, tuple[float, str, float]] = {}
         start_clean_after_fork(self)
 
     def after_fork_in_child(self) -> None:
@@ -135,29 +145,43 @@ class SQLiteStore:
     def join(self, write_interval: float, name: str) -> str:
         instance = secrets.token_hex(8)
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection) -> float:
             self._drop_dead_instances(connection)
             self._lock_files.remove_unlocked()
             self._lock_files.acquire(instance)
-            connection.execute("INSERT INTO instances VALUES (?, ?, ?)", (instance, write_interval, name))
+            # The first to come sets the time; from then on it goes by itself, while any instance lives.
+            epoch = self._epoch_of_living(connection)
+            if epoch is None:
+                epoch = lead_over(real_wall_clock, steady_clock)
+            connection.execute("INSERT INTO instances VALUES (?, ?, ?, ?)", (instance, write_interval, name, epoch))
+            return epoch
 
         self._database.start_pooling()
         try:
-            self._write(work)
+            epoch = self._write(work)
         except BaseException:
             self._lock_files.release(instance)
             self._stop_pooling_if_empty()
             raise
-        self._instances[instance] = write_interval, name
+        self._instances[instance] = write_interval, name, epoch
         return instance
 
     def set_write_interval(self, instance: str, seconds: float) -> None:
         self._write(lambda c: c.execute("UPDATE instances SET lag = ? WHERE id = ?", (seconds, instance)))
         if instance in self._instances:
-            self._instances[instance] = seconds, self._instances[instance][1]
+            self._instances[instance] = seconds, *self._instances[instance][1:]
 
     def clock_offset(self) -> float:
-        return 0.0
+        here = list(self._instances.values())
+        epoch = here[0][2] if here else self._database.read(self._epoch_of_living)
+        if epoch is None or type(time.time) is not BuiltinFunctionType:
+            # Nobody has set the store's time; or a test has set the host's.
+            return 0.0
+        offset = epoch + steady_clock() - real_wall_clock()
+        if abs(offset) >= AGREE_SECONDS:
+            # Or this thread was held up in between.
+            offset = epoch - lead_over(real_wall_clock, steady_clock)
+        return 0.0 if abs(offset) < AGREE_SECONDS else offset
 
     def leave(self, instance: str) -> None:
         try:
@@ -340,10 +364,15 @@ class SQLiteStore:
     ) -> None:
         # The instance is there already, unless its lock file was deleted and another process took it for dead.
         connection.execute(
-            "INSERT OR IGNORE INTO instances VALUES (?, ?, ?)", (instance, *self._instances.get(instance, (inf, "")))
+            "INSERT OR IGNORE INTO instances VALUES (?, ?, ?, ?)",
+            (instance, *self._instances.get(instance, (inf, "", 0.0))),
         )
         change = "INSERT OR IGNORE INTO holders (session_id, instance, stale) VALUES (?, ?, ?)"
         connection.execute(change, (session_id, instance, stale))
+
+    def _epoch_of_living(self, connection: sqlite3.Connection) -> float | None:
+        rows = connection.execute("SELECT id, epoch FROM instances").fetchall()
+        return next((epoch for instance, epoch in rows if self._lock_files.is_alive(instance)), None)
 
     def _drop_dead_instances(self, connection: sqlite3.Connection) -> None:
         for (instance,) in connection.execute("SELECT id FROM instances").fetchall():

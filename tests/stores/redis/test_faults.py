@@ -1265,7 +1265,7 @@ def test_where_no_thread_is_to_be_had_callers_renew(
             ends = store.keys.ends()
             store.load("s-1")
             assert store.keys.ends() == ends
-            patch.setattr("sessionkit.stores.redis.liveness.stopwatch", lambda: time.monotonic() + LONG * 0.51)
+            patch.setattr("sessionkit.stores.redis.liveness.steady_clock", lambda: time.monotonic() + LONG * 0.51)
             store.load("s-1")
             assert min(store.keys.ends()) > max(ends)
         second = store.join(1.0, "second")
@@ -1334,7 +1334,7 @@ def test_who_has_long_had_a_session_in_memory_keeps_its_record(
             for hours in (5, 24):
                 client.expire(key, 100)
                 monkeypatch.setattr(
-                    "sessionkit.stores.redis.liveness.stopwatch", lambda hours=hours: time.monotonic() + hours * 3600
+                    "sessionkit.stores.redis.liveness.steady_clock", lambda hours=hours: time.monotonic() + hours * 3600
                 )
                 # All heartbeats are overdue.
                 store.load("other")
