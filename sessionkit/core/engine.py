@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 from weakref import ref
 
 from ..config import CoordinatorConfig
-from ..errors import RemovalCause, SessionBusyError, SessionExistsError, SessionNotFoundError
+from ..errors import RemovalCause, SessionExistsError, SessionNotFoundError
 from ..util.clock import Clock, utc_of, wall_clock_of
 from .admission import Admission, Arrival
 from .checkout import Checkout
 from .events import EventChannel, EventKind
 from .finalizer import CloseCallback
 from .holding import CheckoutInfo, describe, warn_of_long
-from .locks import Waiter, check_may_wait, check_time_left
+from .locks import check_may_wait, check_time_left
 from .removal import Removal
 from .session import (
     HAS_STEPS,
@@ -130,7 +130,7 @@ class InMemorySessions:
         with self.state.lock:
             while self.state.registry.is_awaited(session_id):
                 left = check_time_left(session_id, deadline)
-                check_may_wait(session_id, left)
+                check_may_wait(session_id)
                 self.state.moves.wait(left)
         check_time_left(session_id, deadline)
 
@@ -313,57 +313,56 @@ class InMemorySessions:
     def check_sharing(self, session_id: str) -> None:
         """In memory, a session may be shared."""
 
-    def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
-        """Take a session for a checkout, waiting up to `timeout` seconds; if that raises, it is not taken."""
+    @property
+    def is_quick(self) -> bool:
+        """Whether a call runs no I/O, no callback and no factory."""
+        return not self.state.has_deferred
+
+    def recognize(self, checkout: Checkout[Any]) -> None:
+        """Note if the calling code runs within a block that has the session, or waits for it."""
+        with self.state.lock:
+            self.state.registry.recognize(checkout.session_id, checkout)
+
+    def ask(self, checkout: Checkout[Any]) -> Session | None:
+        """Take a session for a checkout; None if it has a place in the queue, and is to ask again when it is woken.
+
+        If that raises, or is not asked again, `give_back` undoes it.
+        """
         state = self.state
         reading = state.begin()
-        waiter: Waiter | None = None
-        try:
-            with state.lock:
-                now = state.advance(reading)
-                session = checkout.session = state.registry.find(checkout.session_id, now)
-                waiter = state.registry.take(session, checkout, now)
-            if waiter is not None:
-                check_may_wait(checkout.session_id, timeout)
-                self._wait(session, waiter, checkout, timeout)
-        except BaseException:
-            self._undo(checkout, waiter)
-            raise
-        return session
-
-    def _wait(self, session: Session, waiter: Waiter, checkout: Checkout[Any], timeout: float | None) -> None:
-        waiter.wait(timeout)
-        state, asked_for = self.state, checkout.session_id
-        # The wait may have been long: a second reading.
-        reading = state.read()
         with state.lock:
             now = state.advance(reading)
-            if session._id != asked_for or session._ending is not None or state.registry.expire(session, now):
-                state.registry.check_open()
-                raise state.registry.absent(asked_for, now)
-            if not checkout.held:
-                raise SessionBusyError(
-                    f"session {asked_for!r} is checked out elsewhere, and was for all of timeout={timeout!r} "
-                    "seconds; wait longer"
-                )
-            state.registry.touch(session, now)
+            session = checkout.session
+            if session is not None:
+                return session if self._is_granted(session, checkout, now) else None
+            session = checkout.session = state.registry.find(checkout.session_id, now)
+            return session if state.registry.take(session, checkout, now) else None
 
-    def _undo(self, checkout: Checkout[Any], waiter: Waiter | None) -> None:
-        session = checkout.session
-        if session is not None:
-            if waiter is not None:
-                with self.state.lock:
-                    self.state.registry.withdraw(session, waiter)
-            self.give_back(checkout)
+    def _is_granted(self, session: Session, checkout: Checkout[Any], now: float) -> bool:
+        """Whether a checkout that has waited has the session. Raises as `Registry.find` does. With the lock held."""
+        registry = self.state.registry
+        if session._id != checkout.session_id or session._ending is not None or registry.expire(session, now):
+            registry.check_open()
+            raise registry.absent(checkout.session_id, now)
+        if checkout.held:
+            checkout.since = now
+            registry.touch(session, now)
+        return checkout.held
 
     def give_back(self, checkout: Checkout[Any]) -> None:
-        """Give a session back; finalize it if it was to end then."""
+        """Give a session back, or a place in the queue for it; finalize it if it was to end then."""
+        rest = self.begin_to_give_back(checkout)
+        if rest is not None:
+            rest()
+
+    def begin_to_give_back(self, checkout: Checkout[Any]) -> Callable[[], object] | None:
+        """As `give_back`, but for what may take long: a call that is still to be made, or None."""
         state, session = self.state, checkout.session
         if session is None:
-            return
+            return None
         if state.is_interrupted():
             state.defer(partial(self.give_back, checkout))
-            return
+            return None
         try:
             if session._data and has_containers(session._data):
                 self._detach(session, checkout)
@@ -375,8 +374,7 @@ class InMemorySessions:
             self.finish_checkout(session, checkout)
             raise
         checkout.session = None
-        if must_run:
-            state.finalizer.run([session])
+        return partial(state.finalizer.run, [session]) if must_run else None
 
     def _detach(self, session: Session, checkout: Checkout[Any]) -> None:
         """Before the last checkout is given back: have nothing that its holder keeps be part of the data any more."""

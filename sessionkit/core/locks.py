@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -29,39 +30,55 @@ class Holder(Protocol):
     """What was given as the holder."""
     was_reported: bool
     """Whether the log has been told that it takes long."""
+    waiter: Waiter | None
+    """What is woken when its turn has come; None for the sleep of a thread, which is made when it is queued."""
 
     def is_around_caller(self) -> bool:
         """Whether the code that asks runs within the block of this checkout."""
         ...
 
 
-class Waiter:
-    """One checkout's place in the queue for one session."""
-
-    __slots__ = ("_wake", "holder")
-
-    def __init__(self, holder: Holder) -> None:
-        self.holder = holder
-        self._wake = threading.Lock()
-        self._wake.acquire()
-
-    def wait(self, seconds: float | None) -> None:
-        """Sleep until woken, or for that many seconds of real time."""
-        self._wake.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+class Waiter(Protocol):
+    """What waits for a checkout."""
 
     def wake(self) -> None:
-        """End the wait; called once at most."""
-        self._wake.release()
+        """It is time to ask again: the session is the checkout's, or has ended, or has another id.
+
+        Called with the coordinator's lock held, from any thread, as what it does is what a lock's release does: it
+        returns at once, calls no coordinator, and raises nothing.
+        """
+        ...
 
 
-def check_may_wait(session_id: str, timeout: float | None) -> None:
+class Sleep:
+    """The wait of a thread."""
+
+    __slots__ = ("_awake",)
+
+    def __init__(self) -> None:
+        # An event takes a lock to wake: a signal handler could find it taken by the thread that it interrupts.
+        self._awake = threading.Lock()
+        self._awake.acquire()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep until woken, or for that many seconds of real time; whether it was woken."""
+        return self._awake.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        """End the wait, or the next one."""
+        # It may have been woken before, while nothing waited.
+        with contextlib.suppress(RuntimeError):
+            self._awake.release()
+
+
+def check_may_wait(session_id: str) -> None:
     """Raise `SessionBusyError` if the calling thread is not to wait, because an asyncio event loop runs in it.
 
     All tasks of the loop would stand still, among them the one that may have the session.
     """
     # An event loop can only run where asyncio was imported.
     asyncio = sys.modules.get("asyncio")
-    if timeout != 0 and asyncio is not None and asyncio._get_running_loop() is not None:
+    if asyncio is not None and asyncio._get_running_loop() is not None:
         raise SessionBusyError(
             f"session {session_id!r} is checked out elsewhere, and to wait for it here would block the event loop that "
             "runs in this thread: use 'async with sessionkit.aio.checkout(...)', or timeout=0 and try again later"
@@ -94,13 +111,13 @@ class SessionLock:
     def __init__(self, holder: Holder | None = None) -> None:
         self.holders: list[Holder] = [] if holder is None else [holder]
         """The checkouts that have the session."""
-        self.waiters: deque[Waiter] | None = None
+        self.waiters: deque[Holder] | None = None
         """The checkouts that wait for it, in their order; None if there never was one."""
         self._takes = 0
 
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once. Called by the code that is to have it."""
-        self._recognize(holder)
+        self.recognize(holder)
         if not self._admits(holder) or (self.waiters and not self._is_nested(holder)):
             return False
         self._add(holder)
@@ -117,13 +134,13 @@ class SessionLock:
         """Whether a wait could never end: holders that share a session and each wait for the others to leave it."""
         return self._is_nested(holder) and not self._admits(holder)
 
-    def queue(self, holder: Holder) -> Waiter:
-        """A place at the end of the queue."""
-        waiter = Waiter(holder)
+    def queue(self, holder: Holder) -> None:
+        """Give a checkout a place at the end of the queue."""
+        if holder.waiter is None:
+            holder.waiter = Sleep()
         if self.waiters is None:
             self.waiters = deque()
-        self.waiters.append(waiter)
-        return waiter
+        self.waiters.append(holder)
 
     def give_back(self, holder: Holder) -> bool:
         """Undo one `take` (or one granted wait), and let in the waiters that can be let in; whether it is free then."""
@@ -138,24 +155,23 @@ class SessionLock:
         for holder in self.holders:
             holder.held, holder.taken_away = False, True
 
-    def withdraw(self, waiter: Waiter) -> None:
+    def withdraw(self, holder: Holder) -> None:
         """Leave the queue without having been let in. Withdrawing again, or after `dismiss`, does nothing."""
-        if self.waiters and waiter in self.waiters:
-            self.waiters.remove(waiter)
+        if self.waiters and holder in self.waiters:
+            self.waiters.remove(holder)
             self._admit(self.waiters)
 
     def dismiss(self) -> None:
         """Wake all waiters: the session has ended, or has another id."""
         while self.waiters:
-            self.waiters.popleft().wake()
+            _wake(self.waiters.popleft())
 
-    def _recognize(self, holder: Holder) -> None:
+    def recognize(self, holder: Holder) -> None:
         """Give a checkout the token of the one that it is nested in, if it is nested in one that has the session or
         waits for it: a signal handler may check out what the code that it interrupts waits for."""
         if holder.token is not None:
             return
-        waiting = [waiter.holder for waiter in self.waiters or ()]
-        for other in self.holders + waiting:
+        for other in (*self.holders, *(self.waiters or ())):
             if other.is_around_caller():
                 if other.token is None:
                     other.token = object()
@@ -170,20 +186,25 @@ class SessionLock:
         others = [other for other in self.holders if other.token is None or other.token != holder.token]
         return not others or not (holder.exclusive or any(other.exclusive for other in self.holders))
 
-    def _admit(self, waiters: deque[Waiter]) -> None:
-        while waiters and (waiter := self._next(waiters)) is not None:
-            waiters.remove(waiter)
-            self._add(waiter.holder)
-            waiter.wake()
+    def _admit(self, waiters: deque[Holder]) -> None:
+        while waiters and (holder := self._next(waiters)) is not None:
+            waiters.remove(holder)
+            self._add(holder)
+            _wake(holder)
 
-    def _next(self, waiters: deque[Waiter]) -> Waiter | None:
+    def _next(self, waiters: deque[Holder]) -> Holder | None:
         """The waiter that can be let in now, if there is one."""
-        if self._admits(waiters[0].holder):
+        if self._admits(waiters[0]):
             return waiters[0]
         # A checkout must not wait for one that it is nested in.
-        return next((w for w in waiters if self._is_nested(w.holder) and self._admits(w.holder)), None)
+        return next((holder for holder in waiters if self._is_nested(holder) and self._admits(holder)), None)
 
     def _add(self, holder: Holder) -> None:
         self.holders.append(holder)
         self._takes += 1
         holder.held = True
+
+
+def _wake(holder: Holder) -> None:
+    if holder.waiter is not None:
+        holder.waiter.wake()

@@ -18,7 +18,7 @@ from ..errors import (
 from .expiry import ExpiryIndex
 from .history import EndedSessions
 from .holding import Holding
-from .locks import Holder, SessionLock, Waiter
+from .locks import Holder, SessionLock
 from .session import ManagedSession
 
 if TYPE_CHECKING:
@@ -154,8 +154,14 @@ class Registry:
             # It is being made, or has ended.
             session._timeout = timeout
 
-    def take(self, session: Session, holder: Holder, now: float) -> Waiter | None:
-        """Check the session out, which is a touch; or a place in the queue for it.
+    def recognize(self, session_id: str, holder: Holder) -> None:
+        """Give a checkout, which has no token yet, that of the one whose block the calling code runs in, if it does."""
+        session = self.live.get(session_id)
+        if session is not None and session._lock is not None:
+            session._lock.recognize(holder)
+
+    def take(self, session: Session, holder: Holder, now: float) -> bool:
+        """Check the session out, which is a touch; False if the checkout has a place in the queue for it instead.
 
         Raises `SessionBusyError` if waiting could never end.
         """
@@ -169,29 +175,34 @@ class Registry:
                 session._active_at = now
             if self.dirty is not None:
                 self.dirty.add(session)
-            return None
+            return True
+        # If it has to wait, it gets the session at a moment that is not known, no sooner than now.
+        holder.since = now
         if lock.take(holder):
-            holder.since = now
             self.touch(session, now)
-            return None
+            return True
         if lock.would_deadlock(holder):
             raise SessionBusyError(
                 f"session {session.id!r} is shared by this thread and others, and this thread cannot wait for "
                 "them to leave: give the shared checkout back before asking for an exclusive one"
             )
-        return lock.queue(holder)
+        lock.queue(holder)
+        return False
 
     def give_back(self, session: Session, holder: Holder, now: float) -> bool:
-        """Undo one checkout, which is a touch; giving back again does nothing.
+        """Undo one checkout, which is a touch, or its place in the queue; giving back again does nothing.
 
         When it was the last, the session rests, or ends if that was due.
         """
         lock = session._lock
-        if lock is None or not holder.held:
+        if lock is None:
             return False
         is_live = self.live.get(session._id) is session
         if not is_live and self._finalizer.leaving.get(session._id) is not session:
             # In a forked child, the session is the parent's.
+            return False
+        if not holder.held:
+            lock.withdraw(holder)
             return False
         if now > session._active_at:
             session._active_at = now
@@ -238,7 +249,7 @@ class Registry:
     def holdings(self) -> list[Holding]:
         """All that is checked out, and by which checkouts."""
         return [
-            Holding(session, list(lock.holders), [waiter.holder for waiter in lock.waiters or ()])
+            Holding(session, list(lock.holders), list(lock.waiters or ()))
             for session in self.held
             if (lock := session._lock) is not None
         ]
@@ -263,11 +274,6 @@ class Registry:
         """The holder of a session is active now; if it is past its maximum lifetime, it ends when it is given back."""
         if self.live.get(session._id) is session and (now < session._alive_until or not self.expire(session, now)):
             self.touch(session, now)
-
-    def withdraw(self, session: Session, waiter: Waiter) -> None:
-        """Leave the queue for a session; what was granted meanwhile is to be given back."""
-        if session._lock is not None:
-            session._lock.withdraw(waiter)
 
     def rename(self, session: Session, new_id: str, now: float) -> None:
         """Give a session that is checked out another id; those that wait for it by the old one are woken.

@@ -64,6 +64,11 @@ class State:
         No user code runs with the lock held, so a thread that has it and calls was interrupted.
         """
 
+    @property
+    def has_deferred(self) -> bool:
+        """Whether the next public call makes calls that were deferred, which may run callbacks and I/O."""
+        return bool(self._deferred)
+
     def begin(self) -> float:
         """Begin a public call, with the lock free: make the calls that were deferred, and give the clock's reading.
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from ..core.checkout import Checkout
 from ..core.events import EventKind
-from ..core.locks import check_may_wait
 from ..core.session import ManagedSession, ending_of, is_checked_out, replace_data, restore_counters
 from ..errors import Ending, RemovalCause, SessionBusyError, SessionExpiredError, SessionNotFoundError, StoreError
 from ..stores.base import Found, Known, SessionRecord
@@ -23,10 +21,6 @@ if TYPE_CHECKING:
     from .client import StoreClient
 
 Session = ManagedSession[Any]
-
-FIRST_LOOK_SECONDS = 0.001
-LAST_LOOK_SECONDS = 0.05
-"""How often to ask for a lease that another process has: each time after twice as long, from and up to."""
 
 
 class Coordination:
@@ -166,40 +160,28 @@ class Coordination:
 
     # ---- Leases
 
-    def take_lease(self, session: Session, checkout: Checkout[Any], timeout: float | None) -> bool:
+    def take_lease(self, session: Session, checkout: Checkout[Any]) -> bool:
         """Take the lease on a session that is checked out here, and the newest version.
 
         False if its copy here is stale: it leaves memory once no checkout here has it, and comes back with another
-        resource.
-        Waits up to `timeout` seconds for other instances; raises `SessionBusyError` then, and `SessionNotFoundError` if
-        the session was ended elsewhere.
+        resource. Raises `SessionBusyError` if another instance has the lease, and `SessionNotFoundError` if the session
+        was ended elsewhere.
         """
         entry = self._records.of(session)
-        assert entry is not None, "it is checked out, and has not left memory"  # noqa: S101  tells mypy
-        deadline, pause = inf if timeout is None else time.monotonic() + timeout, FIRST_LOOK_SECONDS
-        while True:
-            try:
-                taken = self._try_lease(session, entry, checkout)
-            except SessionBusyError:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise SessionBusyError(
-                        f"session {session.id!r} is checked out in another process, and was for all of "
-                        f"timeout={timeout!r} seconds; wait longer"
-                    ) from None
-            except StoreError as error:
-                report_problem("session %r is checked out in this process only: %s", session.id, error)
-                return self._go_without_lease(entry, checkout)
-            except SessionNotFoundError:
-                self.drop_local_copy(session)
-                raise
-            else:
-                if not taken:
-                    self.drop_local_copy(session)
-                return taken
-            check_may_wait(session.id, timeout)
-            time.sleep(min(pause, left))
-            pause = min(2 * pause, LAST_LOOK_SECONDS)
+        if entry is None:
+            # It was ended by force, and has left memory.
+            return False
+        try:
+            taken = self._try_lease(session, entry, checkout)
+        except StoreError as error:
+            report_problem("session %r is checked out in this process only: %s", session.id, error)
+            return self._go_without_lease(entry, checkout)
+        except SessionNotFoundError:
+            self.drop_local_copy(session)
+            raise
+        if not taken:
+            self.drop_local_copy(session)
+        return taken
 
     def _try_lease(self, session: Session, entry: StoredSession, checkout: Checkout[Any]) -> bool:
         with entry.io:

@@ -32,6 +32,7 @@ from ..core.state import State
 from ..errors import (
     InvalidSessionError,
     RemovalCause,
+    SessionBusyError,
     SessionConflictError,
     SessionElsewhereError,
     SessionExistsError,
@@ -48,13 +49,17 @@ from ..util.validation import is_id, is_name
 from . import codec
 from .client import StoreClient
 from .codec import STARTING, data_of, state_of
-from .coordination import FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, Coordination
+from .coordination import Coordination
 from .records import Records, StoredSession, StoreStats
 
 Session = ManagedSession[Any]
 
 WRITE_SHARE = 0.25
 """How often activity is written at least, as a part of the session timeout; cleanup may be to run less often."""
+
+FIRST_LOOK_SECONDS = 0.001
+LAST_LOOK_SECONDS = 0.05
+"""How often to ask for a lease that another process has, in seconds: each time after twice as long, from and up to."""
 
 _CLOSED = RemovalCause.CLOSED
 _MAY_LIVE_ON = {RemovalCause.IDLE, RemovalCause.PASSIVATED}
@@ -237,7 +242,7 @@ class PersistentSessions:
         while True:
             if self._is_starting_elsewhere(session_id):
                 left = check_time_left(session_id, deadline)
-                check_may_wait(session_id, left)
+                check_may_wait(session_id)
                 time.sleep(pause if left is None else min(pause, left))
                 pause = min(2 * pause, LAST_LOOK_SECONDS)
                 continue
@@ -499,27 +504,45 @@ class PersistentSessions:
             "out exclusively, with one holder= for all threads that work on it together, or read_session() to look only"
         )
 
-    def check_out(self, checkout: Checkout[Any], timeout: float | None) -> Session:
-        """Take a session for a checkout, with its lease, and the newest version."""
-        began, left = time.monotonic(), timeout
+    is_quick = False
+    """With a store, nearly every call does I/O."""
+
+    def recognize(self, checkout: Checkout[Any]) -> None:
+        """Note if the calling code runs within a block that has the session, or waits for it."""
+        self._memory.recognize(checkout)
+
+    def ask(self, checkout: Checkout[Any]) -> Session | None:
+        """Take a session for a checkout, with its lease, and the newest version; None if it is to ask again.
+
+        That is when it is woken, or, if another instance has the lease, after `pause` seconds.
+        """
         while True:
+            session = self._ask_here(checkout) if checkout.pause is None else checkout.session
+            if session is None:
+                return None
             try:
-                session = self._memory.check_out(checkout, left)
-            except SessionNotFoundError:
-                # It is to be loaded, unless that raises this too.
-                self._find(checkout.session_id)
-                continue
-            finally:
-                if timeout is not None:
-                    left = max(timeout - (time.monotonic() - began), 0.0)
-            try:
-                if self._coordination.take_lease(session, checkout, left):
-                    return session
-            except BaseException:
-                self._memory.give_back(checkout)
-                raise
+                taken = self._coordination.take_lease(session, checkout)
+            except SessionBusyError:
+                checkout.pause = (
+                    FIRST_LOOK_SECONDS if checkout.pause is None else min(2 * checkout.pause, LAST_LOOK_SECONDS)
+                )
+                return None
+            checkout.pause = None
+            if taken:
+                return session
             # Its copy was stale: it leaves memory now, and comes back with another resource.
             self._memory.give_back(checkout)
+            checkout.taken_away = False
+
+    def _ask_here(self, checkout: Checkout[Any]) -> Session | None:
+        """Take a session for a checkout, in this instance, loading it if need be; None if it has to wait."""
+        while True:
+            try:
+                return self._memory.ask(checkout)
+            except SessionNotFoundError:
+                self._memory.give_back(checkout)
+                # It is to be loaded, unless that raises this too.
+                self._find(checkout.session_id)
 
     def give_back(self, checkout: Checkout[Any]) -> None:
         """Give a session back; if it was the last checkout here, what changed is saved and the lease released."""
@@ -532,10 +555,12 @@ class PersistentSessions:
         try:
             reading = state.read()
             with state.lock:
-                state.registry.touch_held(session, state.advance(reading))
+                now = state.advance(reading)
+                if checkout.held:
+                    state.registry.touch_held(session, now)
         finally:
             try:
-                if not checkout.taken_away:
+                if checkout.held:
                     self._save_and_release(session, checkout)
             finally:
                 self._memory.finish_checkout(session, checkout)
@@ -550,6 +575,10 @@ class PersistentSessions:
             # An interruption: what was done already is not done twice.
             self._coordination.give_back(session, checkout)
             raise
+
+    def begin_to_give_back(self, checkout: Checkout[Any]) -> Callable[[], object] | None:
+        """As `give_back`, but for what may take long, which is all of it."""
+        return partial(self.give_back, checkout)
 
     def give_back_later(self, checkout: Checkout[Any]) -> None:
         """Give a session back at the next call, or cleanup."""
