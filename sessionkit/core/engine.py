@@ -319,7 +319,7 @@ class InMemorySessions:
         return not self.state.has_deferred
 
     def recognize(self, checkout: Checkout[Any]) -> None:
-        """Note if the calling code runs within a block that has the session, or waits for it."""
+        """Note if the calling code runs within a block that has the session."""
         with self.state.lock:
             self.state.registry.recognize(checkout.session_id, checkout)
 

@@ -36,7 +36,7 @@ class CheckoutInfo(NamedTuple):
     held_for: float
     """Seconds since it was taken, on the coordinator's clock."""
     waiting: list[str]
-    """The names of the threads that wait for the session, first come first."""
+    """What waits for the session, first come first: names of threads, and holders that were given, in short."""
 
 
 def describe(holdings: list[Holding], now: float) -> list[CheckoutInfo]:
@@ -51,7 +51,10 @@ def describe(holdings: list[Holding], now: float) -> list[CheckoutInfo]:
             thread=names.get(holder.thread, "gone"),
             holder=None if holder.holder is None else short_repr(holder.holder),
             held_for=max(now - holder.since, 0.0),
-            waiting=[names.get(waiter.thread, "gone") for waiter in waiters],
+            waiting=[
+                names.get(waiter.thread, "gone") if waiter.holder is None else short_repr(waiter.holder)
+                for waiter in waiters
+            ],
         )
         for session, holders, waiters in holdings
         for holder in holders

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from ..errors import SessionBusyError
@@ -115,9 +116,14 @@ class SessionLock:
         """The checkouts that wait for it, in their order; None if there never was one."""
         self._takes = 0
 
+    def recognize(self, holder: Holder) -> None:
+        """Give a checkout the token of one that has the session, if the calling code runs within that one's block."""
+        _recognize(holder, self.holders)
+
     def take(self, holder: Holder) -> bool:
         """Take the session for a checkout if that can be done at once. Called by the code that is to have it."""
-        self.recognize(holder)
+        # Also of one that waits: a signal handler may check out what the code that it interrupts waits for.
+        _recognize(holder, (*self.holders, *(self.waiters or ())))
         if not self._admits(holder) or (self.waiters and not self._is_nested(holder)):
             return False
         self._add(holder)
@@ -166,18 +172,6 @@ class SessionLock:
         while self.waiters:
             _wake(self.waiters.popleft())
 
-    def recognize(self, holder: Holder) -> None:
-        """Give a checkout the token of the one that it is nested in, if it is nested in one that has the session or
-        waits for it: a signal handler may check out what the code that it interrupts waits for."""
-        if holder.token is not None:
-            return
-        for other in (*self.holders, *(self.waiters or ())):
-            if other.is_around_caller():
-                if other.token is None:
-                    other.token = object()
-                holder.token = other.token
-                return
-
     def _is_nested(self, holder: Holder) -> bool:
         return holder.token is not None and any(other.token == holder.token for other in self.holders)
 
@@ -197,7 +191,10 @@ class SessionLock:
         if self._admits(waiters[0]):
             return waiters[0]
         # A checkout must not wait for one that it is nested in.
-        return next((holder for holder in waiters if self._is_nested(holder) and self._admits(holder)), None)
+        tokens = [holder.token for holder in self.holders if holder.token is not None]
+        # There may be a thousand waiters, and the coordinator's lock is held.
+        nested = (holder for holder in waiters if holder.token in tokens)
+        return next((holder for holder in nested if self._admits(holder)), None)
 
     def _add(self, holder: Holder) -> None:
         self.holders.append(holder)
@@ -208,3 +205,15 @@ class SessionLock:
 def _wake(holder: Holder) -> None:
     if holder.waiter is not None:
         holder.waiter.wake()
+
+
+def _recognize(holder: Holder, others: Iterable[Holder]) -> None:
+    """Give a checkout the token of the one, of these, within whose block the calling code runs."""
+    if holder.token is not None:
+        return
+    for other in others:
+        if other.is_around_caller():
+            if other.token is None:
+                other.token = object()
+            holder.token = other.token
+            return

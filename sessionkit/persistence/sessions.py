@@ -508,7 +508,7 @@ class PersistentSessions:
     """With a store, nearly every call does I/O."""
 
     def recognize(self, checkout: Checkout[Any]) -> None:
-        """Note if the calling code runs within a block that has the session, or waits for it."""
+        """Note if the calling code runs within a block that has the session."""
         self._memory.recognize(checkout)
 
     def ask(self, checkout: Checkout[Any]) -> Session | None:
@@ -578,7 +578,7 @@ class PersistentSessions:
 
     def begin_to_give_back(self, checkout: Checkout[Any]) -> Callable[[], object] | None:
         """As `give_back`, but for what may take long, which is all of it."""
-        return partial(self.give_back, checkout)
+        return None if checkout.session is None else partial(self.give_back, checkout)
 
     def give_back_later(self, checkout: Checkout[Any]) -> None:
         """Give a session back at the next call, or cleanup."""

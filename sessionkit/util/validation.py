@@ -161,8 +161,7 @@ def checked_result(what: str, result: T) -> T:
 
 
 _INSTEAD_OF_ASYNC = (
-    "nothing here awaits it; pass a function that hands the coroutine to an event loop, such as by "
-    "asyncio.run_coroutine_threadsafe(coroutine, loop)"
+    "nothing here awaits it; pass sessionkit.aio.on_loop(function, loop), which runs it on an event loop"
 )
 
 

@@ -21,7 +21,15 @@ MODULES = sorted(path.relative_to(PACKAGE).with_suffix("") for path in PACKAGE.r
 FLOORS = {"errors": 0, "util": 1, "config": 2, "core": 3, "stores": 3, "persistence": 4, "coordinator": 5, "": 6}
 """The floor of each package, and of the public names (""): it imports what is on the floors below."""
 
-ABOVE = {"web": (), "cli": (), "testing": (), "wsgi": ("web",), "flask": ("web", "cli"), "__main__": ("cli",)}
+ABOVE = {
+    "web": (),
+    "cli": (),
+    "testing": (),
+    "wsgi": ("web",),
+    "flask": ("web", "cli"),
+    "aio": (),
+    "__main__": ("cli",),
+}
 """What stands on the public names, and on `stores` and `util`; and which of the others each may import."""
 
 PUBLIC = {"", "stores", "stores.open"}

@@ -248,7 +248,7 @@ def test_a_coordinator_made_of_the_wrong_things_is_refused(arguments: Any, optio
 @pytest.mark.parametrize("function", ASYNCHRONOUS.values(), ids=ASYNCHRONOUS)
 def test_an_asynchronous_function_is_refused(what: str, function: Any) -> None:
     """In whatever form, when the coordinator is made; the message says what to do."""
-    message = f"{what} must be a plain function, not the asynchronous .*asyncio.run_coroutine_threadsafe"
+    message = f"{what} must be a plain function, not the asynchronous .*sessionkit.aio.on_loop"
     with pytest.raises(TypeError, match=message):
         SessionCoordinator(**{what: function})
 
