@@ -547,3 +547,67 @@ def lists_after(
         read.append(1)
         other.__exit__()
     return list(session.data["list"])
+
+
+class Waiter:
+    """Notes that it was woken, as an event loop would that is to ask again."""
+
+    woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
+
+
+@pytest.mark.parametrize("holder", [None, "request 1"])
+def test_a_checkout_in_steps_asks_until_its_turn_has_come(coordinator: SessionCoordinator[Any], holder: object) -> None:
+    """Nothing waits in between: the waiter is woken once, when it is time to ask again."""
+    session, waiter = coordinator.create_session(), Waiter()
+    in_steps = coordinator.checkout(session.id, holder=holder)
+    with coordinator.checkout(session.id, holder="another"):
+        in_steps.begin(waiter, "a task")
+        assert in_steps.ask() is None
+        # It may ask when it likes.
+        assert in_steps.ask() is None
+        assert waiter.woken == 0
+    assert waiter.woken == 1
+    assert in_steps.ask() is session
+    (held,) = coordinator.checkouts()
+    assert held.holder == repr(holder or "a task")
+    with coordinator.checkout(session.id, holder=holder or "a task", timeout=0):
+        assert in_steps.is_quick
+    with pytest.raises(RuntimeError, match="was used already"):
+        in_steps.begin(waiter, "a task")
+    assert in_steps.begin_to_leave() is None
+    assert take_and_leave(coordinator, session.id) == "taken"
+
+
+def test_a_place_in_the_queue_is_given_back_like_a_session(coordinator: SessionCoordinator[Any]) -> None:
+    """Those behind it pass, and giving it back again does nothing."""
+    session, first, second = coordinator.create_session(), Waiter(), Waiter()
+    checkouts = [coordinator.checkout(session.id) for _ in range(2)]
+    with coordinator.checkout(session.id, holder="another"):
+        for checkout, waiter in zip(checkouts, (first, second), strict=True):
+            checkout.begin(waiter, repr(waiter))
+            assert checkout.ask() is None
+        assert checkouts[0].begin_to_leave() is None
+        assert checkouts[0].begin_to_leave() is None
+    assert (first.woken, second.woken) == (0, 1)
+    assert checkouts[1].ask() is session
+    checkouts[1].__exit__()
+
+
+def test_since_when_a_checkout_that_waited_has_the_session(
+    coordinator: SessionCoordinator[Any], session_clock: ManualClock
+) -> None:
+    """From when it got it, not from when it began to wait."""
+    session = coordinator.create_session()
+    waited = coordinator.checkout(session.id)
+    session_clock.advance(5)
+    with coordinator.checkout(session.id, holder="another"):
+        waited.begin(Waiter(), "a task")
+        assert waited.ask() is None
+        session_clock.advance(10)
+    assert waited.ask() is session
+    session_clock.advance(3)
+    assert [held.held_for for held in coordinator.checkouts()] == [3]
+    waited.__exit__()

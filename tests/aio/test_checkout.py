@@ -1,4 +1,4 @@
-"""Checkouts in asyncio programs: waiting, cancellation at whatever moment, and what runs in threads."""
+"""Checkouts in asyncio programs: waiting, nesting, and what runs in threads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import copy
 import gc
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -18,91 +18,14 @@ from sessionkit import (
     CoordinatorClosedError,
     RemovalCause,
     SessionBusyError,
-    SessionCoordinator,
     SessionExpiredError,
-    SessionNotFoundError,
 )
-from sessionkit.aio import AsyncCheckout, checkout, on_loop
+from sessionkit.aio import AsyncCheckout, checkout
 from sessionkit.stores import SQLiteStore
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from .helpers.support import GIVE_BACK, LEASE, RELEASE, WAIT, WatchedStore, in_thread
-
-Coordinator = SessionCoordinator[Any]
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end, for a bounded time."""
-
-    async def bounded() -> Any:
-        async with asyncio.timeout(WAIT):
-            return await coroutine
-
-    return asyncio.run(bounded())
-
-
-@pytest.fixture
-def closed_in() -> list[int]:
-    """The idents of the threads in which close callbacks have run."""
-    return []
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[WatchedStore]:
-    with closing(SQLiteStore(tmp_path / "sessions.db")) as store:
-        yield WatchedStore(store)
-
-
-@pytest.fixture(params=["in memory", "with a store"])
-def coordinator(
-    session_coordinator: CoordinatorFactory,
-    store: WatchedStore,
-    request: pytest.FixtureRequest,
-    closed_in: list[int],
-) -> Iterator[Coordinator]:
-    kept = store if request.param == "with a store" else None
-    coordinator = session_coordinator(store=kept, on_close=lambda *_: closed_in.append(threading.get_ident()))
-    coordinator.create_session(session_id="it")
-    yield coordinator
-    # While its store is open.
-    coordinator.close()
-
-
-@pytest.fixture
-def stored(session_coordinator: CoordinatorFactory, store: WatchedStore) -> Iterator[Coordinator]:
-    coordinator = session_coordinator(store=store)
-    coordinator.create_session(session_id="it")
-    yield coordinator
-    coordinator.close()
-
-
-class NoWaiter:
-    """Waits for nothing: asks when it likes."""
-
-    def wake(self) -> None: ...
-
-
-def is_free(coordinator: Coordinator) -> bool:
-    """Whether another thread can have the session at once, in this process and, if there is a store, in another."""
-
-    def take() -> bool:
-        try:
-            with coordinator.checkout("it", timeout=0):
-                return not coordinator.checkouts()[0].waiting
-        except SessionBusyError:
-            return False
-
-    with in_thread(take) as taken:
-        return taken.result(WAIT) and not coordinator.checkouts()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
-async def until_waiting(coordinator: Coordinator, number: int) -> None:
-    await until(lambda: [len(held.waiting) for held in coordinator.checkouts()] == [number])
+from ..helpers.support import WAIT, in_thread
+from ..helpers.tasks import Coordinator, NoWaiter, is_free, run, until, until_waiting
 
 
 def test_two_tasks_have_the_session_one_after_the_other(coordinator: Coordinator) -> None:
@@ -274,232 +197,6 @@ def test_sharing_tasks_have_it_together(session_coordinator: CoordinatorFactory)
     assert is_free(coordinator)
 
 
-# ---- Cancellation
-
-
-def test_cancelled_at_whatever_step_it_gives_back_once(coordinator: Coordinator) -> None:
-    """Of a block that waits for its turn, has it and leaves, each step of the loop is tried."""
-
-    async def block(inside: list[str]) -> None:
-        async with checkout(coordinator, "it"):
-            inside.append("in")
-            await asyncio.sleep(0)
-
-    async def cancelled_after(steps: int) -> bool:
-        inside: list[str] = []
-        async with checkout(coordinator, "it"):
-            task = asyncio.create_task(block(inside))
-            for _ in range(min(steps, 3)):
-                await asyncio.sleep(0)
-        for _ in range(steps - 3):
-            await asyncio.sleep(0)
-        was_cancelled = task.cancel()
-        await asyncio.wait([task])
-        assert task.cancelled() or inside == ["in"]
-        assert coordinator.checkouts() == []
-        return was_cancelled
-
-    for steps in range(200):
-        if not run(cancelled_after(steps)):
-            break
-        assert is_free(coordinator)
-    assert steps > 5
-
-
-@pytest.mark.parametrize("number", [1, 3])
-@pytest.mark.parametrize("moment", [LEASE, "in the block", GIVE_BACK])
-def test_cancelled_while_a_thread_does_io_it_gives_back_once(
-    stored: Coordinator, store: WatchedStore, moment: str, number: int
-) -> None:
-    """What the thread does is waited for, however often the task is cancelled meanwhile; then the lease is released."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        begun.set()
-        assert go_on.wait(WAIT)
-
-    async def block() -> None:
-        async with checkout(stored, "it") as session:
-            session.data["n"] = 1
-            if moment == "in the block":
-                begun.set()
-                await asyncio.Event().wait()
-
-    async def cancelled() -> None:
-        if moment != "in the block":
-            store.before(moment, stop)
-        task = asyncio.create_task(block())
-        await until(begun.is_set)
-        for _ in range(number):
-            task.cancel()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    before = store.calls[RELEASE] + store.calls[GIVE_BACK]
-    run(cancelled())
-    assert store.calls[RELEASE] + store.calls[GIVE_BACK] == before + 1
-    assert is_free(stored)
-
-
-def test_a_cancellation_says_what_failed_meanwhile(stored: Coordinator, store: WatchedStore) -> None:
-    """The error of the store is the cause of the cancellation that is raised."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        begun.set()
-        assert go_on.wait(WAIT)
-        raise SessionNotFoundError("it")
-
-    async def block() -> None:
-        async with checkout(stored, "it"):
-            pass
-
-    async def cancelled() -> BaseException | None:
-        store.before(LEASE, stop)
-        task = asyncio.create_task(block())
-        await until(begun.is_set)
-        task.cancel()
-        go_on.set()
-        with pytest.raises(asyncio.CancelledError) as caught:
-            await task
-        return caught.value.__cause__
-
-    assert isinstance(run(cancelled()), SessionNotFoundError)
-
-
-def test_a_cancelled_wait_lets_those_behind_it_pass(coordinator: Coordinator) -> None:
-    """It may be cancelled in the very moment in which the session becomes its own."""
-    served: list[str] = []
-
-    async def task(name: str) -> None:
-        async with checkout(coordinator, "it"):
-            served.append(name)
-
-    async def all_of_them() -> None:
-        async with checkout(coordinator, "it"):
-            first = asyncio.create_task(task("first"))
-            await until_waiting(coordinator, 1)
-            second = asyncio.create_task(task("second"))
-            await until_waiting(coordinator, 2)
-        first.cancel()
-        await asyncio.gather(first, second, return_exceptions=True)
-        assert first.cancelled()
-
-    run(all_of_them())
-    assert served == ["second"]
-    assert is_free(coordinator)
-
-
-def test_a_thread_that_was_told_to_enter_and_forgotten_keeps_the_session(coordinator: Coordinator) -> None:
-    """`asyncio.to_thread(checkout.__enter__)` cannot be cancelled: that is what this module is for."""
-
-    async def cancelled() -> None:
-        async with checkout(coordinator, "it"):
-            waiting = asyncio.create_task(checkout(coordinator, "it").__aenter__())
-            await until_waiting(coordinator, 1)
-            waiting.cancel()
-            await asyncio.wait([waiting])
-
-    run(cancelled())
-    assert is_free(coordinator)
-    assert coordinator.stats().checked_out == 0
-
-
-# ---- Coroutines that are thrown away
-
-
-def test_a_coroutine_that_is_thrown_away_gives_back_at_the_next_call(coordinator: Coordinator) -> None:
-    """Within the block, in the queue, or with its loop closed before its turn: a program that ends may leave it so."""
-    holding, waiting = asyncio.new_event_loop(), asyncio.new_event_loop()
-
-    async def block() -> None:
-        async with checkout(coordinator, "it"):
-            await asyncio.Event().wait()
-
-    tasks = [holding.create_task(block())]
-    holding.run_until_complete(until(coordinator.checkouts))
-    tasks.append(waiting.create_task(block()))
-    waiting.run_until_complete(until_waiting(coordinator, 1))
-    for loop in (holding, waiting):
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-    while tasks:
-        # Else asyncio says that it was destroyed.
-        tasks[0]._log_destroy_pending = False  # type: ignore[attr-defined]
-        tasks.pop(0).get_coro().close()  # type: ignore[union-attr]
-        coordinator.touch_session("it")
-        coordinator.cleanup_inactive_sessions()
-    assert coordinator.checkouts() == []
-    assert is_free(coordinator)
-
-
-def test_a_turn_that_comes_when_the_loop_is_closed_is_passed_on(coordinator: Coordinator) -> None:
-    """The next call gives the session back."""
-    loop = asyncio.new_event_loop()
-
-    async def block() -> None:
-        async with checkout(coordinator, "it"):
-            await asyncio.Event().wait()
-
-    with coordinator.checkout("it"):
-        with in_thread(lambda: loop.create_task(block())) as made:
-            task = made.result(WAIT)
-        with in_thread(lambda: loop.run_until_complete(until_waiting(coordinator, 1))) as waited:
-            waited.result(WAIT)
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
-    assert coordinator.checkouts() == []
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
-    task.get_coro().close()  # type: ignore[union-attr]
-    assert is_free(coordinator)
-
-
-def test_a_coroutine_that_is_thrown_away_while_a_thread_asks(stored: Coordinator, store: WatchedStore) -> None:
-    """What the thread takes is given back at the next call."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def stop() -> None:
-        begun.set()
-        assert go_on.wait(WAIT)
-
-    async def thrown_away() -> None:
-        store.before(LEASE, stop)
-        entering = checkout(stored, "it").__aenter__()
-        entering.send(None)
-        await until(begun.is_set)
-        entering.close()
-        go_on.set()
-        await until(lambda: not stored.checkouts() or stored.cleanup_inactive_sessions())
-
-    run(thrown_away())
-    assert is_free(stored)
-
-
-def test_a_generator_that_is_left_early_gives_back(coordinator: Coordinator) -> None:
-    """As a response is that is streamed to a client who goes away."""
-
-    async def stream() -> AsyncIterator[int]:
-        async with checkout(coordinator, "it") as session:
-            for number in range(3):
-                session.data["sent"] = number
-                yield number
-
-    async def read_one() -> None:
-        generator = stream()
-        assert await anext(generator) == 0
-        await generator.aclose()  # type: ignore[attr-defined]
-
-    run(read_one())
-    assert is_free(coordinator)
-    assert coordinator.get_session("it").data == {"sent": 0}
-
-
-# ---- What runs in threads
-
-
 @pytest.mark.parametrize("way", ["leaving", "close", "not even entered"])
 def test_close_callbacks_never_run_on_the_loop(coordinator: Coordinator, closed_in: list[int], way: str) -> None:
     """Whichever step of a checkout it is that ends a session."""
@@ -611,9 +308,6 @@ def test_a_call_that_runs_although_starting_it_failed_is_waited_for(
     assert is_free(stored)
 
 
-# ---- Other processes
-
-
 def test_a_wait_for_another_process_takes_no_thread(
     stored: Coordinator, session_coordinator: CoordinatorFactory, tmp_path: Path
 ) -> None:
@@ -689,9 +383,6 @@ def test_a_session_that_is_closed_by_force_while_it_waits_for_another_process(
         there.close()
 
 
-# ---- What is not as it should be
-
-
 def test_a_checkout_is_for_one_block(coordinator: Coordinator) -> None:
     """Neither for two, nor for a copy, nor outside of a task."""
 
@@ -752,85 +443,3 @@ def test_a_closed_coordinator_says_so(coordinator: Coordinator) -> None:
 
     with pytest.raises(CoordinatorClosedError):
         run(enter())
-
-
-# ---- Functions on a loop
-
-
-def test_an_asynchronous_close_callback_and_factory_run_on_the_loop(session_coordinator: CoordinatorFactory) -> None:
-    """A thread waits for them, and gets what they return."""
-    closed: list[tuple[str, RemovalCause, int]] = []
-
-    async def make(session: Any) -> str:
-        await asyncio.sleep(0)
-        return f"made for {session.id} in {threading.get_ident()}"
-
-    async def close(session: Any, cause: RemovalCause) -> None:
-        await asyncio.sleep(0)
-        closed.append((session.resource, cause, threading.get_ident()))
-
-    async def program() -> None:
-        loop = asyncio.get_running_loop()
-        coordinator = session_coordinator(resource_factory=on_loop(make, loop), on_close=on_loop(close, loop))
-        await asyncio.to_thread(coordinator.create_session, session_id="it")
-        async with checkout(coordinator, "it"):
-            await asyncio.to_thread(coordinator.close_session, "it")
-        assert coordinator.stats().close_failures == 0
-        await asyncio.to_thread(coordinator.close)
-
-    run(program())
-    here = threading.get_ident()
-    assert closed == [(f"made for it in {here}", RemovalCause.CLOSED, here)]
-
-
-def test_what_cannot_run_on_the_loop_is_a_failure_that_says_what_to_do(
-    session_coordinator: CoordinatorFactory, caplog: pytest.LogCaptureFixture
-) -> None:
-    """In the loop's own thread, after the loop has stopped, or when it takes too long; the session leaves anyway."""
-
-    async def close(session: Any, cause: RemovalCause) -> None:
-        if session.id == "raises":
-            raise TimeoutError("of its own")
-        cancelled = asyncio.current_task()
-        assert cancelled is not None
-        await asyncio.Event().wait()
-
-    def coordinator_on(loop: asyncio.AbstractEventLoop, session_id: str) -> Coordinator:
-        coordinator = session_coordinator(on_close=on_loop(close, loop, timeout=0.01))
-        coordinator.create_session(session_id=session_id)
-        return coordinator
-
-    async def program() -> Coordinator:
-        loop = asyncio.get_running_loop()
-        coordinator = coordinator_on(loop, "own")
-        coordinator.close_session("own")
-        assert "cannot wait for itself: create and end sessions in other threads" in caplog.text
-        coordinator.create_session(session_id="long")
-        await asyncio.to_thread(coordinator.close_session, "long")
-        assert "took longer than timeout=0.01 seconds, and was cancelled" in caplog.text
-        coordinator.create_session(session_id="raises")
-        await asyncio.to_thread(coordinator.close_session, "raises")
-        assert "of its own" in caplog.text
-        coordinator.create_session(session_id="late")
-        return coordinator
-
-    coordinator = run(program())
-    coordinator.close()
-    assert "does not run: end sessions, and close the coordinator, before the loop stops" in caplog.text
-    assert coordinator.stats().close_failures == 4
-    assert coordinator.stats().leaving == 0
-
-
-def test_on_loop_checks_what_it_is_given() -> None:
-    """When the coordinator is made, not when the first session ends."""
-
-    async def close(session: Any, cause: RemovalCause) -> None:
-        """Close nothing."""
-
-    with closing(asyncio.new_event_loop()) as loop:
-        with pytest.raises(TypeError, match="function must be an asynchronous function, not 3"):
-            on_loop(3, loop)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="loop must be an event loop"):
-            on_loop(close, asyncio)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="timeout must be"):
-            on_loop(close, loop, timeout=-1)
