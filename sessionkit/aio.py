@@ -22,19 +22,25 @@ P = ParamSpec("P")
 
 
 def checkout(
-    coordinator: SessionCoordinator[R], session_id: str, *, exclusive: bool = True, timeout: Duration | None = None
+    coordinator: SessionCoordinator[R],
+    session_id: str,
+    *,
+    exclusive: bool = True,
+    timeout: Duration | None = None,
+    holder: object | None = None,
 ) -> AsyncCheckout[R]:
     """An asynchronous context manager that holds the session, as `SessionCoordinator.checkout` does for threads.
 
     Waiting blocks neither the event loop nor a thread; tasks and threads that wait for a session stand in one queue. A
     task may take the session again that it has; two tasks exclude each other, also if one has started the other.
-    `timeout`: how many seconds entering waits; default None, for as long as it takes.
+    `timeout`: how many seconds entering waits; default None, for as long as it takes. `holder`: an object that stands
+    for several tasks that work on the session together; default the task that enters.
 
     If the task is cancelled, at whatever moment, the session is given back; what a thread is doing for the checkout
-    just then is waited for. I/O, factories and close callbacks run in threads (`asyncio.to_thread`'s); without a store,
-    there is usually nothing that needs one. Raises what `SessionCoordinator.checkout` raises, in the same cases.
+    just then is waited for. I/O, factories and close callbacks run in threads (the loop's default executor); without a
+    store, there is usually nothing that needs one. Raises what `SessionCoordinator.checkout` raises, in the same cases.
     """
-    return AsyncCheckout(coordinator.checkout(session_id, exclusive=exclusive, timeout=timeout))
+    return AsyncCheckout(coordinator.checkout(session_id, exclusive=exclusive, timeout=timeout, holder=holder))
 
 
 def on_loop(

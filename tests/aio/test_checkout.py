@@ -86,6 +86,25 @@ def test_a_task_may_take_it_again_and_no_other_task_may(coordinator: Coordinator
     assert is_free(coordinator)
 
 
+def test_tasks_of_one_holder_have_it_together(coordinator: Coordinator) -> None:
+    """As threads of one holder do; other holders wait."""
+
+    async def work(both: asyncio.Barrier) -> None:
+        async with checkout(coordinator, "it", holder="request 1", timeout=WAIT):
+            await both.wait()
+            assert [held.holder for held in coordinator.checkouts()] == ["'request 1'"] * 2
+            with pytest.raises(SessionBusyError):
+                await checkout(coordinator, "it", holder="request 2", timeout=0).__aenter__()
+            await both.wait()
+
+    async def together() -> None:
+        both = asyncio.Barrier(2)
+        await asyncio.gather(work(both), work(both))
+
+    run(together())
+    assert is_free(coordinator)
+
+
 def test_tasks_and_threads_wait_in_one_queue(coordinator: Coordinator) -> None:
     """First come, first served."""
     log: list[str] = []

@@ -25,8 +25,8 @@ USER_TESTS = [source for source in EXAMPLES if "def test_" in source or "StoreCo
 
 
 def test_there_are_examples() -> None:
-    """The README has six examples of use and two files of a user's tests."""
-    assert (len(EXAMPLES), len(USER_TESTS)) == (8, 2)
+    """The README has nine examples of use and two files of a user's tests."""
+    assert (len(EXAMPLES), len(USER_TESTS)) == (9, 2)
 
 
 @pytest.mark.parametrize("source", [source for source in EXAMPLES if source not in USER_TESTS])

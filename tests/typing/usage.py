@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from typing import Any, assert_type
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import flask
 
+import sessionkit.aio
 import sessionkit.flask
 from sessionkit import (
     CoordinatorConfig,
@@ -83,6 +85,27 @@ try:
 except SessionExpiredError as error:
     assert_type(error.cause, RemovalCause)
     assert_type(error.ended_at, float)
+
+
+# In asyncio programs.
+async def work(loop: asyncio.AbstractEventLoop) -> None:
+    taken = sessionkit.aio.checkout(coordinator, "s-1", timeout=timedelta(seconds=5))
+    async with taken as held:
+        assert_type(held, ManagedSession[Agent])
+        assert_type(await taken.save(), None)
+    with sessionkit.aio.checkout(coordinator, "s-1"):  # type: ignore[attr-defined]  # it is for async with
+        pass
+
+    async def make(session: ManagedSession[Agent]) -> Agent:
+        return Agent("en")
+
+    async def close(session: ManagedSession[Agent], cause: RemovalCause) -> None: ...
+
+    made = SessionCoordinator(
+        resource_factory=sessionkit.aio.on_loop(make, loop), on_close=sessionkit.aio.on_loop(close, loop)
+    )
+    assert_type(made, SessionCoordinator[Agent])
+    sessionkit.aio.on_loop(make_agent, loop)  # type: ignore[arg-type]  # it is not asynchronous
 
 
 # The middleware is a WSGI application, around one.
