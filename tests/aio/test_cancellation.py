@@ -133,17 +133,22 @@ def test_a_cancelled_wait_lets_those_behind_it_pass(coordinator: Coordinator) ->
     assert is_free(coordinator)
 
 
-def test_a_thread_that_was_told_to_enter_and_forgotten_keeps_the_session(coordinator: Coordinator) -> None:
-    """`asyncio.to_thread(checkout.__enter__)` cannot be cancelled: that is what this module is for."""
+def test_a_cancelled_wait_for_a_thread_leaves_the_session_free(coordinator: Coordinator) -> None:
+    """Once the thread has given it back. (`asyncio.to_thread(checkout.__enter__)` cannot be cancelled: its thread waits
+    on, and takes the session for good.)
+    """
 
     async def cancelled() -> None:
-        async with checkout(coordinator, "it"):
-            waiting = asyncio.create_task(checkout(coordinator, "it").__aenter__())
-            await until_waiting(coordinator, 1)
-            waiting.cancel()
-            await asyncio.wait([waiting])
+        waiting = asyncio.create_task(checkout(coordinator, "it").__aenter__())
+        await until_waiting(coordinator, 1)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
 
+    held = coordinator.checkout("it", holder="a thread")
+    held.__enter__()
     run(cancelled())
+    held.__exit__()
     assert is_free(coordinator)
     assert coordinator.stats().checked_out == 0
 

@@ -29,7 +29,7 @@ from ..helpers.tasks import Coordinator, NoWaiter, is_free, run, until, until_wa
 
 
 def test_two_tasks_have_the_session_one_after_the_other(coordinator: Coordinator) -> None:
-    """Each has it for itself while it awaits something; it is touched, and given back."""
+    """Each has it for itself while it awaits something; one thread for all that needs one is enough."""
     log: list[str] = []
 
     async def task(name: str) -> None:
@@ -40,6 +40,7 @@ def test_two_tasks_have_the_session_one_after_the_other(coordinator: Coordinator
             log.append(f"{name} out")
 
     async def both() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
         await asyncio.gather(task("A"), task("B"))
 
     run(both())
