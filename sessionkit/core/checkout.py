@@ -157,7 +157,7 @@ class Checkout(Generic[R]):
             # An interruption: what was done already is not done twice.
             self._lender.give_back(self)
             raise
-        if exc_type is None:
+        if self.taken_away and exc_type is None:
             self.check_kept(session)
 
     __reduce_ex__ = refuse_copies("call checkout() for each with block")

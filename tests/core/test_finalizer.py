@@ -115,7 +115,7 @@ def test_an_on_close_that_returns_a_coroutine_has_failed(
     assert ran == []
     assert len(caplog.records) == 2
     assert "on_close must be a plain function, and returned <coroutine object " in caplog.text
-    assert "pass a function that hands the coroutine to an event loop" in caplog.text
+    assert "pass sessionkit.aio.on_loop(function, loop), which runs it on an event loop" in caplog.text
 
 
 def test_an_on_close_may_hand_its_coroutine_to_an_event_loop(session_coordinator: CoordinatorFactory) -> None:

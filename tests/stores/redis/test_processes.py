@@ -542,7 +542,8 @@ class Guest:
                 return response.status, response.headers["Location"] or body
 
     def _take(self, cookie: str) -> None:
-        cookie = cookie.partition(";")[0]
+        # Without the age that the session had when it was sent.
+        cookie = cookie.partition(";")[0].partition(".")[0]
         assert self._cookie in ("", cookie) or not cookie, f"{self.name} got another session"
         self._cookie = self._cookie or cookie
 
