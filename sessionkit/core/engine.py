@@ -175,11 +175,12 @@ class InMemorySessions:
         """End a session that is checked out, and finalize it now; False if it is not checked out."""
         state, registry = self.state, self.state.registry
         with state.lock:
-            now, session = state.latest, registry.find_held(session_id)
-            if session is None:
+            now, held = state.latest, registry.find_held(session_id)
+            if held is None:
                 return False
+            session, lock = held
             registry.end_live(session, (_CLOSED, now, None), now)
-            registry.take_away(session)
+            registry.take_away(session, lock)
         state.finalizer.run([session])
         return True
 

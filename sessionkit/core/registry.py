@@ -221,10 +221,11 @@ class Registry:
             self.index.renew(session, now)
         return ending is not None and self.end(session, ending, now)
 
-    def find_held(self, session_id: str) -> Session | None:
-        """The session with this id that is checked out, whether or not it has ended."""
+    def find_held(self, session_id: str) -> tuple[Session, SessionLock] | None:
+        """The session with this id that is checked out, whether or not it has ended, and its lock."""
         session = self.live.get(session_id) or self._finalizer.leaving.get(session_id)
-        return session if session is not None and session in self.held else None
+        lock = None if session is None else session._lock
+        return None if session is None or lock is None else (session, lock)
 
     def is_awaited(self, session_id: str) -> bool:
         """Whether a session with this id is being made, or has ended and not left: it is worth waiting for.
@@ -254,15 +255,11 @@ class Registry:
             if (lock := session._lock) is not None
         ]
 
-    def take_away(self, session: Session) -> bool:
-        """Let those that have a session, which has ended, have it no longer; whether the caller is to finalize it."""
-        lock = session._lock
-        if lock is None:
-            return False
+    def take_away(self, session: Session, lock: SessionLock) -> None:
+        """Let those that have a session, which has ended, have it no longer; the caller is to finalize it."""
         lock.take_away()
         self._rest(session)
         self._finalizer.release(session)
-        return True
 
     def _rest(self, session: Session) -> None:
         session._lock = None

@@ -188,8 +188,9 @@ class PersistentSessions:
         self._config = config
         self._clock = clock
         self._store = store
-        self._on_close = on_close
-        self._memory = InMemorySessions(config, clock, factory, None if on_close is None else self._close_resource)
+        self._memory = InMemorySessions(
+            config, clock, factory, None if on_close is None else self._while_writing(on_close)
+        )
         self._join()
 
     def _join(self) -> None:
@@ -740,10 +741,14 @@ class PersistentSessions:
         """How many sessions `clean_up` would remove."""
         return self._memory.count_due(age) + self._client.count_expired(age)
 
-    def _close_resource(self, session: Session, cause: RemovalCause) -> None:
-        self._writer.start()
-        if self._on_close is not None:
-            self._on_close(session, cause)
+    def _while_writing(self, on_close: CloseCallback) -> CloseCallback:
+        """The close callback; activity is written while it runs, if a cleanup calls it."""
+
+        def close(session: Session, cause: RemovalCause) -> object:
+            self._writer.start()
+            return on_close(session, cause)
+
+        return close
 
     def _flush(self) -> None:
         gone: list[Session] = []

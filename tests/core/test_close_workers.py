@@ -130,13 +130,13 @@ def test_without_threads_all_are_closed_all_the_same(
 def test_the_exit_of_the_interpreter_waits_for_close_callbacks() -> None:
     """Those that the cleanup thread, which is a daemon, has given to workers are run to their end."""
     program = """
-import threading
+import os, threading
 from sessionkit import CoordinatorConfig, SessionCoordinator
 begun, at_exit = threading.Barrier(3), threading.Event()
 def close(session, cause):
     begun.wait(20)
     at_exit.wait(20)
-    print("closed", flush=True)
+    os.write(1, b"closed\\n")
 config = CoordinatorConfig(session_timeout=0.01, cleanup_interval=0.01, close_workers=2)
 coordinator = SessionCoordinator(config, on_close=close)
 for number in range(2):

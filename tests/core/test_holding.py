@@ -24,7 +24,7 @@ from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
 from ..helpers.moments import interruptions, telling_decisions
-from ..helpers.support import WAIT, Closings, in_thread, one_minute, wait_until
+from ..helpers.support import WAIT, Closings, HookedClock, in_thread, one_minute, wait_until
 
 Coordinator = SessionCoordinator[Any]
 
@@ -271,6 +271,18 @@ def test_a_close_by_force_in_a_signal_handler_is_made_later(coordinator: Coordin
             assert coordinator.checkouts() == []
         assert closings == [("kernel", RemovalCause.CLOSED)]
         closings.clear()
+
+
+def test_a_session_that_is_given_back_just_before_the_force_is_closed(closings: Closings) -> None:
+    """As any other: its holder is not told of anything."""
+    clock = HookedClock()
+    with SessionCoordinator(one_minute(), clock=clock, on_close=closings) as coordinator:
+        session = coordinator.create_session("kernel")
+        checkout = coordinator.checkout(session.id)
+        checkout.__enter__()
+        clock.at_reading(1, checkout.__exit__)
+        coordinator.close_session(session.id, force=True)
+    assert closings == [("kernel", RemovalCause.CLOSED)]
 
 
 # ---- Closing the coordinator

@@ -184,6 +184,7 @@ def interrupt_a_decision(coordinator: Coordinator, act: Callable[[], object]) ->
 CLOSES: dict[str, tuple[Callable[[Coordinator], object], RemovalCause]] = {
     "close": (Coordinator.close, RemovalCause.SHUTDOWN),
     "close_session": (lambda coordinator: coordinator.close_session("it"), RemovalCause.CLOSED),
+    "force": (lambda coordinator: coordinator.close_session("it", force=True), RemovalCause.CLOSED),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sessionkit import ManagedSession, SessionBusyError, SessionCoordinator
+from sessionkit import ManagedSession, SessionBusyError, SessionCoordinator, SessionExistsError
 from sessionkit.stores import SessionRecord, SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -130,3 +130,12 @@ def test_if_the_others_cannot_be_told_that_it_is_ready_they_learn_it_later(pair:
     session.touch()
     here.coordinator.cleanup_inactive_sessions()
     assert there.ask().id == session.id
+
+
+def test_a_name_that_another_session_has(pair: tuple[Process, Process]) -> None:
+    """It is not this session that is in the way: that is said, and not waited for."""
+    here, there = pair
+    here.factory.may_go_on.set()
+    here.coordinator.create_session("nb")
+    with pytest.raises(SessionExistsError, match="name 'nb'"):
+        there.coordinator.get_or_create_session("u1", "nb")

@@ -572,12 +572,15 @@ def look_up_and(coordinator: SessionCoordinator[Any], act: Callable[[], object])
     assert session_id not in coordinator
 
 
-def test_a_session_closed_in_the_middle_of_a_decision_is_closed_after_it(restart: Restart, store: WatchedStore) -> None:
+@pytest.mark.parametrize("force", [False, True])
+def test_a_session_closed_in_the_middle_of_a_decision_is_closed_after_it(
+    restart: Restart, store: WatchedStore, force: bool
+) -> None:
     """As a finalizer may do that the garbage collector runs there: by the next call, here and in the store."""
     closings = Closings()
     coordinator = restart(store=store, on_close=closings)
     coordinator.create_session("support", session_id="it")
-    look_up_and(coordinator, lambda: coordinator.close_session("it"))
+    look_up_and(coordinator, lambda: coordinator.close_session("it", force=force))
     assert (closings, store.calls[DELETE]) == ([], 0)
     assert "it" not in coordinator
     assert (closings, store.store.page(None, 10)) == ([("support", RemovalCause.CLOSED)], [])

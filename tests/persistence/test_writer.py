@@ -6,6 +6,8 @@ import threading
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from sessionkit import CoordinatorConfig, ManagedSession, RemovalCause, SessionCoordinator
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
@@ -73,3 +75,37 @@ def test_without_a_thread_touches_are_written_after_the_close_callbacks(
         assert start.call_count == 1
     assert closed == [session.id for session in sessions]
     assert stored_activity(store, user.id) == session_clock.wall()
+
+
+def test_a_cleanup_within_a_close_callback_does_not_end_the_writing(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, session_clock: ManualClock
+) -> None:
+    """That goes on until the last cleanup has ended."""
+
+    def close(_session: ManagedSession[Any], _cause: RemovalCause) -> None:
+        coordinator.cleanup_inactive_sessions()
+        session_clock.advance(1)
+        user.touch()
+        now = session_clock.wall()
+        wait_until(lambda: stored_activity(store, user.id) == now)
+
+    config = CoordinatorConfig(session_timeout=60, cleanup_interval=0.001)
+    coordinator: SessionCoordinator[Any] = session_coordinator(config, store=store, on_close=close)
+    coordinator.create_session()
+    user = coordinator.create_session(session_timeout=600)
+    session_clock.advance(61)
+    assert coordinator.cleanup_inactive_sessions() == 1
+
+
+def test_a_close_callback_that_returns_a_coroutine_has_failed_with_a_store_too(
+    session_coordinator: CoordinatorFactory, store: WatchedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of it has run: that is counted, and the log says what to do."""
+
+    async def stop() -> None:
+        """Nothing awaits this."""
+
+    coordinator: SessionCoordinator[Any] = session_coordinator(store=store, on_close=lambda session, cause: stop())
+    coordinator.close_session(coordinator.create_session().id)
+    assert coordinator.stats().close_failures == 1
+    assert "sessionkit.aio.on_loop" in caplog.text
