@@ -29,6 +29,7 @@ from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
+from ..helpers.moments import telling_decisions
 from ..helpers.processes import (
     CONFIG,
     Maker,
@@ -224,17 +225,17 @@ def test_the_first_thread_of_a_holder_catches_up_before_the_others_work(
     assert there.get_session(session.id).data == {"by": "there", "and by": "second"}
 
 
-def test_a_time_limit_is_for_all_of_the_wait(process: Maker, session_clock: HookedClock) -> None:
+def test_a_time_limit_is_for_all_of_the_wait(process: Maker) -> None:
     """Also where the session leaves memory meanwhile, and comes back, and the thread has to wait once more."""
     here, there = process("here"), process("there")
     session = here.sessions.create_session()
     taken = there.sessions.checkout(session.id)
     late = [0.0]
-    monotonic, read = time.monotonic, threading.Event()
+    monotonic, queued = time.monotonic, threading.Event()
 
     def wait_too() -> None:
-        session_clock.at_reading(1, read.set)
-        here.add(session.id, "too late", timeout=WAIT)
+        with telling_decisions(here.sessions, queued.set):
+            here.add(session.id, "too late", timeout=WAIT)
 
     def take_there(_: ManagedSession[Any]) -> None:
         taken.__enter__()
@@ -248,7 +249,7 @@ def test_a_time_limit_is_for_all_of_the_wait(process: Maker, session_clock: Hook
     here.while_making = take_there
     with patch.object(time, "monotonic", lambda: monotonic() + late[0]):
         with in_thread(wait_too) as waiting:
-            assert read.wait(WAIT)
+            assert queued.wait(WAIT)
             late[0] = 2 * WAIT
             held.__exit__()
             assert isinstance(waiting.exception(WAIT / 2), SessionBusyError)
