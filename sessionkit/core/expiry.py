@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from heapq import heapify, heappop, heappush
+from itertools import islice, takewhile
 from math import inf
 from typing import Any
 
@@ -66,9 +67,22 @@ class Line:
             self._heap = [(filed, session_id) for session_id, (filed, _) in self.moved.items()]
             heapify(self._heap)
 
-    def discard_moved(self, session: Session) -> None:
-        """Take a session out of those that had moved on, if it is one of them."""
-        if self.moved.pop(session._id, None) is not None and not self.moved:
+    def heads(self, age: float, now: float, limit: int) -> list[tuple[Session, float]]:
+        """Up to `limit` of the sessions that were filed more than `age` seconds ago, first the earliest; one at least,
+        if there are any. Each with the instant at which it was filed.
+        """
+        if self.moved:
+            head = self.head()
+            return [head] if head is not None and is_past(head[1] + age, now) else []
+        heads = list(islice(self.ordered.items(), limit))
+        # They stand in order: if the last one was, all were.
+        if heads and not is_past(heads[-1][1] + age, now):
+            heads = list(takewhile(lambda head: is_past(head[1] + age, now), heads))
+        return heads
+
+    def discard(self, session: Session) -> None:
+        """Take a session out, if it is here."""
+        if self.ordered.pop(session, None) is None and self.moved.pop(session._id, None) is not None and not self.moved:
             self._heap.clear()
 
     def head(self) -> tuple[Session, float] | None:
@@ -151,21 +165,15 @@ class ExpiryIndex:
     def leave_rest(self, session: Session) -> None:
         """Take the session out of its line, until it rests again. Doing it again does nothing."""
         line = self._lines.get(session._timeout)
-        if line is not None and line.ordered.pop(session, None) is None:
-            line.discard_moved(session)
+        if line is not None:
+            line.discard(session)
 
     def discard(self, session: Session) -> None:
         """The session has ended: nothing of it is in the index, and it cannot be used without the lock any more."""
         session._alive_until = NEVER
-        line = self._lines.get(session._timeout)
-        if line is not None and line.ordered.pop(session, None) is None:
-            line.discard_moved(session)
+        self.leave_rest(session)
         if self._max_lifetime is not None:
-            look_at, named = self._looks.get(session._id, (inf, None))
-            if named is session:
-                self._looks[session._id] = look_at, None
-            else:
-                self._births.pop(session, None)
+            self._discard_age_of(session)
 
     def renew(self, session: Session, now: float) -> None:
         """The session is active now, and may be used without the lock for another while."""
@@ -206,16 +214,24 @@ class ExpiryIndex:
             looks += 1
             found.append((oldest, ending))
             self.discard(oldest)
+        # No session left here is past its maximum lifetime, so that idleness is the cause of all that follow.
         for line in list(self._lines.values()):
-            while looks < limit and (head := line.head()) is not None and is_past(head[1] + line.timeout, now):
-                looks += 1
-                session = head[0]
-                ending = self.ending_of(session, now)
-                if ending is None:
-                    self._put_right(line, session)
-                else:
-                    found.append((session, ending))
-                    self.discard(session)
+            timeout = line.timeout
+            while looks < limit and (heads := line.heads(timeout, now, limit - looks)):
+                looks += len(heads)
+                for session, filed in heads:
+                    line.discard(session)
+                    if session._lock is not None:
+                        continue
+                    # From here on the session cannot be touched without the lock, unless it is filed again.
+                    session._alive_until = NEVER
+                    active_at = session._active_at
+                    if active_at > filed and not is_past(active_at + timeout, now):
+                        line.add_moved(session, self._life_end(session))
+                        continue
+                    found.append((session, (_IDLE, active_at + timeout, timeout)))
+                    if self._max_lifetime is not None:
+                        self._discard_age_of(session)
             if not line.ordered and not line.moved:
                 # A line without sessions would be looked at for ever.
                 del self._lines[line.timeout]
@@ -226,11 +242,12 @@ class ExpiryIndex:
         found: list[Session] = []
         looks = 0
         for line in list(self._lines.values()):
-            while looks < limit and (head := line.head()) is not None and is_past(head[1] + age, now):
-                looks += 1
-                if self._is_right(line, *head):
-                    found.append(head[0])
-                    self.discard(head[0])
+            while looks < limit and (heads := line.heads(age, now, limit - looks)):
+                looks += len(heads)
+                for session, filed in heads:
+                    if self._is_right(line, session, filed):
+                        found.append(session)
+                        self.discard(session)
         return found, looks == limit
 
     def find_least_recent(self, limit: int) -> tuple[Session | None, bool]:
@@ -279,6 +296,13 @@ class ExpiryIndex:
             look_at = life_end
             heappush(self._looks_in_order, (look_at, session._id))
         self._looks[session._id] = look_at, session
+
+    def _discard_age_of(self, session: Session) -> None:
+        look_at, named = self._looks.get(session._id, (inf, None))
+        if named is session:
+            self._looks[session._id] = look_at, None
+        else:
+            self._births.pop(session, None)
 
     def _oldest(self) -> Session | None:
         """The session that was created first."""

@@ -87,19 +87,23 @@ class Finalizer:
 
     # ---- Decisions, with the lock held
 
-    def admit(self, session: Session, ending: Ending) -> bool:
-        """Take in a session that has just ended; True if the caller is to run it.
+    def admit(self, ended: list[tuple[Session, Ending]]) -> bool:
+        """Take in sessions that have just ended; True if the caller is to run one of them.
 
         A session that is checked out is ready once it is released. One that has nothing to close is counted, and told,
         here.
         """
-        if session._lock is None and self._on_close is None and session._resource is None and self.recorder is None:
+        must_run = False
+        must_close = self._on_close is not None or self.recorder is not None
+        for session, (cause, ended_at, _) in ended:
+            if must_close or session._lock is not None or session._resource is not None:
+                must_run = self.admit_for_later(session) or must_run
+                continue
             session._state = _CLOSED
-            self.removed[ending[0]] += 1
+            self.removed[cause] += 1
             if self._events.channels:
-                self._events.post(_REMOVED, session._id, ending[1], ending[0])
-            return False
-        return self.admit_for_later(session)
+                self._events.post(_REMOVED, session._id, ended_at, cause)
+        return must_run
 
     def admit_for_later(self, session: Session) -> bool:
         """As `admit`, but a session that has nothing to close is finalized by a run too."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cachetools import Cache, TLRUCache
 
-from ..errors import Ending
+from ..errors import Ending, RemovalCause
+from .session import ManagedSession
 
 LIMIT = 1024
 """How many ended sessions are remembered."""
@@ -16,6 +17,9 @@ SECONDS = 3600.0
 """How long each of them is remembered, in seconds of the coordinator's clock."""
 
 T = TypeVar("T")
+
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_PASSIVATED = RemovalCause.PASSIVATED
 
 
 class EndedSessions:
@@ -35,6 +39,12 @@ class EndedSessions:
     def note(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
         """Remember how a session ended."""
         self._noted.append((session_id, name, ending, now))
+
+    def note_all(self, ended: list[tuple[ManagedSession[Any], Ending]], now: float) -> None:
+        """Remember how sessions ended, those left out that were passivated: they live on."""
+        self._noted.extend(
+            [(session._id, session._name, ending, now) for session, ending in ended if ending[0] is not _PASSIVATED]
+        )
 
     def forget(self, session_id: str) -> None:
         """Remember nothing of the session with this id: it lives on elsewhere."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .finalizer import Finalizer
 
 Session = ManagedSession[Any]
-# One object, whatever reads it: an attribute of an enum takes longer to look up.
-_PASSIVATED = RemovalCause.PASSIVATED
 
 
 class Registry:
@@ -283,7 +281,8 @@ class Registry:
         del self.live[session._id]
         self.index.rename(session, new_id)
         self.live[new_id] = session
-        self._dismiss_waiters(session)
+        if session._lock is not None:
+            session._lock.dismiss()
 
     # ---- Coming
 
@@ -329,15 +328,16 @@ class Registry:
         ending = self.index.ending_of(session, now)
         if ending is None:
             return False
-        self._depart(session, ending, now)
+        self.index.discard(session)
+        self._depart([(session, ending)], now)
         self._finalizer.admit_for_later(session)
         return True
 
     def expire_due(self, now: float, limit: int) -> bool:
         """End sessions whose time ran out as `expire` does, looking at up to `limit`; whether there may be more."""
         due, more = self.index.find_due(now, limit)
-        for session, ending in due:
-            self._depart(session, ending, now)
+        self._depart(due, now)
+        for session, _ in due:
             self._finalizer.admit_for_later(session)
         return more
 
@@ -347,13 +347,11 @@ class Registry:
         True if there may be more.
         """
         due, more = self.index.find_due(now, limit)
-        for session, ending in due:
-            self._depart(session, ending, now)
-            self._finalizer.admit(session, ending)
         if age is not None and not more:
             idle, more = self.index.find_idle(age, now, limit)
-            for session in idle:
-                self.end(session, (RemovalCause.IDLE, now, age), now)
+            due += [(session, (RemovalCause.IDLE, now, age)) for session in idle]
+        self._depart(due, now)
+        self._finalizer.admit(due)
         return more
 
     def end(self, session: Session, ending: Ending, now: float) -> bool:
@@ -361,8 +359,10 @@ class Registry:
 
         True if the caller is to run the finalizer for it.
         """
-        self._depart(session, ending, now)
-        return self._finalizer.admit(session, ending)
+        self.index.discard(session)
+        ended = [(session, ending)]
+        self._depart(ended, now)
+        return self._finalizer.admit(ended)
 
     def end_live(self, session: Session, ending: Ending, now: float) -> bool:
         """End a session if it is live still; if its time ran out before, that is its ending."""
@@ -378,21 +378,17 @@ class Registry:
         """A session that was not in memory has ended."""
         self._history.note(session_id, name, ending, now)
 
-    def _depart(self, session: Session, ending: Ending, now: float) -> None:
-        del self.live[session._id]
-        self.index.discard(session)
-        session._ending = ending
-        if session._name is not None:
-            self._free_name(session)
-        if ending[0] is not _PASSIVATED:
-            self._history.note(session._id, session._name, ending, now)
-        if self.active is session:
-            self.active = None
-        self._dismiss_waiters(session)
-
-    def _dismiss_waiters(self, session: Session) -> None:
-        if session._lock is not None:
-            session._lock.dismiss()
+    def _depart(self, ended: list[tuple[Session, Ending]], now: float) -> None:
+        for session, ending in ended:
+            del self.live[session._id]
+            session._ending = ending
+            if session._name is not None:
+                self._free_name(session)
+            if self.active is session:
+                self.active = None
+            if session._lock is not None:
+                session._lock.dismiss()
+        self._history.note_all(ended, now)
 
     def _free_name(self, session: Session) -> None:
         if session._name is not None and self.names.get(session._name) is session:
