@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from itertools import islice
+from itertools import filterfalse, islice
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -125,9 +125,7 @@ class Finalizer:
 
     def waiting(self, limit: int) -> list[Session]:
         """Up to `limit` sessions that are ready and that no call of `run` has, in the order in which they ended."""
-        if not self.ready:
-            return []
-        return list(islice((session for session in self.ready if session not in self._claims), limit))
+        return list(islice(filterfalse(self._claims.__contains__, self.ready), limit)) if self.ready else []
 
     def runs_here(self, session: Session) -> bool:
         """Whether this very thread is finalizing the session, and so cannot wait for that."""
@@ -160,8 +158,7 @@ class Finalizer:
             if self._workers > 1 and len(mine) > 1:
                 self._finalize_at_once(mine, run)
             else:
-                for session in mine:
-                    self._finalize(session, run)
+                self._finalize(mine, run)
             return ended
         finally:
             self._give_up(sessions, run)
@@ -177,12 +174,12 @@ class Finalizer:
                     pool.submit(self._finalize_alone, session)
                 except RuntimeError:
                     # The system has no thread to give, or the interpreter is finalizing.
-                    self._finalize(session, run)
+                    self._finalize([session], run)
 
     def _finalize_alone(self, session: Session) -> None:
         run = self._claims[session] = Run()
         try:
-            self._finalize(session, run)
+            self._finalize([session], run)
         finally:
             self._give_up([session], run)
 
@@ -195,7 +192,7 @@ class Finalizer:
                 continue
             has_left = self.leaving.get(session._id) is not session
             if session._state is _CLOSED and not has_left:
-                self._leave(session, interrupted=session is run.closing)
+                self._leave(session, _ending_of(session), interrupted=session is run.closing)
                 continue
             with self._lock:
                 del self._claims[session]
@@ -207,25 +204,30 @@ class Finalizer:
             # It has not ended: it only leaves this process.
             session._ending = (_PASSIVATED, _ending_of(session)[1], None)
 
-    def _finalize(self, session: Session, run: Run) -> None:
-        cause = _ending_of(session)[0]
-        failed = False
-        self.ready.pop(session, None)
-        run.closing = session
-        # If an interruption comes before this, the session's turn is still to come.
-        session._state = _CLOSED
-        try:
-            if self._on_close is not None:
-                checked_result("on_close", self._on_close(session, cause))
-        except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
-            report_failure("closing session %r (%s) failed; it is removed all the same", session.id, cause.value)
-            failed = True
-        run.closing = None
-        self._leave(session, failed)
+    def _finalize(self, sessions: list[Session], run: Run) -> None:
+        """Close sessions one after the other, and let go of each at once."""
+        on_close, ready = self._on_close, self.ready
+        for session in sessions:
+            ending = _ending_of(session)
+            failed = False
+            ready.pop(session, None)
+            run.closing = session
+            # If an interruption comes before this, the session's turn is still to come.
+            session._state = _CLOSED
+            try:
+                if on_close is not None:
+                    checked_result("on_close", on_close(session, ending[0]))
+            except Exception:  # noqa: BLE001  it is logged and counted, whatever it is
+                report_failure(
+                    "closing session %r (%s) failed; it is removed all the same", session.id, ending[0].value
+                )
+                failed = True
+            run.closing = None
+            self._leave(session, ending, failed)
 
-    def _leave(self, session: Session, failed: bool = False, interrupted: bool = False) -> None:
+    def _leave(self, session: Session, ending: Ending, failed: bool = False, interrupted: bool = False) -> None:
         """Let go of a session that was closed."""
-        cause, ended_at, _ = _ending_of(session)
+        cause, ended_at, _ = ending
         if self.recorder is not None:
             self.recorder.save_and_forget(session)
         session._resource = None
@@ -238,7 +240,8 @@ class Finalizer:
             self.removed[cause] += 1
             self._tell_left()
             # Before the id is free for another session, whose creation is an event too.
-            self._events.post(_REMOVED, session._id, ended_at, cause)
+            if self._events.channels:
+                self._events.post(_REMOVED, session._id, ended_at, cause)
 
 
 def _ending_of(session: Session) -> Ending:

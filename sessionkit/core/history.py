@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from cachetools import Cache, TLRUCache
 
-from ..errors import Ending, RemovalCause
-from .session import ManagedSession
+from ..errors import Ending
 
 LIMIT = 1024
 """How many ended sessions are remembered."""
@@ -17,9 +17,6 @@ SECONDS = 3600.0
 """How long each of them is remembered, in seconds of the coordinator's clock."""
 
 T = TypeVar("T")
-
-# One object, whatever reads it: an attribute of an enum takes longer to look up.
-_PASSIVATED = RemovalCause.PASSIVATED
 
 
 class EndedSessions:
@@ -31,20 +28,12 @@ class EndedSessions:
     def __init__(self) -> None:
         # An end costs one step, however many there are: it is filed at the next question.
         self._noted: deque[tuple[str, str | None, Ending, float]] = deque(maxlen=LIMIT)
+        self.note: Callable[[tuple[str, str | None, Ending, float]], None] = self._noted.append
+        """Remember how a session ended: given its id, its name, the ending, and the time now."""
         # The instant that the caches go by, in a list because a timer that held this object would keep it alive.
         self._instant = instant = [0.0]
         self._endings: TLRUCache[str, Ending] = TLRUCache(LIMIT, _an_hour_on, lambda: instant[0])
         self._ids: TLRUCache[str, str] = TLRUCache(LIMIT, _an_hour_on, lambda: instant[0])
-
-    def note(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
-        """Remember how a session ended."""
-        self._noted.append((session_id, name, ending, now))
-
-    def note_all(self, ended: list[tuple[ManagedSession[Any], Ending]], now: float) -> None:
-        """Remember how sessions ended, those left out that were passivated: they live on."""
-        self._noted.extend(
-            [(session._id, session._name, ending, now) for session, ending in ended if ending[0] is not _PASSIVATED]
-        )
 
     def forget(self, session_id: str) -> None:
         """Remember nothing of the session with this id: it lives on elsewhere."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .finalizer import Finalizer
 
 Session = ManagedSession[Any]
+# One object, whatever reads it: an attribute of an enum takes longer to look up.
+_PASSIVATED = RemovalCause.PASSIVATED
 
 
 class Registry:
@@ -376,11 +378,12 @@ class Registry:
 
     def note_end(self, session_id: str, name: str | None, ending: Ending, now: float) -> None:
         """A session that was not in memory has ended."""
-        self._history.note(session_id, name, ending, now)
+        self._history.note((session_id, name, ending, now))
 
     def _depart(self, ended: list[tuple[Session, Ending]], now: float) -> None:
+        live, note = self.live, self._history.note
         for session, ending in ended:
-            del self.live[session._id]
+            del live[session._id]
             session._ending = ending
             if session._name is not None:
                 self._free_name(session)
@@ -388,7 +391,8 @@ class Registry:
                 self.active = None
             if session._lock is not None:
                 session._lock.dismiss()
-        self._history.note_all(ended, now)
+            if ending[0] is not _PASSIVATED:
+                note((session._id, session._name, ending, now))
 
     def _free_name(self, session: Session) -> None:
         if session._name is not None and self.names.get(session._name) is session:
