@@ -72,18 +72,15 @@ class Admission:
         registry, finalizer = self._registry, self._finalizer
         return len(registry.live) + len(registry.opening) + len(finalizer.ready) + finalizer.held >= self._maxsize
 
-    def needs_steps(self, session: Session) -> bool:
-        """Whether a resource has to be made for the session."""
-        return self._factory is not None and session._resource is None
-
     def try_add(self, session: Session, now: float) -> bool:
-        """Take in a new session that is ready, if no other has to leave for it; whether that was so.
+        """Take in a new session if it is ready, and no other has to leave for it; whether that was so.
 
         One decision, with the lock held. False changes nothing, and does not say yet whether there is room.
         """
         registry, finalizer, session_id, name = self._registry, self._finalizer, session._id, session._name
         if (
-            session_id in registry.live
+            (self._factory is not None and session._resource is None)
+            or session_id in registry.live
             or session_id in registry.opening
             or session_id in finalizer.leaving
             or (name is not None and name in registry.names)

@@ -150,7 +150,9 @@ class Checkout(Generic[R]):
     def __exit__(self, exc_type: object = None, exc: object = None, traceback: object = None) -> None:
         session = self.session
         try:
-            self._lender.give_back(self)
+            rest = self._lender.begin_to_give_back(self)
+            if rest is not None:
+                rest()
         except Exception:
             raise
         except BaseException:

@@ -97,13 +97,12 @@ class InMemorySessions:
         session = self.make_session(session_id, name, timeout, data, resource)
         state = self.state
         reading = state.begin()
-        if not self.admission.needs_steps(session):
-            with state.lock:
-                now = state.advance(reading)
-                if self.admission.try_add(session, now):
-                    if state.events.channels:
-                        state.events.post(EventKind.CREATED, session_id, now)
-                    return session
+        with state.lock:
+            now = state.advance(reading)
+            if self.admission.try_add(session, now):
+                if state.events.channels:
+                    state.events.post(EventKind.CREATED, session_id, now)
+                return session
         self.admission.bring_in(Arrival(session), reading)
         return session
 

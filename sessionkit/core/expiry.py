@@ -67,34 +67,40 @@ class Line:
             self._heap = [(filed, session_id) for session_id, (filed, _) in self.moved.items()]
             heapify(self._heap)
 
-    def heads(self, age: float, now: float, limit: int) -> list[tuple[Session, float]]:
-        """Up to `limit` of the sessions that were filed more than `age` seconds ago, first the earliest; one at least,
-        if there are any. Each with the instant at which it was filed.
-        """
-        if self.moved:
-            head = self.head()
-            return [head] if head is not None and is_past(head[1] + age, now) else []
-        heads = list(islice(self.ordered.items(), limit))
-        # They stand in order: if the last one was, all were.
-        if heads and not is_past(heads[-1][1] + age, now):
-            heads = list(takewhile(lambda head: is_past(head[1] + age, now), heads))
-        return heads
+    def take(self, age: float, now: float, limit: int) -> list[tuple[Session, float]]:
+        """Take out up to `limit` of the sessions that were filed more than `age` seconds ago.
 
-    def discard(self, session: Session) -> None:
-        """Take a session out, if it is here."""
-        if self.ordered.pop(session, None) is None and self.moved.pop(session._id, None) is not None and not self.moved:
+        Gives each with the instant at which it was filed.
+        """
+        taken = list(islice(self.ordered.items(), limit))
+        # They stand in order: if the last one was, all were.
+        if taken and not is_past(taken[-1][1] + age, now):
+            taken = list(takewhile(lambda head: is_past(head[1] + age, now), taken))
+        for session, _ in taken:
+            del self.ordered[session]
+        while len(taken) < limit and (head := self._moved_head()) is not None and is_past(head[1] + age, now):
+            self.discard_moved(head[0])
+            taken.append(head)
+        return taken
+
+    def discard_moved(self, session: Session) -> None:
+        """Take a session out of those that had moved on, if it is one of them."""
+        if self.moved.pop(session._id, None) is not None and not self.moved:
             self._heap.clear()
 
     def head(self) -> tuple[Session, float] | None:
         """The session that was filed at the earliest instant, and that instant."""
-        first = next(iter(self.ordered.items()), None)
+        first, moved = next(iter(self.ordered.items()), None), self._moved_head()
+        return moved if moved is not None and (first is None or moved[1] < first[1]) else first
+
+    def _moved_head(self) -> tuple[Session, float] | None:
         while self._heap:
             filed, session_id = self._heap[0]
             found = self.moved.get(session_id)
             if found is not None and found[0] is filed:
-                return (found[1], filed) if first is None or filed < first[1] else first
+                return found[1], filed
             heappop(self._heap)
-        return first
+        return None
 
 
 class ExpiryIndex:
@@ -165,13 +171,15 @@ class ExpiryIndex:
     def leave_rest(self, session: Session) -> None:
         """Take the session out of its line, until it rests again. Doing it again does nothing."""
         line = self._lines.get(session._timeout)
-        if line is not None:
-            line.discard(session)
+        if line is not None and line.ordered.pop(session, None) is None:
+            line.discard_moved(session)
 
     def discard(self, session: Session) -> None:
         """The session has ended: nothing of it is in the index, and it cannot be used without the lock any more."""
         session._alive_until = NEVER
-        self.leave_rest(session)
+        line = self._lines.get(session._timeout)
+        if line is not None and line.ordered.pop(session, None) is None:
+            line.discard_moved(session)
         if self._max_lifetime is not None:
             self._discard_age_of(session)
 
@@ -217,10 +225,9 @@ class ExpiryIndex:
         # No session left here is past its maximum lifetime, so that idleness is the cause of all that follow.
         for line in list(self._lines.values()):
             timeout = line.timeout
-            while looks < limit and (heads := line.heads(timeout, now, limit - looks)):
-                looks += len(heads)
-                for session, filed in heads:
-                    line.discard(session)
+            while looks < limit and (taken := line.take(timeout, now, limit - looks)):
+                looks += len(taken)
+                for session, filed in taken:
                     if session._lock is not None:
                         continue
                     # From here on the session cannot be touched without the lock, unless it is filed again.
@@ -242,9 +249,9 @@ class ExpiryIndex:
         found: list[Session] = []
         looks = 0
         for line in list(self._lines.values()):
-            while looks < limit and (heads := line.heads(age, now, limit - looks)):
-                looks += len(heads)
-                for session, filed in heads:
+            while looks < limit and (taken := line.take(age, now, limit - looks)):
+                looks += len(taken)
+                for session, filed in taken:
                     if self._is_right(line, session, filed):
                         found.append(session)
                         self.discard(session)

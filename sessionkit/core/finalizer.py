@@ -93,26 +93,29 @@ class Finalizer:
         A session that is checked out is ready once it is released. One that has nothing to close is counted, and told,
         here.
         """
-        must_run = False
         must_close = self._on_close is not None or self.recorder is not None
+        to_close: list[Session] = []
         for session, (cause, ended_at, _) in ended:
             if must_close or session._lock is not None or session._resource is not None:
-                must_run = self.admit_for_later(session) or must_run
+                to_close.append(session)
                 continue
             session._state = _CLOSED
             self.removed[cause] += 1
             if self._events.channels:
                 self._events.post(_REMOVED, session._id, ended_at, cause)
-        return must_run
+        return self.admit_for_later(to_close) if to_close else False
 
-    def admit_for_later(self, session: Session) -> bool:
+    def admit_for_later(self, sessions: list[Session]) -> bool:
         """As `admit`, but a session that has nothing to close is finalized by a run too."""
-        self.leaving[session._id] = session
-        if session._lock is not None:
-            self.held += 1
-            return False
-        self.ready[session] = None
-        return True
+        must_run = False
+        for session in sessions:
+            self.leaving[session._id] = session
+            if session._lock is None:
+                self.ready[session] = None
+                must_run = True
+            else:
+                self.held += 1
+        return must_run
 
     def release(self, session: Session) -> None:
         """Nobody has the session, which has ended, checked out any more; the caller is to run it."""

@@ -332,15 +332,14 @@ class Registry:
             return False
         self.index.discard(session)
         self._depart([(session, ending)], now)
-        self._finalizer.admit_for_later(session)
+        self._finalizer.admit_for_later([session])
         return True
 
     def expire_due(self, now: float, limit: int) -> bool:
         """End sessions whose time ran out as `expire` does, looking at up to `limit`; whether there may be more."""
         due, more = self.index.find_due(now, limit)
         self._depart(due, now)
-        for session, _ in due:
-            self._finalizer.admit_for_later(session)
+        self._finalizer.admit_for_later([session for session, _ in due])
         return more
 
     def remove_due(self, now: float, age: float | None, limit: int) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Session = ManagedSession[Any]
 T = TypeVar("T")
 
-BATCH = 100
+BATCH = 200
 """How many sessions are decided on before the lock is let go."""
 
 LET_IN_SECONDS = 50e-6
