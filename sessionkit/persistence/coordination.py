@@ -14,7 +14,7 @@ from ..stores.base import Found, Known, SessionRecord
 from ..util.log import report_problem
 from . import codec
 from .codec import data_of, state_of
-from .records import KEPT, Records, StoredSession
+from .records import KEPT, Deletion, Records, StoredSession
 
 if TYPE_CHECKING:
     from ..core.state import State
@@ -260,6 +260,10 @@ class Coordination:
             entry.holders.discard(checkout)
 
     def _save_and_release(self, session: Session, entry: StoredSession, confirmed: bool) -> None:
+        if entry.deletion is Deletion.DONE:
+            # The lease went with the record.
+            entry.note_released()
+            return
         ending = ending_of(session)
         # Until it is released, whatever fails.
         self._records.note_unsure(entry)

@@ -600,7 +600,9 @@ class Records:
                 ended.append((session, entry))
         # What others go by, if one of these lives on.
         with contextlib.suppress(StoreError):
-            self.write_touches([session for session, _ in ended if session in self.dirty])
+            self.write_touches(
+                [session for session, entry in ended if session in self.dirty and not _goes_in_any_case(session, entry)]
+            )
         known = {entry.id: _known_of(session, entry) for session, entry in ended}
         deleted = self._delete([entry for _, entry in ended], known) if known else set()
         if deleted is None:
@@ -745,8 +747,12 @@ class Records:
 
 def _known_of(session: Session, entry: StoredSession) -> Known | None:
     """What is known of a session that has ended; None if its record goes in any case."""
-    goes = _cause_of(session) is RemovalCause.CLOSED or (entry.deletion is Deletion.PENDING and entry.known is None)
-    return None if goes else Known(entry.last_active, entry.timeout)
+    return None if _goes_in_any_case(session, entry) else Known(entry.last_active, entry.timeout)
+
+
+def _goes_in_any_case(session: Session, entry: StoredSession) -> bool:
+    """Whether the record of a session that has ended is deleted also if other instances have used the session."""
+    return _cause_of(session) is RemovalCause.CLOSED or (entry.deletion is Deletion.PENDING and entry.known is None)
 
 
 def _cause_of(session: Session) -> RemovalCause | None:

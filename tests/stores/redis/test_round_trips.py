@@ -124,6 +124,20 @@ def test_a_checkout_takes_at_most_two_round_trips_and_giving_it_back_one(store: 
         assert check_out(alone, first, lambda session: session.data.update(count=5)) == (3, 1)
 
 
+def test_closing_a_session_is_one_round_trip(store: RedisStore) -> None:
+    """Also one that was touched, or is checked out: its record goes in any case, and with it the activity and the
+    lease."""
+    with SessionCoordinator[Any](store=store) as coordinator:
+        touched, held = coordinator.create_session(), coordinator.create_session()
+        touched.touch()
+        assert trips(lambda: coordinator.close_session(touched.id)) == 1
+        checkout = coordinator.checkout(held.id)
+        checkout.__enter__()
+        assert trips(checkout.close) == 1
+        assert [store.load(session.id) for session in (touched, held)] == [None, None]
+        assert trips(coordinator.cleanup_inactive_sessions) == 1
+
+
 def test_reading_a_session_is_one_round_trip(store: RedisStore) -> None:
     """Whether or not it is in memory, and also while it is checked out."""
     with SessionCoordinator[Any](store=store) as here, SessionCoordinator[Any](store=store) as there:
