@@ -389,7 +389,10 @@ class CoordinatedSessions(flask.sessions.SessionInterface):
             if request.looked_at and request.failure is None:
                 if session.modified and request.left is None and session.is_empty:
                     session.close()
-                request.save()
+                if stream is None:
+                    request.conclude()
+                else:
+                    request.save()
         except ServiceUnavailable as error:
             if error is not request.failure:
                 raise

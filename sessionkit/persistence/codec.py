@@ -6,27 +6,10 @@ from json import loads
 from typing import Any
 
 from ..core.session import SessionState
-from ..errors import Ending, InvalidSessionError, RemovalCause, StoreError
+from ..errors import Ending, RemovalCause, StoreError
 from ..stores.base import Found, SessionRecord
 from ..util.clock import is_past
-from ..util.jsontext import encode, encode_checked
 from ..util.log import short_repr
-
-
-def encode_data(data: dict[str, Any], limit: int, session_id: str) -> tuple[str, dict[str, Any]]:
-    """The data as JSON text, and what that gives back: the same data, of which nothing is the caller's.
-
-    Raises `InvalidSessionError` as `encode_checked` does, and for text of more than `limit` bytes.
-    """
-    text, copy = encode_checked(data, session_id)
-    size = len(text.encode())
-    if size > limit:
-        largest = max(copy, key=lambda key: len(encode(copy[key])))
-        raise InvalidSessionError(
-            f"data of session {session_id!r} takes {size} bytes as JSON, and max_data_bytes is {limit} (the largest "
-            f"part is data[{short_repr(largest)}]); keep less in it, or raise the limit"
-        )
-    return text, copy
 
 
 def data_of(text: str, session_id: str) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ..errors import (
     StoreError,
 )
 from ..stores.base import Changes, Known, SessionRecord, Touch
+from ..util.jsontext import encode_data
 from ..util.log import report_failure
 from .client import BATCH
-from .codec import encode_data
 
 if TYPE_CHECKING:
     from ..config import CoordinatorConfig

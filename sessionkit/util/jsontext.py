@@ -60,6 +60,22 @@ def encode_checked(data: dict[str, Any], session_id: str) -> tuple[str, dict[str
     return text, copy
 
 
+def encode_data(data: dict[str, Any], limit: int, session_id: str) -> tuple[str, dict[str, Any]]:
+    """The data as JSON text, and what that gives back: the same data, of which nothing is the caller's.
+
+    Raises `InvalidSessionError` as `encode_checked` does, and for text of more than `limit` bytes.
+    """
+    text, copy = encode_checked(data, session_id)
+    size = len(text.encode())
+    if size > limit:
+        largest = max(copy, key=lambda key: len(encode(copy[key])))
+        raise InvalidSessionError(
+            f"data of session {session_id!r} takes {size} bytes as JSON, and max_data_bytes is {limit} (the largest "
+            f"part is data[{short_repr(largest)}]); keep less in it, or raise the limit"
+        )
+    return text, copy
+
+
 Further = Mapping[type, Callable[[Any], str | None]]
 """Types that are fine beside those of JSON, each with a function that says what is wrong with a value of it, if
 anything is."""

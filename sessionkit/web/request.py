@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from threading import RLock
 from typing import Any, NoReturn
@@ -24,6 +24,7 @@ from .. import (
     SessionSnapshot,
     StoreError,
 )
+from ..util.jsontext import encode_data
 from ..util.log import report_failure, report_problem
 from .cookie import SessionCookie, id_of, new_token
 from .data import Form, RequestData
@@ -213,35 +214,46 @@ class RequestSession:
         """
         if self.snapshot is not None:
             self._check_unchanged(self.snapshot)
-        checkout, session, data = self._checkout, self.session, self.data
-        if checkout is None or session is None or data is None or self.failure is not None:
+        checkout, data = self._checkout, self.data
+        if checkout is None or data is None or self.failure is not None:
             return
         try:
-            data.flush(session.id)
-            checkout.save()
-            data.commit()
-        except InvalidSessionError:
-            data.revert()
-            checkout.revert()
-            raise
+            with self._reverting(checkout, data):
+                data.flush(checkout.session_id)
+                checkout.save()
+                data.commit()
         except SessionNotFoundError:
             pass
         except UNAVAILABLE as error:
             self._fail(error)
 
     def leave(self) -> None:
-        """Save the session and give it back; `left` has its data. Leaving again does nothing."""
+        """Save the session and give it back, in one step; `left` has its data. Leaving again does nothing.
+
+        Raises as `save` does; what cannot be stored is reverted while no other request can have the session.
+        """
         with self._lock:
             if self.left is not None:
                 return
             self.left = {} if self.data is None else self.data.snapshot()
             try:
-                self.save()
+                self._prepare()
             finally:
                 try:
                     self._give_back()
                 except UNAVAILABLE as error:
                     self._fail(error)
+
+    def conclude(self) -> None:
+        """Save the session before a response is sent that is complete, and give it back in the same step.
+
+        A session whose token the client is yet to be told is saved only: should the response not be sent, `finish` ends
+        it. `finish` is to be called in any case. Raises as `save` does.
+        """
+        if self.has_news or self.left is not None or self.failure is not None:
+            self.save()
+        elif self.looked_at:
+            self.leave()
 
     def finish(self) -> None:
         """The request is over: leave. Finishing again does nothing, and an error is logged.
@@ -308,6 +320,25 @@ class RequestSession:
             self._checkout.give_back_later()
 
     # ---- Steps
+
+    def _prepare(self) -> None:
+        """Have all changes be in the session's data, as those are to be stored when it is given back."""
+        checkout, session, data = self._checkout, self.session, self.data
+        if checkout is None or session is None or data is None or self.failure is not None:
+            return
+        with self._reverting(checkout, data):
+            data.flush(session.id)
+            if self._coordinator.store is not None:
+                encode_data(session.data, self._coordinator.config.max_data_bytes, session.id)
+
+    @contextmanager
+    def _reverting(self, checkout: Checkout[Any], data: RequestData) -> Iterator[None]:
+        try:
+            yield
+        except InvalidSessionError:
+            data.revert()
+            checkout.revert()
+            raise
 
     def _search(self) -> None:
         self.looked_at = True

@@ -32,7 +32,7 @@ from sessionkit.web.session import request_of as request_behind
 from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 
 from ..helpers.redis_server import shared_server
-from ..helpers.support import WAIT, WatchedStore, in_thread
+from ..helpers.support import GIVE_BACK, WAIT, WatchedStore, in_thread
 from ..helpers.web import COOKIE, Site, Visitor, request
 
 mapping_tests = pytest.importorskip("test.mapping_tests", reason="this Python came without its own tests")
@@ -496,7 +496,7 @@ def test_data_that_could_not_be_saved_are_not_shown(session_coordinator: Coordin
 
     client = app.test_client()
     client.get("/put")
-    store.failing.add("save")
+    store.failing.add(GIVE_BACK)
     assert client.get("/more").text == "{}, {}, []"
     store.failing.clear()
     assert client.get("/look").text == "{'n': [1, 3]}"

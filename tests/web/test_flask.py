@@ -25,7 +25,7 @@ from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 from sessionkit.web.cookie import id_of, new_token
 
-from ..helpers.support import WAIT, Closings, WatchedStore, in_thread
+from ..helpers.support import GIVE_BACK, LEASE, RELEASE, WAIT, Closings, WatchedStore, in_thread
 from ..helpers.web import COOKIE
 
 CONFIG = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
@@ -891,14 +891,14 @@ def test_a_save_that_fails_is_503(
         return response
 
     client = app.test_client()
-    store.failing.add("save")
+    store.failing.add(GIVE_BACK)
     client.get("/nested")
     response = client.get("/nested")
     assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
     assert (response.text, response.headers["X-Content-Type-Options"]) == ("own page", "nosniff")
     assert "ETag" not in response.headers
     assert response.content_length == len("own page")
-    assert "answering 503: no save today" in caplog.text
+    assert "answering 503: no give_back today" in caplog.text
     store.failing.clear()
     assert client.get("/nested").text == '["apple", "apple", "apple"]'
     store.failing.add("*")
@@ -1082,6 +1082,45 @@ def test_the_first_part_of_a_stream_is_saved_before_it_goes_out(
         assert "Set-Cookie" in response.headers
         assert next(response.iter_encoded()) == b"paid"
         assert [record.data for record in store.page(None, 10)] == ['{"paid":true}']
+
+
+def test_a_request_that_writes_saves_and_gives_back_in_one_step(
+    session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """A page takes two steps of the store, whether it writes or not; a stream saves before its first part is sent."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    client = site(session_coordinator(CONFIG, store=store)).test_client()
+    client.get("/")
+    store.calls.clear()
+    assert client.get("/").text == "2"
+    assert store.calls == {LEASE: 1, GIVE_BACK: 1}
+    store.calls.clear()
+    client.get("/look")
+    assert store.calls == {LEASE: 1, RELEASE: 1}
+
+
+@pytest.mark.parametrize("limit", [30, 1_000])
+def test_what_cannot_be_stored_is_reverted_before_another_request_has_the_session(
+    limit: int, session_coordinator: CoordinatorFactory, tmp_path: Path
+) -> None:
+    """Too large, or no JSON: the application fails, and nothing was written when the session is given back."""
+    store = WatchedStore(SQLiteStore(tmp_path / "sessions.db"))
+    config = CoordinatorConfig(max_data_bytes=limit)
+    coordinator = session_coordinator(config, store=store)
+    app = site(coordinator)
+
+    @app.get("/large")
+    def large() -> str:
+        session["value"] = "x" * 40 if limit == 30 else {1}
+        return "done"
+
+    client = app.test_client()
+    client.get("/")
+    seen: list[object] = []
+    store.before(RELEASE, lambda: seen.extend(dict(each.data) for each in coordinator.list_sessions()))
+    assert client.get("/large").status_code == 500
+    assert seen == [{"n": 1}]
+    assert client.get("/").text == "2"
 
 
 def test_a_stream_whose_first_part_cannot_be_saved(session_coordinator: CoordinatorFactory, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from sessionkit.testing.pytest_plugin import CoordinatorFactory
 from sessionkit.web.cookie import id_of
 from sessionkit.wsgi import KEY, SessionMiddleware, WebSession
 
-from ..helpers.support import WAIT, Closings, WatchedStore, in_thread, wait_until
+from ..helpers.support import GIVE_BACK, WAIT, Closings, WatchedStore, in_thread, wait_until
 from ..helpers.web import CONFIG, COOKIE, Answer, Visitor, request
 
 ROOM_FOR_3 = CoordinatorConfig(session_timeout=60, cleanup_interval=10, max_active_sessions=3)
@@ -538,7 +538,7 @@ def test_what_is_lost_at_the_end_of_a_stream_is_logged(
     answer = visitor.begin("/stream")
     parts = answer.parts()
     next(parts)
-    store.failing.add("save")
+    store.failing.add(GIVE_BACK)
     list(parts)
     with caplog.at_level(logging.ERROR):
         answer.close()
@@ -678,7 +678,7 @@ def test_a_release_that_fails_is_503(session_coordinator: CoordinatorFactory, st
     visitor = Visitor(SessionMiddleware(Counter(), coordinator))
     visitor.get()
     visitor.app = SessionMiddleware(app, coordinator)
-    store.failing.add("save")
+    store.failing.add(GIVE_BACK)
     assert visitor.get().status == "503 Service Unavailable"
     store.failing.clear()
     assert coordinator.stats().checked_out == 0
