@@ -252,7 +252,7 @@ class RequestSession:
         """
         if self.has_news or self.left is not None or self.failure is not None:
             self.save()
-        elif self.looked_at:
+        else:
             self.leave()
 
     def finish(self) -> None:
