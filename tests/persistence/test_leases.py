@@ -29,7 +29,6 @@ from sessionkit.stores import SQLiteStore
 from sessionkit.testing import ManualClock
 from sessionkit.testing.pytest_plugin import CoordinatorFactory
 
-from ..helpers.moments import telling_decisions
 from ..helpers.processes import (
     CONFIG,
     Maker,
@@ -231,11 +230,23 @@ def test_a_time_limit_is_for_all_of_the_wait(process: Maker) -> None:
     session = here.sessions.create_session()
     taken = there.sessions.checkout(session.id)
     late = [0.0]
-    monotonic, queued = time.monotonic, threading.Event()
+    monotonic, waits = time.monotonic, threading.Event()
+    read: list[float] = []
+
+    def read_time() -> float:
+        now = monotonic() + late[0]
+        if threading.current_thread() in waiters:
+            read.append(now)
+            # It has read when its time is over, and how long that is: now it sleeps.
+            if len(read) == 2:
+                waits.set()
+        return now
+
+    waiters: list[threading.Thread] = []
 
     def wait_too() -> None:
-        with telling_decisions(here.sessions, queued.set):
-            here.add(session.id, "too late", timeout=WAIT)
+        waiters.append(threading.current_thread())
+        here.add(session.id, "too late", timeout=WAIT)
 
     def take_there(_: ManagedSession[Any]) -> None:
         taken.__enter__()
@@ -247,9 +258,9 @@ def test_a_time_limit_is_for_all_of_the_wait(process: Maker) -> None:
     here.store.failing.clear()
     there.add(session.id, "there")
     here.while_making = take_there
-    with patch.object(time, "monotonic", lambda: monotonic() + late[0]):
+    with patch.object(time, "monotonic", read_time):
         with in_thread(wait_too) as waiting:
-            assert queued.wait(WAIT)
+            assert waits.wait(WAIT)
             late[0] = 2 * WAIT
             held.__exit__()
             assert isinstance(waiting.exception(WAIT / 2), SessionBusyError)
