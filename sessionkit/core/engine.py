@@ -191,7 +191,7 @@ class InMemorySessions:
     def checkouts_left(self) -> list[CheckoutInfo]:
         """As `checkouts`, at the latest time that is known."""
         with self.state.lock:
-            now, holdings = self.state.latest, self.state.registry.holdings()
+            now, holdings = self.state.latest, self.state.registry.holdings(self.state.latest)
         return describe(holdings, now)
 
     def _advance(self) -> None:
@@ -499,7 +499,7 @@ class InMemorySessions:
         limit = self._config.checkout_warning
         if limit is not None:
             with self.state.lock:
-                now, holdings = self.state.advance(reading), self.state.registry.holdings()
+                now, holdings = self.state.advance(reading), self.state.registry.holdings(self.state.latest)
             warn_of_long(holdings, now, limit)
         return self.removal.remove_due(reading, age)
 

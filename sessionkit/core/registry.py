@@ -247,8 +247,11 @@ class Registry:
             )
         return True
 
-    def holdings(self) -> list[Holding]:
-        """All that is checked out, and by which checkouts."""
+    def holdings(self, now: float) -> list[Holding]:
+        """All that is checked out, and by which checkouts; what is past its maximum lifetime has ended."""
+        for session in self.held:
+            if self.live.get(session._id) is session:
+                self.expire(session, now)
         return [
             Holding(session, list(lock.holders), list(lock.waiters or ()))
             for session in self.held

@@ -251,7 +251,7 @@ def test_a_session_past_its_lifetime_that_is_held_can_be_found_and_forced(
         elif found == "by a cleanup":
             assert coordinator.cleanup_inactive_sessions() == 0
         (checkout,) = coordinator.checkouts()
-        assert checkout.session_id == session.id
+        assert (checkout.session_id, checkout.ended) == (session.id, True)
         coordinator.close_session(session.id, force=True)
         assert closings == [("kernel", RemovalCause.LIFETIME)]
         assert coordinator.checkouts() == []
