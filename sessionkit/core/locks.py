@@ -81,8 +81,9 @@ def check_may_wait(session_id: str) -> None:
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
         raise SessionBusyError(
-            f"session {session_id!r} is checked out elsewhere, and to wait for it here would block the event loop that "
-            "runs in this thread: use 'async with sessionkit.aio.checkout(...)', or timeout=0 and try again later"
+            f"session {session_id!r} cannot be had at once, and to wait for it here would block the event loop that "
+            "runs in this thread: use 'async with sessionkit.aio.checkout(...)', make other calls in a thread "
+            "(asyncio.to_thread), or try again later"
         )
 
 
